@@ -1,0 +1,56 @@
+"""Model-free tree drafting for `model.generate`: one added line, the same output, fewer forward passes.
+
+from hf_specplug import attach
+plug = attach(model)
+model.generate(**inputs, max_new_tokens=256)
+print(plug.stats)
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hf_specplug.drafters.base import Drafter, register
+    from hf_specplug.errors import SpecPlugError
+    from hf_specplug.plug import SpecPlug, attach, detach
+    from hf_specplug.stats import Stats
+    from hf_specplug.tree import DraftTree
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "DraftTree": "tree",
+    "Drafter": "drafters.base",
+    "SpecPlug": "plug",
+    "SpecPlugError": "errors",
+    "Stats": "stats",
+    "attach": "plug",
+    "detach": "plug",
+    "register": "drafters.base",
+}
+
+__all__ = [
+    "DraftTree",
+    "Drafter",
+    "SpecPlug",
+    "SpecPlugError",
+    "Stats",
+    "attach",
+    "detach",
+    "register",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use: `import hf_specplug` itself loads neither torch nor numba."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

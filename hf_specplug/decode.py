@@ -1,0 +1,87 @@
+"""The decoding loop: draft, size, verify, accept, observe."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hf_specplug.budget import Budget
+from hf_specplug.drafters.base import Context, Int32, Step
+from hf_specplug.stats import Stats
+from hf_specplug.tree import EMPTY, TreeSearch
+from hf_specplug.verify.engine import PREFILL_LOGITS, EagerEngine, top_k
+from hf_specplug.verify.walk import Walk
+
+
+def decode(
+    engine: EagerEngine,
+    walk: Walk,
+    search: TreeSearch,
+    context: Context,
+    budget: Budget,
+    stats: Stats,
+    chain: bool,
+) -> None:
+    """Generate until a stopping criterion is met; the text is then in `walk`.
+
+    Args:
+        engine: runs the target.
+        walk: the sequence and its rules.
+        search: the drafters and their shared tree; each has begun this request.
+        context: the text as the drafters see it.
+        budget: how large a draft may be.
+        stats: counts what happens.
+        chain: draft single paths, for models that cannot check trees.
+    """
+    names = [drafter.name for drafter in search.drafters]
+    with stats.phase("prefill"):
+        wanted = 1
+        if _needs_topk(search):
+            wanted = max(1, min(walk.input_ids.shape[1], PREFILL_LOGITS // context.vocab_size))
+        logits = engine.prefill(walk.input_ids, wanted)
+        prompt = context.tokens[len(context) - min(len(context), len(logits)) :].copy()
+        visited, emitted = walk.accept(logits[-1:], EMPTY)
+        context.append(emitted)
+        topk = top_k(logits[-len(prompt) :]) if _needs_topk(search) and len(prompt) else None
+        observe(search, Step(prompt, np.empty(0, np.int32), _int32(emitted), topk))
+
+    while not walk.finished:
+        # 1. draft and 2. size: grow one tree up to what pays
+        with stats.phase("draft"):
+            tree = EMPTY
+            if engine.drafts:
+                limit, floor = budget.size()
+                tree = search.grow(context.last, limit, floor, walk.room - 1, chain)
+
+        # 3. verify: one forward pass over the last token and the tree
+        with stats.phase("verify"):
+            logits = engine.step(context.last, tree)
+
+        # 4. accept: what the target says, as far as the tree foresaw it
+        with stats.phase("accept"):
+            visited, emitted = walk.accept(logits, tree)
+            engine.keep(visited)
+
+        # 5. observe: drafters learn from all that was seen
+        with stats.phase("observe"):
+            stats.observe(tree, visited, names)
+            tokens = np.concatenate([_int32([context.last]), tree.tokens])
+            context.append(emitted)
+            topk = top_k(logits) if _needs_topk(search) else None
+            observe(search, Step(tokens, _int32(visited), _int32(emitted), topk))
+
+
+def observe(search: TreeSearch, step: Step) -> None:
+    """Show a step to every drafter; one that fails is dropped."""
+    for drafter in search.drafters:
+        try:
+            drafter.observe(step)
+        except Exception as error:
+            search.drop(drafter, error)
+
+
+def _needs_topk(search: TreeSearch) -> bool:
+    return any("topk" in drafter.needs for drafter in search.drafters)
+
+
+def _int32(values: list[int]) -> Int32:
+    return np.array(values, dtype=np.int32)

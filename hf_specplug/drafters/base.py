@@ -1,0 +1,227 @@
+"""What a drafter is: an expert that is asked, for many paths at once, which tokens may come next."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hf_specplug.errors import OptionError, StateError
+
+Int32 = NDArray[np.int32]
+Float32 = NDArray[np.float32]
+
+
+class Context:
+    """The text of one request: prompt and accepted output, as one growing int32 buffer.
+
+    Args:
+        tokens: the prompt, int[n]. Negative ids stand for "no token" and are never proposed.
+        vocab_size: ids are in [0, vocab_size).
+
+    Example:
+        >>> context = Context([5, 6], vocab_size=10)
+        >>> context.append([7])
+        >>> context.tokens.tolist(), context.last
+        ([5, 6, 7], 7)
+    """
+
+    def __init__(self, tokens: Iterable[int] | NDArray[Any], vocab_size: int) -> None:
+        prompt = np.ascontiguousarray(tokens, dtype=np.int32)
+        self.vocab_size = vocab_size
+        self.prompt_length = len(prompt)
+        self._buffer = np.empty(max(256, 2 * len(prompt)), np.int32)
+        self._buffer[: len(prompt)] = prompt
+        self._length = len(prompt)
+
+    def __len__(self) -> int:
+        return self._length
+
+    @property
+    def tokens(self) -> Int32:
+        """All tokens so far, int32[len(self)]: a view, valid until the next `append`."""
+        return self._buffer[: self._length]
+
+    @property
+    def last(self) -> int:
+        """The last token, -1 if there is none."""
+        return int(self._buffer[self._length - 1]) if self._length else -1
+
+    def append(self, tokens: Iterable[int] | NDArray[Any]) -> None:
+        """Add accepted tokens; the buffer grows by doubling."""
+        new = np.ascontiguousarray(tokens, dtype=np.int32)
+        end = self._length + len(new)
+        if end > len(self._buffer):
+            grown = np.empty(2 * end, np.int32)
+            grown[: self._length] = self.tokens
+            self._buffer = grown
+        self._buffer[self._length : end] = new
+        self._length = end
+
+
+@dataclass(frozen=True, slots=True)
+class Frontier:
+    """The search nodes to expand now.
+
+    Attributes:
+        nodes: int32[n], their ids; 0 is the end of the accepted text. A node is expanded at most once
+            in a step, after its parent, so that a drafter can keep state per id.
+        pool: int32[capacity, k], all search nodes: column 0 token, 1 parent id, 2 depth (root 0).
+        root: the last accepted token, the one at node 0.
+    """
+
+    nodes: Int32
+    pool: Int32
+    root: int
+
+    def path(self, node: int) -> list[int]:
+        """The tokens from the root (not included) to `node` (included)."""
+        tokens = []
+        while node != 0:
+            tokens.append(int(self.pool[node, 0]))
+            node = int(self.pool[node, 1])
+        return tokens[::-1]
+
+
+TOP_K = 8
+"""How many of the target's next tokens drafters with `needs = {"topk"}` are shown."""
+
+
+@dataclass(frozen=True, slots=True)
+class TopK:
+    """The target's most likely next tokens after each fed token.
+
+    Attributes:
+        ids: int32[n, TOP_K], most likely first, -1 where the vocabulary is smaller.
+        probs: float32[n, TOP_K], their probabilities under the unprocessed logits at temperature 1.
+    """
+
+    ids: Int32
+    probs: Float32
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one forward pass showed.
+
+    Attributes:
+        tokens: int32[n], the tokens whose outputs are known: the root and the tree, or prompt tokens.
+        visited: int32[m], indices into `tokens` on the accepted path, in order.
+        emitted: int32[k], the tokens that were added to the text.
+        topk: rows for `tokens`, if a drafter `needs` them and they could be had.
+    """
+
+    tokens: Int32
+    visited: Int32
+    emitted: Int32
+    topk: TopK | None
+
+
+class Drafter(ABC):
+    """Base class of all drafters.
+
+    A subclass names itself, says what evidence its candidates come with (`priors`, one probability
+    per bucket) and answers `expand`. It can only change speed: whatever it does wrong, the output
+    stays that of the target, and the drafter is dropped for the rest of the call.
+
+    Attributes:
+        name: short, unique, as users write it in `attach(model, drafters=[...])`.
+        needs: outputs of the target that `observe` wants: "topk".
+        priors: float32[buckets] in (0, 1], P(token accepted | its bucket, parent accepted).
+    """
+
+    name: ClassVar[str]
+    needs: ClassVar[frozenset[str]] = frozenset()
+    priors: Float32
+
+    def begin(self, context: Context) -> None:
+        """A new request starts; `context` holds its prompt and grows with the output."""
+
+    @abstractmethod
+    def expand(self, frontier: Frontier) -> Int32:
+        """Name possible next tokens for each frontier node.
+
+        Returns:
+            int32[rows, 3], C-contiguous: (node id, token id, evidence bucket), at most
+            `MAX_CHILDREN` rows per node. Valid until the next call.
+        """
+
+    def observe(self, step: Step) -> None:
+        """Learn from a forward pass. The context has grown already."""
+
+    def state_dict(self) -> dict[str, NDArray[Any]]:
+        """What the drafter has learned across requests, as arrays; empty if nothing."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, NDArray[Any]]) -> None:
+        """Take back what `state_dict` gave. Raises StateError if it does not fit."""
+        if state:
+            raise StateError(f"drafter {self.name!r} keeps no state, but was given {sorted(state)}")
+
+
+MAX_CHILDREN = 64
+"""Rows that a drafter may return per frontier node; more is an error and drops it."""
+
+D = TypeVar("D", bound=type[Drafter])
+_registry: dict[str, type[Drafter]] = {}
+
+
+def register(cls: D) -> D:
+    """Class decorator that makes a drafter known by its `name`. Raises OptionError on a second one."""
+    known = _registry.get(cls.name)
+    if known is not None and known.__qualname__ != cls.__qualname__:
+        raise OptionError(f"two drafters are called {cls.name!r}: {known} and {cls}; rename one")
+    _registry[cls.name] = cls
+    return cls
+
+
+def registry() -> dict[str, type[Drafter]]:
+    """All drafters by name: the files of this folder, then the entry points `hf_specplug.drafters`."""
+    package = importlib.import_module("hf_specplug.drafters")
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"hf_specplug.drafters.{module.name}")
+    for entry in entry_points(group="hf_specplug.drafters"):
+        entry.load()
+    return dict(_registry)
+
+
+def create(drafters: Iterable[str | Drafter] | str | Drafter) -> list[Drafter]:
+    """Turn names or objects into drafters; the order is kept, so that trees are reproducible.
+
+    Raises:
+        OptionError: an unknown or repeated name, or something that is neither a name nor a Drafter.
+
+    Example:
+        >>> [drafter.name for drafter in create(["context"])]
+        ['context']
+    """
+    if isinstance(drafters, (str, Drafter)):
+        drafters = [drafters]
+    made: list[Drafter] = []
+    for drafter in drafters:
+        if isinstance(drafter, Drafter):
+            made.append(drafter)
+        elif isinstance(drafter, str):
+            known = registry()
+            if drafter not in known:
+                raise OptionError(f"no drafter is called {drafter!r}; there are {sorted(known)}")
+            made.append(known[drafter]())
+        else:
+            raise OptionError(f"a drafter is given by name or as a Drafter, not as {drafter!r}")
+    names = [drafter.name for drafter in made]
+    if len(set(names)) != len(names):
+        raise OptionError(f"each drafter can be used once, but {names} were given")
+    if len(made) > MAX_DRAFTERS:
+        raise OptionError(f"at most {MAX_DRAFTERS} drafters can be used at once, not {len(made)}")
+    return made
+
+
+MAX_DRAFTERS = 16
+"""As many as there are bits in `DraftTree.sources`."""

@@ -1,0 +1,17 @@
+"""Every error the package raises on purpose, so that callers can catch one base class."""
+
+
+class SpecPlugError(Exception):
+    """Base class of all errors raised by hf_specplug."""
+
+
+class OptionError(SpecPlugError, ValueError):
+    """An option has a value that cannot be used; the message says which values can."""
+
+
+class DraftError(SpecPlugError, ValueError):
+    """A drafter broke its contract. Never reaches the caller of `generate`: the drafter is dropped."""
+
+
+class StateError(SpecPlugError, ValueError):
+    """A saved drafter state does not fit the drafter, the model or this version."""

@@ -1,0 +1,36 @@
+"""The k largest logits of each row: one pass, no sort of the vocabulary."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hf_specplug.kernels._njit import njit
+
+
+@njit
+def top_k(logits, k):  # type: ignore[no-untyped-def]
+    """Return (ids int32[n, k], values float32[n, k]) of the largest entries of `logits` float32[n, V].
+
+    Largest first; of equal values the lower id comes first; NaN is passed over (id -1 where fewer than
+    k numbers are left).
+    """
+    rows = logits.shape[0]
+    ids = np.empty((rows, k), np.int32)
+    values = np.empty((rows, k), np.float32)
+    for row in range(rows):
+        for place in range(k):
+            ids[row, place] = -1
+            values[row, place] = -np.inf
+        least = np.float32(-np.inf)
+        for token in range(logits.shape[1]):
+            value = logits[row, token]
+            if value > least:
+                place = k - 1
+                while place > 0 and values[row, place - 1] < value:
+                    values[row, place] = values[row, place - 1]
+                    ids[row, place] = ids[row, place - 1]
+                    place -= 1
+                values[row, place] = value
+                ids[row, place] = token
+                least = values[row, k - 1]
+    return ids, values

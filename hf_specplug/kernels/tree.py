@@ -1,0 +1,135 @@
+"""Growing and reading draft trees.
+
+A search keeps its nodes in two arrays, `pool` int32[capacity, 7] and `chance` float32[capacity, 2].
+Node 0 is the last accepted token, with path probability 1.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hf_specplug.kernels._njit import njit
+
+TOKEN, PARENT, DEPTH, FIRST, NEXT, SOURCES, ROUND = range(7)
+COLUMNS = 7
+PROB, PATH = range(2)
+
+BAD_NODE, BAD_TOKEN, BAD_BUCKET, FULL = -1, -2, -3, -4
+
+
+@njit
+def insert(pool, chance, size, rows, count, priors, source, vocab, turn):  # type: ignore[no-untyped-def]
+    """Add one drafter's candidates to the pool; return the new size, or why they were refused.
+
+    Args:
+        rows: int32[count, 3], (search node, token, evidence bucket); nodes must be of round `turn`.
+        priors: float32[buckets], P(accepted | bucket).
+        source: this drafter's bit.
+
+    A token that several drafters name under one node is one node with the highest probability of
+    theirs; siblings are never renormalised (that breaks copying). Rows are checked before any is used.
+    """
+    for i in range(count):
+        if rows[i, 0] < 0 or rows[i, 0] >= size or pool[rows[i, 0], ROUND] != turn:
+            return BAD_NODE
+        if rows[i, 1] < 0 or rows[i, 1] >= vocab:
+            return BAD_TOKEN
+        if rows[i, 2] < 0 or rows[i, 2] >= priors.shape[0]:
+            return BAD_BUCKET
+    for i in range(count):
+        parent = rows[i, 0]
+        token = rows[i, 1]
+        prob = priors[rows[i, 2]]
+        node = pool[parent, FIRST]
+        while node != 0 and pool[node, TOKEN] != token:
+            node = pool[node, NEXT]
+        if node == 0:
+            if size == pool.shape[0]:
+                return size
+            node = size
+            size += 1
+            pool[node, TOKEN] = token
+            pool[node, PARENT] = parent
+            pool[node, DEPTH] = pool[parent, DEPTH] + 1
+            pool[node, FIRST] = 0
+            pool[node, NEXT] = pool[parent, FIRST]
+            pool[node, SOURCES] = 0
+            pool[node, ROUND] = 0
+            pool[parent, FIRST] = node
+            chance[node, PROB] = 0.0
+            chance[node, PATH] = 0.0
+        pool[node, SOURCES] |= source
+        if prob > chance[node, PROB]:
+            chance[node, PROB] = prob
+            chance[node, PATH] = prob * chance[parent, PATH]
+    return size
+
+
+@njit
+def best(pool, chance, size, limit, floor, depth, turn, chosen, frontier):  # type: ignore[no-untyped-def]
+    """Choose the `limit` nodes of highest path probability, and those of them to expand next.
+
+    Args:
+        floor: nodes below this path probability are left out.
+        depth: nodes at this depth are not expanded.
+        turn: expanded nodes are stamped with this round; a stamp of 0 means not expanded yet.
+        chosen: int32[limit], receives the chosen nodes, parents before children.
+        frontier: int32[limit], receives the nodes to expand: chosen ones that could still have
+            children in the tree.
+
+    Returns:
+        (number chosen, number to expand)
+    """
+    top = np.empty(limit, np.float32)  # the highest path probabilities, descending
+    kept = 0
+    for node in range(1, size):
+        path = chance[node, PATH]
+        if path < floor or (kept == limit and path <= top[limit - 1]):
+            continue
+        place = min(kept, limit - 1)
+        kept = place + 1
+        while place > 0 and top[place - 1] < path:
+            top[place] = top[place - 1]
+            place -= 1
+        top[place] = path
+    full = kept == limit
+    least = top[limit - 1] if full else np.float32(floor)
+    spare = 0  # how many of those that are exactly the least there is room for
+    while full and spare < limit and top[limit - 1 - spare] == least:
+        spare += 1
+    number = 0
+    waiting = 0
+    for node in range(1, size):
+        path = chance[node, PATH]
+        if path < least or (full and path == least and spare <= 0):
+            continue
+        if full and path == least:
+            spare -= 1
+        chosen[number] = node
+        number += 1
+        reaches = path > least or not full  # a child is never likelier than its parent
+        if reaches and pool[node, ROUND] == 0 and pool[node, DEPTH] < depth:
+            pool[node, ROUND] = turn
+            frontier[waiting] = node
+            waiting += 1
+    return number, waiting
+
+
+@njit
+def ancestors(parents):  # type: ignore[no-untyped-def]
+    """Who may see whom: bool[n + 1, n + 1] over the root (0) and the n nodes of a tree.
+
+    Row i is True at i, at every ancestor of node i, and at the root. `parents` int32[n], -1 = root.
+
+    Example:
+        two children of the root: parents = [-1, -1] gives [[1, 0, 0], [1, 1, 0], [1, 0, 1]].
+    """
+    n = parents.shape[0] + 1
+    seen = np.zeros((n, n), np.bool_)
+    seen[0, 0] = True
+    for i in range(1, n):
+        above = parents[i - 1] + 1
+        for j in range(above + 1):
+            seen[i, j] = seen[above, j]
+        seen[i, i] = True
+    return seen

@@ -1,0 +1,506 @@
+"""The surface: `attach`, `detach` and `SpecPlug`, and what each `generate` call is given."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import logging
+import os
+import sys
+import threading
+from collections.abc import Iterable
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    PreTrainedModel,
+    StoppingCriteriaList,
+    StopStringCriteria,
+)
+from transformers.generation.candidate_generator import CandidateGenerator
+from transformers.generation.configuration_utils import GenerationMode
+from transformers.generation.streamers import BaseStreamer
+from transformers.generation.utils import (
+    GENERATION_MODES_MAPPING,
+    GenerateDecoderOnlyOutput,
+    GenerateEncoderDecoderOutput,
+)
+
+from hf_specplug.budget import Budget, check_nodes
+from hf_specplug.decode import decode, observe
+from hf_specplug.drafters.base import Context, Drafter, Int32, Step, create
+from hf_specplug.errors import OptionError, StateError
+from hf_specplug.stats import Stats
+from hf_specplug.tree import TreeSearch
+from hf_specplug.verify import support
+from hf_specplug.verify.cache import CHAIN, PLAIN
+from hf_specplug.verify.engine import EagerEngine
+from hf_specplug.verify.support import Support
+from hf_specplug.verify.walk import Walk
+
+logger = logging.getLogger("hf_specplug")
+
+DEFAULT_DRAFTERS = ("context", "recycling")
+
+
+class SpecPlug(CandidateGenerator):  # type: ignore[misc]
+    """Drafts for `model.generate`: the same output in fewer forward passes.
+
+    Use `attach(model)`; or, without touching the model, `model.generate(..., custom_generate=SpecPlug())`.
+    One plug drafts one call at a time (a second one at the same time runs plainly) and carries what its
+    drafters learn from call to call.
+
+    Args:
+        drafters: names or `Drafter` objects, in the order of their source bits.
+        nodes: tokens per forward pass, the last accepted one included; "auto" fits them to the device.
+            A fixed number is for measurements.
+
+    Attributes:
+        stats: what was drafted, accepted and spent since the last `stats.reset()`.
+
+    Raises:
+        OptionError: an option has a value that cannot be used.
+
+    Example:
+        >>> plug = SpecPlug(drafters=["context"], nodes=8)
+        >>> plug.stats.forwards
+        0
+    """
+
+    def __init__(
+        self,
+        drafters: Iterable[str | Drafter] | str | Drafter = DEFAULT_DRAFTERS,
+        nodes: int | str = "auto",
+    ) -> None:
+        check_nodes(nodes)
+        self.drafters = create(drafters)
+        self.nodes = nodes
+        self.stats = Stats()
+        self._warned: set[str] = set()
+        self._reset_session()
+
+    def _reset_session(self) -> None:
+        """State that belongs to this process, or to a call in progress."""
+        self._lock = threading.Lock()
+        self._of_model: WeakKeyDictionary[PreTrainedModel, dict[str, Support]] = WeakKeyDictionary()
+        self._chain: tuple[Context, TreeSearch] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(self.__dict__)
+        for name in ("_lock", "_of_model", "_chain"):
+            del state[name]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._reset_session()
+
+    @property
+    def config(self) -> Any:
+        """Read by transformers where it takes `assistant_model` for a model, that is, too early for us."""
+        raise OptionError(
+            "a SpecPlug drafts for a model that it is attached to: call attach(model, ...) first, "
+            "or pass custom_generate=SpecPlug() to generate"
+        )
+
+    # ---- generate -------------------------------------------------------------------------------
+
+    def __call__(
+        self,
+        model: PreTrainedModel,
+        input_ids: torch.Tensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        inputs_tensor: torch.Tensor | None = None,
+        streamer: BaseStreamer | None = None,
+        **model_kwargs: Any,
+    ) -> Any:
+        """The decoding loop as `generate` calls it (`custom_generate=plug`); returns what it returns."""
+        if streamer is None:
+            streamer = _streamer_of_caller()
+        arguments: dict[str, Any] = {
+            "logits_processor": logits_processor,
+            "stopping_criteria": stopping_criteria,
+            "generation_config": generation_config,
+        }
+        mode = self._choose(model, input_ids, generation_config, model_kwargs)
+        if mode == PLAIN or not self._lock.acquire(blocking=False):
+            if mode != PLAIN:
+                self.note("the plug was busy with another call")
+            return _plain(model, input_ids, arguments, streamer, model_kwargs)
+        try:
+            walk = Walk(input_ids, logits_processor, stopping_criteria, generation_config, streamer)
+            cache = self._draft(model, walk, generation_config, model_kwargs, mode, inputs_tensor)
+        finally:
+            self._lock.release()
+        if streamer is not None:
+            streamer.end()
+        return _result(model, walk, generation_config, cache)
+
+    def _choose(
+        self,
+        model: PreTrainedModel,
+        input_ids: torch.Tensor,
+        config: GenerationConfig,
+        model_kwargs: dict[str, Any],
+    ) -> str:
+        """Tree, chain or plain for this call; the reason for less than a tree goes to `stats`."""
+        of_call = support.of_call(model, input_ids, config, model_kwargs)
+        if of_call.mode != PLAIN:
+            known = self._of_model.setdefault(model, {})
+            attention = str(model.config.get_text_config(decoder=True)._attn_implementation)
+            if attention not in known:
+                known[attention] = support.of_model(model)
+            if known[attention].mode == PLAIN or of_call.mode != CHAIN:
+                of_call = known[attention]
+        if of_call.reason:
+            self.note(of_call.reason)
+        return of_call.mode
+
+    def _draft(
+        self,
+        model: PreTrainedModel,
+        walk: Walk,
+        config: GenerationConfig,
+        model_kwargs: dict[str, Any],
+        mode: str,
+        inputs_tensor: torch.Tensor | None,
+    ) -> Any:
+        """Run the loop until `walk` is finished; return the cache."""
+        self.stats.calls += 1
+        vocab = int(model.config.get_text_config(decoder=True).vocab_size)
+        context = Context(_prompt(model, walk.input_ids, inputs_tensor, vocab), vocab)
+        search = self._begin(context)
+        chain = mode == CHAIN
+        engine = EagerEngine(model, config, model_kwargs, Support(mode))
+        try:
+            budget = Budget(self.nodes, model.device.type)
+            decode(engine, walk, search, context, budget, self.stats, chain)
+            if not engine.drafts:
+                self.note("the cache turned out to hold a recurrent state: nothing was drafted")
+            return engine.cache
+        finally:
+            engine.close()
+
+    def _begin(self, context: Context) -> TreeSearch:
+        search = TreeSearch(self.drafters, context.vocab_size, self._on_error)
+        for drafter in search.drafters:
+            try:
+                drafter.begin(context)
+            except Exception as error:
+                search.drop(drafter, error)
+        return search
+
+    def _on_error(self, drafter: Drafter, error: Exception) -> None:
+        reason = f"{type(error).__name__}: {error}"
+        self.stats.dropped[drafter.name] = reason
+        self._warn(f"drafter {drafter.name!r} is dropped for this call ({reason})")
+
+    def note(self, reason: str) -> None:
+        """Count a call that was run as chain or plain, and say so once."""
+        self.stats.fallbacks[reason] += 1
+        self._warn(f"not drafted as a tree: {reason}")
+
+    def _warn(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            logger.warning(message)
+
+    # ---- as a CandidateGenerator of transformers' own assisted loop ------------------------------
+
+    def get_candidates(
+        self, input_ids: torch.Tensor, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The likeliest single path after `input_ids` int64[1, n], as int64[1, n + k], and None."""
+        tokens = input_ids[0].cpu().numpy()
+        known = 0 if self._chain is None else len(self._chain[0])
+        if (
+            self._chain is None
+            or known > len(tokens)
+            or not (self._chain[0].tokens == tokens[:known]).all()
+        ):
+            vocab = max(int(tokens.max(initial=0)) + 1, kwargs.get("vocab_size", 1 << 31))
+            context = Context(tokens, min(vocab, (1 << 31) - 1))
+            self._chain = context, self._begin(context)
+        elif known < len(tokens):
+            self._chain[0].append(tokens[known:])
+            observe(self._chain[1], Step(_NONE, _NONE, tokens[known:].astype(np.int32), None))
+        limit, floor = Budget(self.nodes, input_ids.device.type).size()
+        tree = self._chain[1].grow(self._chain[0].last, limit, floor, limit, chain=True)
+        draft = torch.from_numpy(tree.tokens.astype(np.int64)).to(input_ids.device)
+        return torch.cat([input_ids, draft[None]], dim=1), None
+
+    def update_candidate_strategy(
+        self, input_ids: torch.Tensor, scores: torch.Tensor, num_matches: int
+    ) -> None:
+        """Nothing to do: what was accepted shows in the next `get_candidates`."""
+
+    # ---- what the drafters have learned ----------------------------------------------------------
+
+    def save_state(self, path: str | os.PathLike[str]) -> None:
+        """Write what the drafters have learned across calls to a safetensors file."""
+        tensors = {
+            f"{drafter.name}/{key}": np.ascontiguousarray(array)
+            for drafter in self.drafters
+            for key, array in drafter.state_dict().items()
+        }
+        partial = f"{os.fspath(path)}.partial"
+        save_file(tensors, partial, metadata={"format": "hf_specplug drafter state 1"})
+        os.replace(partial, path)
+
+    def load_state(self, path: str | os.PathLike[str]) -> None:
+        """Take back what `save_state` wrote; drafters that the file does not name stay as they are.
+
+        Raises:
+            StateError: the file is no saved state, or does not fit these drafters. Nothing is changed.
+        """
+        try:
+            with safe_open(os.fspath(path), framework="np") as file:
+                if (file.metadata() or {}).get("format") != "hf_specplug drafter state 1":
+                    raise StateError(f"{path} is a safetensors file, but not one of save_state")
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise StateError(f"{path} cannot be read as a drafter state: {error}") from error
+        states: dict[str, dict[str, Any]] = {}
+        for key, array in tensors.items():
+            name, _, part = key.partition("/")
+            states.setdefault(name, {})[part] = array
+        drafters = {drafter.name: drafter for drafter in self.drafters}
+        if unknown := set(states) - set(drafters):
+            raise StateError(
+                f"{path} holds {sorted(unknown)}, but this plug has {sorted(drafters)}"
+            )
+        fresh = {name: copy.deepcopy(drafters[name]) for name in states}
+        for name, state in states.items():
+            fresh[name].load_state_dict(state)
+        self.drafters = [fresh.get(drafter.name, drafter) for drafter in self.drafters]
+
+    def __repr__(self) -> str:
+        names = [drafter.name for drafter in self.drafters]
+        return f"SpecPlug(drafters={names}, nodes={self.nodes!r})"
+
+
+_NONE = np.empty(0, np.int32)
+
+
+def _prompt(
+    model: PreTrainedModel, input_ids: torch.Tensor, inputs: torch.Tensor | None, vocab: int
+) -> Int32:
+    """The text to copy from: the prompt, after the encoder's text if there is one; -1 for no token."""
+    parts = [input_ids[0].cpu().numpy()]
+    if model.config.is_encoder_decoder and inputs is not None and inputs.ndim == 2:
+        if not inputs.is_floating_point():
+            parts = [inputs[0].cpu().numpy(), np.array([-1]), *parts]
+    tokens = np.concatenate(parts)
+    tokens[(tokens < 0) | (tokens >= vocab)] = -1
+    return tokens.astype(np.int32)
+
+
+def _plain(
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    arguments: dict[str, Any],
+    streamer: BaseStreamer | None,
+    model_kwargs: dict[str, Any],
+) -> Any:
+    """What `generate` would have run without us."""
+    mode = arguments["generation_config"].get_generation_mode()
+    method = GENERATION_MODES_MAPPING[mode]
+    if method not in ("_sample", "_beam_search"):
+        raise OptionError(
+            f"{mode.value} cannot be combined with custom_generate; leave custom_generate out"
+        )
+    if streamer is not None:
+        arguments["streamer"] = streamer
+    return getattr(type(model), method)(model, input_ids, **arguments, **model_kwargs)
+
+
+def _result(model: PreTrainedModel, walk: Walk, config: GenerationConfig, cache: Any) -> Any:
+    sequences = walk.input_ids.clone()
+    if not config.return_dict_in_generate:
+        return sequences
+    kind = (
+        GenerateEncoderDecoderOutput
+        if model.config.is_encoder_decoder
+        else GenerateDecoderOnlyOutput
+    )
+    return kind(sequences=sequences, scores=walk.scores, logits=walk.logits, past_key_values=cache)
+
+
+def _streamer_of_caller() -> BaseStreamer | None:
+    """The streamer given to the `generate` call that we run in.
+
+    `generate` (since 4.57) hands a callable no streamer, yet has sent it the prompt: a reader of a
+    TextIteratorStreamer would wait forever. So it is read from the caller's frame.
+    """
+    frame = sys._getframe(2)
+    if frame.f_code.co_name == "generate" and "streamer" in frame.f_locals:
+        return frame.f_locals["streamer"]  # type: ignore[no-any-return]
+    return None
+
+
+# ---- attaching ---------------------------------------------------------------------------------------
+
+
+class _AttachedGenerate:
+    """`model.generate` of a model with a plug: an attribute of that one instance.
+
+    A class and not a bound method or closure, so that a deep copy or a pickle of the model carries a plug
+    of its own, bound to the copy.
+    """
+
+    def __init__(self, model: PreTrainedModel, plug: SpecPlug) -> None:
+        self.model = model
+        self.plug = plug
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(getattr(type(self.model), "generate").__get__(self.model))  # noqa: B009
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        model, plug = self.model, self.plug
+        generate = type(model).generate
+        if "assistant" in kwargs:
+            plug = _checked_assistant(kwargs.pop("assistant"))
+        if len(args) > 1:
+            bound = inspect.signature(generate).bind(model, *args, **kwargs)
+            kwargs = dict(list(bound.arguments.items())[1:])
+            kwargs.update(kwargs.pop("kwargs", {}))
+            args = ()
+        if isinstance(kwargs.get("assistant_model"), SpecPlug):
+            plug = kwargs.pop("assistant_model")
+        if isinstance(kwargs.get("custom_generate"), SpecPlug):
+            plug = kwargs.pop("custom_generate")
+        if plug is None or kwargs.get("custom_generate") is not None:
+            return generate(model, *args, **kwargs)
+        reason = _left_to_transformers(model, kwargs)
+        if reason:
+            plug.note(reason)
+            return generate(model, *args, **kwargs)
+        _build_stop_strings(model, kwargs)
+        kwargs["custom_generate"] = _Run(plug, kwargs.get("streamer"))
+        return generate(model, *args, **kwargs)
+
+
+class _Run:
+    """One call: the plug, with the streamer that `generate` does not hand to a callable."""
+
+    def __init__(self, plug: SpecPlug, streamer: BaseStreamer | None) -> None:
+        self._plug = plug
+        self._streamer = streamer
+
+    def __call__(
+        self,
+        model: PreTrainedModel,
+        input_ids: torch.Tensor,
+        inputs_tensor: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        return self._plug(
+            model, input_ids, inputs_tensor=inputs_tensor, streamer=self._streamer, **kwargs
+        )
+
+
+def _checked_assistant(assistant: Any) -> Any:
+    if assistant is not None and not isinstance(assistant, SpecPlug):
+        raise OptionError(
+            f"assistant takes a SpecPlug, or None for plain decoding, not {type(assistant).__name__}; "
+            "a draft model goes to assistant_model"
+        )
+    return assistant
+
+
+_MODE_FIELDS = ["assistant_early_exit", "constraints", "do_sample", "dola_layers", "force_words_ids", "num_beam_groups", "num_beams", "penalty_alpha", "prompt_lookup_num_tokens", "top_k", "use_mtp"]
+
+
+def _setting(model: PreTrainedModel, kwargs: dict[str, Any], name: str) -> Any:
+    """A generation setting as `generate` will see it: call, then given config, then model default."""
+    if name in kwargs:
+        return kwargs[name]
+    value = getattr(kwargs.get("generation_config"), name, None)
+    return getattr(model.generation_config, name, None) if value is None else value
+
+
+def _left_to_transformers(model: PreTrainedModel, kwargs: dict[str, Any]) -> str:
+    """Why a call is passed on untouched, "" if it is not."""
+    config = GenerationConfig()
+    for name in _MODE_FIELDS:
+        setattr(config, name, _setting(model, kwargs, name))
+    mode = config.get_generation_mode(kwargs.get("assistant_model"))
+    if mode == GenerationMode.ASSISTED_GENERATION:
+        return "transformers' own assisted generation was asked for"
+    if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
+        return f"{mode.value} is not drafted"
+    if kwargs.get("synced_gpus"):
+        return "synced_gpus needs the same number of forward passes on every device"
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if kwargs.get("synced_gpus") is None and distributed:
+        return "distributed generation is not drafted"
+    return ""
+
+
+def _build_stop_strings(model: PreTrainedModel, kwargs: dict[str, Any]) -> None:
+    """Turn stop strings into a criterion: `generate` loses the tokenizer on the way to a callable."""
+    strings = _setting(model, kwargs, "stop_strings")
+    if strings is None:
+        return
+    tokenizer = kwargs.pop("tokenizer", None)
+    if tokenizer is None:
+        raise OptionError(
+            "stop_strings were given (in the call or the generation config), but no tokenizer: "
+            "pass generate(..., tokenizer=tokenizer)"
+        )
+    given = kwargs.get("stopping_criteria")
+    kwargs["stopping_criteria"] = StoppingCriteriaList(
+        [StopStringCriteria(stop_strings=strings, tokenizer=tokenizer), *(given or [])]
+    )
+    if getattr(kwargs.get("generation_config"), "stop_strings", None) is not None:
+        kwargs["generation_config"] = copy.deepcopy(kwargs["generation_config"])
+        kwargs["generation_config"].stop_strings = None
+    if "stop_strings" in kwargs or model.generation_config.stop_strings is not None:
+        kwargs["stop_strings"] = None
+
+
+def attach(
+    model: Any,
+    drafters: Iterable[str | Drafter] | str | Drafter = DEFAULT_DRAFTERS,
+    nodes: int | str = "auto",
+) -> SpecPlug:
+    """Make `model.generate` draft from now on: the one line. Returns the plug, with its `stats`.
+
+    Only this instance is changed, until `detach(model)`. `generate(..., assistant=None)` runs plainly
+    once. Attaching again replaces the plug.
+
+    Args:
+        model: anything with transformers' `generate`.
+        drafters, nodes: see `SpecPlug`.
+
+    Raises:
+        OptionError: the model cannot generate, or an option has a value that cannot be used.
+
+    Example:
+        plug = attach(model)
+        model.generate(**inputs, max_new_tokens=256)
+        print(plug.stats)
+    """
+    if not isinstance(model, torch.nn.Module) or not callable(getattr(model, "generate", None)):
+        raise OptionError(
+            f"attach takes a transformers model with generate, not {type(model).__name__}"
+        )
+    plug = SpecPlug(drafters=drafters, nodes=nodes)
+    detach(model)
+    model.generate = _AttachedGenerate(model, plug)
+    return plug
+
+
+def detach(model: Any) -> None:
+    """Undo `attach`: the instance is as it was. Does nothing on a model without a plug."""
+    if isinstance(vars(model).get("generate"), _AttachedGenerate):
+        del model.generate

@@ -1,0 +1,159 @@
+"""What a plug did: counts, times and reasons, in the field's terms."""
+
+from __future__ import annotations
+
+import html
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from hf_specplug.tree import DraftTree
+
+PHASES = ("prefill", "draft", "verify", "accept", "observe")
+
+
+@dataclass
+class Stats:
+    """Counters over all calls since the last `reset`.
+
+    Attributes:
+        calls: `generate` calls that were drafted (as tree or chain).
+        forwards: forward passes after the prompt.
+        tokens: tokens that these emitted.
+        drafted, accepted: draft tokens checked, and those that were right.
+        accepted_per_position: at [i], how many drafts were right at depth i + 1.
+        lengths: at [k], the forward passes that emitted k tokens.
+        drafted_by, accepted_by: the same by drafter; a token that two named counts for both.
+        seconds: time by phase: prefill, draft, verify (the forward pass), accept, observe.
+        fallbacks: reason -> calls that ran as chain or plain because of it.
+        dropped: drafter -> the error for which it was dropped.
+
+    Example:
+        >>> stats = Stats()
+        >>> stats.forwards, stats.tokens = 10, 31
+        >>> stats.accept_length
+        3.1
+    """
+
+    calls: int = 0
+    forwards: int = 0
+    tokens: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    accepted_per_position: list[int] = field(default_factory=list)
+    lengths: Counter[int] = field(default_factory=Counter)
+    drafted_by: Counter[str] = field(default_factory=Counter)
+    accepted_by: Counter[str] = field(default_factory=Counter)
+    seconds: Counter[str] = field(default_factory=Counter)
+    fallbacks: Counter[str] = field(default_factory=Counter)
+    dropped: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def accept_length(self) -> float:
+        """Mean tokens emitted per forward pass, the target's own (bonus) token included."""
+        return self.tokens / self.forwards if self.forwards else 0.0
+
+    def reset(self) -> None:
+        """Back to zero, as after `attach`."""
+        self.__init__()  # type: ignore[misc]
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Add the time spent inside to `seconds[name]`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] += time.perf_counter() - start
+
+    def observe(self, tree: DraftTree, visited: Sequence[int], names: Sequence[str]) -> None:
+        """Count one checked tree; `visited` are accepted indices, 0 = root; `names` by source bit."""
+        self.forwards += 1
+        self.tokens += len(visited)
+        self.lengths[len(visited)] += 1
+        hits = len(visited) - 1
+        self.drafted += len(tree)
+        self.accepted += hits
+        while len(self.accepted_per_position) < hits:
+            self.accepted_per_position.append(0)
+        for position in range(hits):
+            self.accepted_per_position[position] += 1
+        if not len(tree):
+            return
+        accepted = tree.sources[[index - 1 for index in visited[1:]]].tolist()
+        for bit, name in enumerate(names):
+            self.drafted_by[name] += int((tree.sources >> bit & 1).sum())
+            self.accepted_by[name] += sum(source >> bit & 1 for source in accepted)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain numbers, strings, lists and dicts, for JSON."""
+        return {
+            "calls": self.calls,
+            "forwards": self.forwards,
+            "tokens": self.tokens,
+            "accept_length": self.accept_length,
+            "drafted": self.drafted,
+            "accepted": self.accepted,
+            "accepted_per_position": list(self.accepted_per_position),
+            "lengths": {str(k): self.lengths[k] for k in sorted(self.lengths)},
+            "drafted_by": dict(self.drafted_by),
+            "accepted_by": dict(self.accepted_by),
+            "seconds": {name: self.seconds[name] for name in PHASES},
+            "fallbacks": dict(self.fallbacks),
+            "dropped": dict(self.dropped),
+        }
+
+    def rows(self) -> list[tuple[str, str]]:
+        """The figures as (label, text), for tables."""
+        steps = self.forwards or 1
+        rows = [
+            ("calls", f"{self.calls}"),
+            ("tokens / forwards", f"{self.tokens} / {self.forwards}"),
+            ("accept length", f"{self.accept_length:.2f} tokens per forward, bonus included"),
+            ("accepted", f"{self.accepted} of {self.drafted} drafted"),
+        ]
+        rows += [
+            (f"  {name}", f"{self.accepted_by[name]} of {self.drafted_by[name]}")
+            for name in self.drafted_by
+        ]
+        rows += [
+            (f"ms {name}", f"{1e3 * self.seconds[name] / steps:.2f} per forward")
+            for name in PHASES[1:]
+        ]
+        rows += [("fallback", f"{count} x {why}") for why, count in self.fallbacks.items()]
+        rows += [("dropped", f"{name}: {why}") for name, why in self.dropped.items()]
+        return rows
+
+    def __repr__(self) -> str:
+        rows = self.rows()
+        width = max(len(label) for label, _ in rows)
+        return "\n".join(f"{label:<{width}}  {text}" for label, text in rows)
+
+    def _repr_html_(self) -> str:
+        """A small table and a histogram of tokens per forward pass, for notebooks."""
+        body = "".join(
+            f"<tr><td style='text-align:left'>{html.escape(label)}</td>"
+            f"<td style='text-align:left'>{html.escape(text)}</td></tr>"
+            for label, text in self.rows()
+        )
+        return f"<table>{body}</table>{self._histogram()}"
+
+    def _histogram(self) -> str:
+        if not self.lengths:
+            return ""
+        last, most = max(self.lengths), max(self.lengths.values())
+        bars = "".join(
+            f"<rect x='{22 * k - 16}' y='{90 - 70 * self.lengths[k] / most:.1f}' width='16' "
+            f"height='{70 * self.lengths[k] / most:.1f}' fill='#4c78a8'>"
+            f"<title>{self.lengths[k]} forwards emitted {k}</title></rect>"
+            f"<text x='{22 * k - 8}' y='104' text-anchor='middle'>{k}</text>"
+            for k in range(1, last + 1)
+        )
+        return (
+            f"<svg width='{max(22 * last + 12, 190)}' height='124' font-size='11' "
+            f"font-family='sans-serif' fill='currentColor'>{bars}"
+            f"<text x='6' y='120'>tokens per forward pass</text></svg>"
+        )

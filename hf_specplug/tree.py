@@ -1,0 +1,209 @@
+"""The draft tree, and the best-first search that grows it from what the drafters say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hf_specplug.drafters.base import MAX_CHILDREN, Drafter, Float32, Frontier, Int32
+from hf_specplug.errors import DraftError
+from hf_specplug.kernels import tree as kernels
+
+
+@dataclass(frozen=True, slots=True)
+class DraftTree:
+    """Guesses for one forward pass, parents before children.
+
+    Attributes:
+        tokens: int32[N], vocabulary ids.
+        parents: int32[N], index of the parent, -1 = the last accepted token (the root).
+        probs: float32[N], P(accepted | parent accepted), in (0, 1].
+        sources: uint16[N], bit d is set if drafter d named the node.
+
+    Example:
+        `7` or `8` next, and `9` after `7`: tokens [7, 8, 9], parents [-1, -1, 0].
+    """
+
+    tokens: Int32
+    parents: Int32
+    probs: Float32
+    sources: NDArray[np.uint16]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def depths(self) -> Int32:
+        """int32[N], 1 for children of the root."""
+        depths = np.empty(len(self), np.int32)
+        for i, parent in enumerate(self.parents.tolist()):
+            depths[i] = 1 if parent < 0 else depths[parent] + 1
+        return depths
+
+    def ancestors(self) -> NDArray[np.bool_]:
+        """bool[N + 1, N + 1]: row i sees column j; index 0 is the root, i + 1 is node i."""
+        return kernels.ancestors(self.parents)  # type: ignore[no-any-return]
+
+    def is_chain(self) -> bool:
+        """Whether each node is the only child of the one before it."""
+        return bool((self.parents == np.arange(-1, len(self) - 1, dtype=np.int32)).all())
+
+
+EMPTY = DraftTree(
+    np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.float32), np.empty(0, np.uint16)
+)
+
+_REFUSALS = {
+    kernels.BAD_NODE: "named a node that it was not asked about",
+    kernels.BAD_TOKEN: "named a token outside the vocabulary",
+    kernels.BAD_BUCKET: "named an evidence bucket that it has no prior for",
+}
+
+
+class TreeSearch:
+    """Grows one tree per step: best-first on path probability (OPT-Tree, DySpec), no depth decay.
+
+    In each round all nodes that could still have children in the tree are expanded, by every drafter,
+    in one call each. A path may thus mix drafters: a recycled token is continued by a copied span.
+
+    Args:
+        drafters: the experts; the order decides the bit in `DraftTree.sources`.
+        vocab_size: ids outside [0, vocab_size) drop the drafter that named them.
+        on_error: called once with a drafter that broke its contract, and the exception.
+    """
+
+    def __init__(
+        self,
+        drafters: Sequence[Drafter],
+        vocab_size: int,
+        on_error: Callable[[Drafter, Exception], None],
+    ) -> None:
+        self._vocab = vocab_size
+        self._on_error = on_error
+        self._active: list[tuple[int, Drafter, Float32]] = []
+        self._allocate(64)
+        for bit, drafter in enumerate(drafters):
+            try:
+                self._active.append((1 << bit, drafter, _checked_priors(drafter)))
+            except Exception as error:
+                on_error(drafter, error)
+
+    @property
+    def drafters(self) -> list[Drafter]:
+        """Those that have not been dropped."""
+        return [drafter for _, drafter, _ in self._active]
+
+    def _allocate(self, limit: int) -> None:
+        capacity = 512 + 64 * limit
+        self._pool = np.zeros((capacity, kernels.COLUMNS), np.int32)
+        self._chance = np.ones((capacity, 2), np.float32)
+        self._chosen = np.empty(limit, np.int32)
+        self._frontier = np.empty(limit, np.int32)
+
+    def drop(self, drafter: Drafter, error: Exception) -> None:
+        """Ask `drafter` no more."""
+        self._active = [entry for entry in self._active if entry[1] is not drafter]
+        self._on_error(drafter, error)
+
+    def grow(
+        self, root: int, limit: int, floor: float, depth: int, chain: bool = False
+    ) -> DraftTree:
+        """Draft what may follow.
+
+        Args:
+            root: the last accepted token.
+            limit: nodes at most.
+            floor: nodes with a smaller path probability are left out.
+            depth: tokens ahead at most.
+            chain: only one path (for models that cannot check a tree).
+        """
+        if limit < 1 or depth < 1 or not self._active:
+            return EMPTY
+        if len(self._chosen) < limit:
+            self._allocate(limit)
+        pool, chance = self._pool, self._chance
+        pool[0, kernels.FIRST] = 0
+        pool[0, kernels.ROUND] = 1
+        self._frontier[0] = 0
+        size, waiting, turn = 1, 1, 1
+        while waiting:
+            frontier = Frontier(self._frontier[:waiting], pool, root)
+            size = self._expand(frontier, size, turn)
+            turn += 1
+            if chain:
+                number, waiting = self._follow(turn, limit, floor, depth)
+            else:
+                number, waiting = kernels.best(
+                    pool, chance, size, limit, floor, depth, turn, self._chosen, self._frontier
+                )
+        return self._read(self._chosen[:number])
+
+    def _expand(self, frontier: Frontier, size: int, turn: int) -> int:
+        """Ask every drafter about the frontier and add what they say to the pool."""
+        for bit, drafter, priors in list(self._active):
+            try:
+                rows = _checked_rows(drafter.expand(frontier), len(frontier.nodes))
+                grown = kernels.insert(
+                    self._pool, self._chance, size, rows, len(rows), priors, bit, self._vocab, turn
+                )
+                if grown < 0:
+                    raise DraftError(f"drafter {drafter.name!r} {_REFUSALS[grown]}")
+                size = grown
+            except Exception as error:
+                self.drop(drafter, error)
+        return size
+
+    def _follow(self, turn: int, limit: int, floor: float, depth: int) -> tuple[int, int]:
+        """Chain search: go on from the likeliest child of the last node."""
+        pool, chance = self._pool, self._chance
+        number = turn - 2
+        node = int(pool[self._frontier[0], kernels.FIRST])
+        likeliest, path = 0, floor
+        while node:
+            if chance[node, kernels.PATH] > path:
+                likeliest, path = node, float(chance[node, kernels.PATH])
+            node = int(pool[node, kernels.NEXT])
+        if not likeliest:
+            return number, 0
+        self._chosen[number] = self._frontier[0] = likeliest
+        pool[likeliest, kernels.ROUND] = turn
+        number += 1
+        return number, int(number < min(limit, depth))
+
+    def _read(self, chosen: Int32) -> DraftTree:
+        """The chosen search nodes as a tree of their own."""
+        rows = self._pool[chosen]
+        parents = np.searchsorted(chosen, rows[:, kernels.PARENT]).astype(np.int32)
+        parents[rows[:, kernels.PARENT] == 0] = -1
+        return DraftTree(
+            tokens=rows[:, kernels.TOKEN].copy(),
+            parents=parents,
+            probs=self._chance[chosen, kernels.PROB],
+            sources=rows[:, kernels.SOURCES].astype(np.uint16),
+        )
+
+
+def _checked_priors(drafter: Drafter) -> Float32:
+    priors = np.asarray(drafter.priors)
+    if priors.dtype != np.float32 or priors.ndim != 1 or not len(priors):
+        raise DraftError(
+            f"priors of drafter {drafter.name!r} must be float32[buckets], "
+            f"not {priors.dtype}{list(priors.shape)}"
+        )
+    if not ((priors > 0) & (priors <= 1)).all():
+        raise DraftError(f"priors of drafter {drafter.name!r} must lie in (0, 1]")
+    return np.ascontiguousarray(priors)
+
+
+def _checked_rows(rows: Int32, nodes: int) -> Int32:
+    if not isinstance(rows, np.ndarray) or rows.dtype != np.int32 or rows.ndim != 2:
+        given = f"{rows.dtype}{list(rows.shape)}" if isinstance(rows, np.ndarray) else type(rows)
+        raise DraftError(f"expand must return int32[rows, 3], not {given}")
+    if rows.shape[1] != 3 or len(rows) > nodes * MAX_CHILDREN:
+        raise DraftError(
+            f"expand must return at most {MAX_CHILDREN} rows of 3 per node, "
+            f"not {list(rows.shape)} for {nodes} nodes"
+        )
+    return np.ascontiguousarray(rows)

@@ -1,0 +1,1 @@
+"""Checking drafts with the target: what a model can check, masks, cache, forward passes, acceptance."""

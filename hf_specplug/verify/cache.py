@@ -1,0 +1,109 @@
+"""All knowledge about key-value caches: which can be rolled back, and how a checked draft is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers.cache_utils import (
+    Cache,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    EncoderDecoderCache,
+    LinearAttentionLayer,
+    StaticLayer,
+    StaticSlidingWindowLayer,
+)
+
+TREE, CHAIN, PLAIN = "tree", "chain", "plain"
+
+
+def decoder_cache(cache: Any) -> Any:
+    """The cache that grows: of an encoder-decoder pair the decoder's own."""
+    return cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
+
+
+def rollback(cache: Any, max_length: int) -> tuple[str, str]:
+    """What a cache can take back: (TREE, ""), or (CHAIN or PLAIN, the reason).
+
+    TREE means that any slots of the last forward pass can be kept, CHAIN that only a tail can be
+    dropped, PLAIN that nothing can. `max_length` is how long the text can get, in tokens.
+    """
+    cache = decoder_cache(cache)
+    if not isinstance(cache, Cache):
+        return PLAIN, f"a cache of type {type(cache).__name__} cannot be rolled back"
+    if getattr(cache, "offloading", False):
+        return PLAIN, "an offloaded cache is not rolled back"
+    mode, reason = TREE, ""
+    for layer in cache.layers:
+        kind = type(layer)
+        if kind in (DynamicLayer, DynamicSlidingWindowLayer, StaticLayer):
+            continue
+        if kind is StaticSlidingWindowLayer:
+            if max_length > layer.max_cache_len:
+                return PLAIN, "a static sliding-window cache overwrites what a rollback needs"
+            continue
+        if (
+            kind is LinearAttentionLayer or layer.is_croppable
+        ):  # convolutions; checked after prefill
+            mode, reason = CHAIN, f"{kind.__name__} can only drop its last tokens"
+            continue
+        return PLAIN, f"{kind.__name__} cannot be rolled back"
+    return mode, reason
+
+
+class Rollback:
+    """Keeps the accepted slots of each forward pass in a cache and drops the rest.
+
+    Args:
+        cache: the filled cache, after the prompt; from here on it records what a rollback needs.
+    """
+
+    def __init__(self, cache: Any) -> None:
+        self._cache = decoder_cache(cache)
+        self._recording = [
+            layer
+            for layer in self._cache.layers
+            if hasattr(layer, "record_past") and not layer.record_past
+        ]
+        self._cache.activate_past_recording()
+
+    def can_roll_back(self) -> bool:
+        """False if the prompt brought recurrent states that no layer type had announced."""
+        return all(
+            layer.is_croppable or isinstance(layer, StaticLayer) for layer in self._cache.layers
+        )
+
+    def keep(self, width: int, kept: Sequence[int]) -> None:
+        """Of the last `width` slots keep those at `kept` (ascending, starting at 0), in order."""
+        count = len(kept)
+        indices = None
+        if kept[-1] != count - 1:
+            indices = torch.tensor(kept)
+        for layer in self._cache.layers:
+            if indices is not None and layer.is_initialized:
+                indices = indices.to(layer.keys.device)
+                _gather(layer, width, indices)
+            if isinstance(layer, StaticLayer):
+                _shorten(layer, width - count)
+            else:
+                layer.crop(count - width)
+
+    def close(self) -> None:
+        """Stop recording: the cache may outlive the call."""
+        for layer in self._recording:
+            layer.record_past = False
+
+
+def _gather(layer: Any, width: int, indices: torch.Tensor) -> None:
+    end = int(layer.cumulative_length) if isinstance(layer, StaticLayer) else layer.keys.shape[-2]
+    for states in (layer.keys, layer.values):
+        tail = states.narrow(-2, end - width, width)
+        tail[..., : len(indices), :] = tail.index_select(-2, indices)
+
+
+def _shorten(layer: Any, surplus: int) -> None:
+    layer.cumulative_length.sub_(surplus)  # in place: compiled graphs hold its address
+    if isinstance(layer, StaticSlidingWindowLayer):
+        layer.cumulative_length_int -= surplus

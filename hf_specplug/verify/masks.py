@@ -1,0 +1,174 @@
+"""Tree attention masks: each drafted token sees the text, its ancestors and itself.
+
+Layers differ in how much of the text they see. A model whose config has `layer_types` takes one mask per
+type, any other a single one, as in transformers' `create_masks_for_generate`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hf_specplug.verify.cache import decoder_cache
+
+_RULES = ("full_attention", "sliding_attention", "chunked_attention")
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """How far back a layer type sees: everything, a window of tokens, or its chunk of the text."""
+
+    window: int | None = None
+    chunk: int | None = None
+
+    def first(self, slots: NDArray[np.int64], padding: int) -> NDArray[np.int64]:
+        """The first slot that a query at each of `slots` may see; `padding` slots lie on the left."""
+        if self.window is not None:
+            return np.maximum(slots - self.window + 1, 0)
+        if self.chunk is not None:
+            return (slots - padding) // self.chunk * self.chunk + padding
+        return np.zeros_like(slots)
+
+
+def reaches(config: Any) -> dict[str | None, Reach] | None:
+    """The attention reach of each layer type (key None: one mask for all layers).
+
+    None if the model has a layer type that takes no tree mask, a convolution for example.
+    """
+    config = config.get_text_config(decoder=True)
+    window = getattr(config, "sliding_window", None)
+    chunk = getattr(config, "attention_chunk_size", None)
+    types = getattr(config, "layer_types", None)
+    if types is None:
+        if window is not None:
+            return {None: Reach(window=window)}
+        return {None: Reach(chunk=chunk)}
+    if not set(types) <= set(_RULES):
+        return None
+    known = {
+        "full_attention": Reach(),
+        "sliding_attention": Reach(window=window),
+        "chunked_attention": Reach(chunk=chunk),
+    }
+    return {kind: known[kind] for kind in dict.fromkeys(types)}
+
+
+class TreeMasks:
+    """Builds the 4D masks of one request.
+
+    The columns of past tokens are nearly always True, so they are written once, to the left of the
+    tree's columns in a buffer that is sliced to the length of the text: a step writes only the tree's
+    own columns, whatever the length of the text.
+
+    Args:
+        config: the model's config.
+        cache: its cache, filled with the prompt; says which slots a layer still has.
+        dtype: the model's dtype.
+        additive: False for sdpa (bool, True = attend), True for eager (0 or the lowest number).
+        device: where the mask goes.
+        prompt_mask: [1, prompt], 0 where the prompt is padding, or None.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        cache: Any,
+        dtype: torch.dtype,
+        additive: bool,
+        device: torch.device,
+        prompt_mask: torch.Tensor | None,
+    ) -> None:
+        text = config.get_text_config(decoder=True)
+        types = getattr(text, "layer_types", None)
+        self._cache = decoder_cache(cache)
+        self._layers = [
+            (kind, reach, 0 if types is None else types.index(kind))
+            for kind, reach in (reaches(config) or {}).items()
+        ]
+        lowest = max(torch.finfo(dtype).min, torch.finfo(torch.float32).min)
+        self._dtype = dtype if additive else torch.bool
+        self._see: float | bool = 0.0 if additive else True
+        self._hide: float | bool = lowest if additive else False
+        self._device = device
+        self._padded: torch.Tensor | None = None
+        self._left = 0
+        if prompt_mask is not None:
+            hidden = prompt_mask[0] == 0
+            if bool(hidden.any()):
+                self._padded = hidden.to(device)
+                self._left = int((~hidden).to(torch.uint8).argmax())
+        self._buffers: dict[str | None, torch.Tensor] = {}
+
+    def build(
+        self, seen: NDArray[np.bool_], depths: NDArray[np.int32], past: int
+    ) -> torch.Tensor | dict[str, torch.Tensor]:
+        """One mask [1, 1, T, kv] per layer type (or only one) for T tokens after `past` slots.
+
+        Args:
+            seen: bool[T, T], ancestors including self.
+            depths: int[T], 0 at the root.
+        """
+        masks = {
+            kind: self._mask(kind, reach, layer, seen, depths, past)
+            for kind, reach, layer in self._layers
+        }
+        if None in masks:
+            return masks[None]
+        return {str(kind): mask for kind, mask in masks.items()}
+
+    def _mask(
+        self,
+        kind: str | None,
+        reach: Reach,
+        layer: int,
+        seen: NDArray[np.bool_],
+        depths: NDArray[np.int32],
+        past: int,
+    ) -> torch.Tensor:
+        width = len(depths)
+        slots = past + depths.astype(np.int64)
+        first = reach.first(slots, self._left)
+        length, offset = self._cache.get_mask_sizes(width, layer)
+        buffer, middle = self._buffer(kind, width, past)
+        begin = middle - past + offset
+        tree = seen & (slots[None, :] >= first[:, None])
+        buffer[:width, middle : middle + width] = self._values(tree)
+        limit = min(past, int(first.max()))  # past slots from here on are seen by all
+        if limit > offset:
+            columns = slice(begin, middle - past + limit)
+            visible = np.arange(offset, limit)[None, :] >= first[:, None]
+            buffer[:width, columns] = self._values(visible)
+        mask = buffer[:width, begin : middle + width]
+        surplus = offset + length - past - width  # slots of a static cache that are not filled yet
+        if self._padded is not None or limit > offset or surplus > 0:
+            mask = mask.clone()
+        if self._padded is not None and offset < len(self._padded):
+            hidden = self._padded[offset:]
+            mask[:, : len(hidden)].masked_fill_(hidden[None, :], self._hide)
+        if limit > offset:
+            buffer[:width, columns] = self._see
+        if surplus > 0:
+            mask = torch.nn.functional.pad(mask, (0, surplus), value=self._hide)
+        return mask[None, None]
+
+    def _values(self, visible: NDArray[np.bool_]) -> torch.Tensor:
+        block = torch.from_numpy(visible).to(self._device)
+        if self._dtype is torch.bool:
+            return block
+        values = torch.zeros(block.shape, dtype=self._dtype, device=self._device)
+        return values.masked_fill_(~block, self._hide)
+
+    def _buffer(self, kind: str | None, width: int, past: int) -> tuple[torch.Tensor, int]:
+        """A buffer with room for `past` columns left of `middle` and `width` columns right of it."""
+        buffer = self._buffers.get(kind)
+        if buffer is None or buffer.shape[0] < width or buffer.shape[1] - buffer.shape[0] < past:
+            rows = max(width, 0 if buffer is None else buffer.shape[0])
+            buffer = torch.full(
+                (rows, 2 * past + 256 + rows), self._see, dtype=self._dtype, device=self._device
+            )
+            self._buffers[kind] = buffer
+        return buffer, buffer.shape[1] - buffer.shape[0]

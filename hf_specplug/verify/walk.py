@@ -1,0 +1,141 @@
+"""Acceptance: walk down the tree, at each node picking the target's token as plain `generate` would.
+
+If a child carries the picked token the walk goes on there, else the token is emitted and the walk ends.
+One pick per emitted token, on the same scores, in the same order, from the same random numbers: the
+output is that of plain `generate`, whatever the draft. Logits processors and stopping criteria see every
+emitted token once, with the true text before it, and never a rejected one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
+from transformers.generation.streamers import BaseStreamer
+
+from hf_specplug.tree import DraftTree
+
+
+class Walk:
+    """The growing sequence of one request, and the rules by which it grows.
+
+    Args:
+        input_ids: int64[1, n], the prompt.
+        processors, criteria, config: as `generate` prepared them.
+        streamer: receives every emitted token by itself.
+
+    Attributes:
+        finished: whether a stopping criterion was met; nothing is emitted after that.
+        scores, logits: per emitted token [1, V], if `generate` was asked to return them.
+    """
+
+    def __init__(
+        self,
+        input_ids: torch.Tensor,
+        processors: LogitsProcessorList,
+        criteria: StoppingCriteriaList,
+        config: GenerationConfig,
+        streamer: BaseStreamer | None,
+    ) -> None:
+        self._processors = processors
+        self._criteria = criteria
+        self._sample = bool(config.do_sample)
+        self._streamer = streamer
+        self._device = input_ids.device
+        self._length = input_ids.shape[1]
+        self._buffer = input_ids.new_empty((1, self._length + 256))
+        self._buffer[:, : self._length] = input_ids
+        self.finished = False
+        returns = config.return_dict_in_generate
+        self.scores: tuple[torch.Tensor, ...] | None = (
+            () if returns and config.output_scores else None
+        )
+        self.logits: tuple[torch.Tensor, ...] | None = (
+            () if returns and config.output_logits else None
+        )
+        self._max_length = criteria.max_length
+        self._eos = _known_stops(criteria)
+        self._greedy = (
+            not self._sample and not processors and self.scores is None and self.logits is None
+        )
+
+    @property
+    def input_ids(self) -> torch.Tensor:
+        """int64[1, n + emitted], a view of everything so far."""
+        return self._buffer[:, : self._length]
+
+    @property
+    def room(self) -> int:
+        """Tokens that can still be emitted before the length limit, a large number if there is none."""
+        return 1 << 30 if self._max_length is None else self._max_length - self._length
+
+    def accept(self, logits: torch.Tensor, tree: DraftTree) -> tuple[list[int], list[int]]:
+        """Walk one checked tree.
+
+        Args:
+            logits: [T, V], the target's outputs at the root and the tree's T - 1 nodes.
+
+        Returns:
+            (indices 0..T-1 of the visited nodes, root first; the emitted tokens, one for each)
+        """
+        children = {
+            (parent + 1, token): node
+            for node, (parent, token) in enumerate(
+                zip(tree.parents.tolist(), tree.tokens.tolist(), strict=True), start=1
+            )
+        }
+        picks = self._picks(logits) if self._greedy else None
+        visited: list[int] = []
+        emitted: list[int] = []
+        node: int | None = 0
+        while node is not None and not self.finished:
+            token = self._pick(logits[node : node + 1]) if picks is None else picks(node)
+            self._emit(token)
+            visited.append(node)
+            emitted.append(token)
+            node = children.get((node, token))
+        return visited, emitted
+
+    def _picks(self, logits: torch.Tensor) -> Any:
+        """Greedy without processors: the argmax by node. On a device all at once, in one copy."""
+        if logits.device.type == "cpu":
+            return lambda node: int(logits[node].to(torch.float32).numpy().argmax())
+        return logits.to(torch.float32).argmax(dim=-1).tolist().__getitem__
+
+    def _pick(self, logits: torch.Tensor) -> int:
+        """One token as `GenerationMixin._sample` picks it."""
+        raw = logits.to(copy=True, dtype=torch.float32, device=self._device)
+        scores = self._processors(self.input_ids, raw)
+        if self.scores is not None:
+            self.scores += (scores,)
+        if self.logits is not None:
+            self.logits += (raw,)
+        if self._sample:
+            probs = torch.nn.functional.softmax(scores, dim=-1)
+            return int(torch.multinomial(probs, num_samples=1))
+        return int(torch.argmax(scores, dim=-1))
+
+    def _emit(self, token: int) -> None:
+        if self._length == self._buffer.shape[1]:
+            self._buffer = torch.cat([self._buffer, torch.empty_like(self._buffer)], dim=1)
+        self._buffer[0, self._length] = token
+        self._length += 1
+        if self._eos is None:
+            self.finished = bool(self._criteria(self.input_ids, self.scores).all())
+        else:
+            self.finished = token in self._eos or self.room <= 0
+        if self._streamer is not None:
+            self._streamer.put(torch.tensor([token]))
+
+
+def _known_stops(criteria: StoppingCriteriaList) -> frozenset[int] | None:
+    """The stop tokens if only they and the length end the text, None if other criteria must be asked."""
+    stops: set[int] = set()
+    for criterion in criteria:
+        if type(criterion) is EosTokenCriteria:
+            stops.update(criterion.eos_token_id.tolist())
+        elif type(criterion) is not MaxLengthCriteria:
+            return None
+    return frozenset(stops)
