@@ -1,4 +1,4 @@
-"""Model-free tree drafting for `model.generate`: one added line, the same output, fewer forward passes.
+"""Model-free tree drafting for `model.generate`: one added line, the same output, faster.
 
 from hf_specplug import attach
 plug = attach(model)
@@ -44,7 +44,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name on first use: `import hf_specplug` itself loads neither torch nor numba."""
+    """Import a public name on first use: the package itself loads neither torch nor numba."""
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

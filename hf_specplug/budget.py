@@ -6,9 +6,9 @@ from hf_specplug.errors import OptionError
 
 MAX_NODES = 1024
 
-# A node is worth checking while its chance to be accepted exceeds its share of the step's time. On two CPU
-# cores the time of a step grows by a few percent per token, on an accelerator that waits for launches or
-# memory hardly at all. (nodes, least path probability) by kind of device:
+# A node is worth checking while its chance to be accepted exceeds its share of the step's time. On
+# two CPU cores the time of a step grows by a few percent per token, on an accelerator that waits
+# for launches or memory hardly at all. (nodes, least path probability) by kind of device:
 _AUTO = {"cpu": (16, 0.06), "cuda": (64, 0.004)}
 
 

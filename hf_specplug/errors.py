@@ -10,7 +10,7 @@ class OptionError(SpecPlugError, ValueError):
 
 
 class DraftError(SpecPlugError, ValueError):
-    """A drafter broke its contract. Never reaches the caller of `generate`: the drafter is dropped."""
+    """A drafter broke its contract. The drafter is dropped; `generate` never raises this."""
 
 
 class StateError(SpecPlugError, ValueError):

@@ -52,14 +52,14 @@ DEFAULT_DRAFTERS = ("context", "recycling")
 class SpecPlug(CandidateGenerator):  # type: ignore[misc]
     """Drafts for `model.generate`: the same output in fewer forward passes.
 
-    Use `attach(model)`; or, without touching the model, `model.generate(..., custom_generate=SpecPlug())`.
-    One plug drafts one call at a time (a second one at the same time runs plainly) and carries what its
-    drafters learn from call to call.
+    Use `attach(model)`; or, without touching the model, `model.generate(...,
+    custom_generate=SpecPlug())`. One plug drafts one call at a time (a second one at the same time
+    runs plainly) and carries what its drafters learn from call to call.
 
     Args:
         drafters: names or `Drafter` objects, in the order of their source bits.
-        nodes: tokens per forward pass, the last accepted one included; "auto" fits them to the device.
-            A fixed number is for measurements.
+        nodes: tokens per forward pass, the last accepted one included; "auto" fits them to the
+            device. A fixed number is for measurements.
 
     Attributes:
         stats: what was drafted, accepted and spent since the last `stats.reset()`.
@@ -103,13 +103,11 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
 
     @property
     def config(self) -> Any:
-        """Read by transformers where it takes `assistant_model` for a model, that is, too early for us."""
+        """Read only where transformers takes `assistant_model` for a model: not attached."""
         raise OptionError(
             "a SpecPlug drafts for a model that it is attached to: call attach(model, ...) first, "
             "or pass custom_generate=SpecPlug() to generate"
         )
-
-    # ---- generate -------------------------------------------------------------------------------
 
     def __call__(
         self,
@@ -122,7 +120,7 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
         streamer: BaseStreamer | None = None,
         **model_kwargs: Any,
     ) -> Any:
-        """The decoding loop as `generate` calls it (`custom_generate=plug`); returns what it returns."""
+        """The decoding method that `generate(custom_generate=plug)` calls."""
         if streamer is None:
             streamer = _streamer_of_caller()
         arguments: dict[str, Any] = {
@@ -213,8 +211,6 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
             self._warned.add(message)
             logger.warning(message)
 
-    # ---- as a CandidateGenerator of transformers' own assisted loop ------------------------------
-
     def get_candidates(
         self, input_ids: torch.Tensor, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -242,8 +238,6 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
     ) -> None:
         """Nothing to do: what was accepted shows in the next `get_candidates`."""
 
-    # ---- what the drafters have learned ----------------------------------------------------------
-
     def save_state(self, path: str | os.PathLike[str]) -> None:
         """Write what the drafters have learned across calls to a safetensors file."""
         tensors = {
@@ -259,7 +253,8 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
         """Take back what `save_state` wrote; drafters that the file does not name stay as they are.
 
         Raises:
-            StateError: the file is no saved state, or does not fit these drafters. Nothing is changed.
+            StateError: the file is no saved state, or does not fit these drafters. Nothing is
+                changed.
         """
         try:
             with safe_open(os.fspath(path), framework="np") as file:
@@ -293,11 +288,11 @@ _NONE = np.empty(0, np.int32)
 def _prompt(
     model: PreTrainedModel, input_ids: torch.Tensor, inputs: torch.Tensor | None, vocab: int
 ) -> Int32:
-    """The text to copy from: the prompt, after the encoder's text if there is one; -1 for no token."""
+    """The text to copy from: the encoder's, if it reads text, then the prompt; -1 = no token."""
     parts = [input_ids[0].cpu().numpy()]
-    if model.config.is_encoder_decoder and inputs is not None and inputs.ndim == 2:
-        if not inputs.is_floating_point():
-            parts = [inputs[0].cpu().numpy(), np.array([-1]), *parts]
+    encoder_decoder = model.config.is_encoder_decoder and inputs is not None
+    if encoder_decoder and inputs.ndim == 2 and not inputs.is_floating_point():
+        parts = [inputs[0].cpu().numpy(), np.array([-1]), *parts]
     tokens = np.concatenate(parts)
     tokens[(tokens < 0) | (tokens >= vocab)] = -1
     return tokens.astype(np.int32)
@@ -346,14 +341,14 @@ def _streamer_of_caller() -> BaseStreamer | None:
     return None
 
 
-# ---- attaching ---------------------------------------------------------------------------------------
+# ---- attaching
 
 
 class _AttachedGenerate:
     """`model.generate` of a model with a plug: an attribute of that one instance.
 
-    A class and not a bound method or closure, so that a deep copy or a pickle of the model carries a plug
-    of its own, bound to the copy.
+    A class and not a bound method or closure, so that a deep copy or a pickle of the model carries
+    a plug of its own, bound to the copy.
     """
 
     def __init__(self, model: PreTrainedModel, plug: SpecPlug) -> None:
@@ -362,7 +357,7 @@ class _AttachedGenerate:
 
     @property
     def __signature__(self) -> inspect.Signature:
-        return inspect.signature(getattr(type(self.model), "generate").__get__(self.model))  # noqa: B009
+        return inspect.signature(type(self.model).generate.__get__(self.model))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         model, plug = self.model, self.plug
@@ -411,17 +406,28 @@ class _Run:
 def _checked_assistant(assistant: Any) -> Any:
     if assistant is not None and not isinstance(assistant, SpecPlug):
         raise OptionError(
-            f"assistant takes a SpecPlug, or None for plain decoding, not {type(assistant).__name__}; "
-            "a draft model goes to assistant_model"
+            "assistant takes a SpecPlug, or None for plain decoding, "
+            f"not {type(assistant).__name__}; a draft model goes to assistant_model"
         )
     return assistant
 
 
-_MODE_FIELDS = ["assistant_early_exit", "constraints", "do_sample", "dola_layers", "force_words_ids", "num_beam_groups", "num_beams", "penalty_alpha", "prompt_lookup_num_tokens", "top_k", "use_mtp"]
+_MODE_FIELDS = (
+    "assistant_early_exit",
+    "constraints",
+    "do_sample",
+    "force_words_ids",
+    "num_beam_groups",
+    "num_beams",
+    "penalty_alpha",
+    "prompt_lookup_num_tokens",
+    "top_k",
+    "use_mtp",
+)
 
 
 def _setting(model: PreTrainedModel, kwargs: dict[str, Any], name: str) -> Any:
-    """A generation setting as `generate` will see it: call, then given config, then model default."""
+    """A setting as `generate` will see it: of the call, the given config or the model."""
     if name in kwargs:
         return kwargs[name]
     value = getattr(kwargs.get("generation_config"), name, None)
@@ -447,7 +453,7 @@ def _left_to_transformers(model: PreTrainedModel, kwargs: dict[str, Any]) -> str
 
 
 def _build_stop_strings(model: PreTrainedModel, kwargs: dict[str, Any]) -> None:
-    """Turn stop strings into a criterion: `generate` loses the tokenizer on the way to a callable."""
+    """Turn stop strings into a criterion: `generate` hands a callable no tokenizer."""
     strings = _setting(model, kwargs, "stop_strings")
     if strings is None:
         return
@@ -475,8 +481,8 @@ def attach(
 ) -> SpecPlug:
     """Make `model.generate` draft from now on: the one line. Returns the plug, with its `stats`.
 
-    Only this instance is changed, until `detach(model)`. `generate(..., assistant=None)` runs plainly
-    once. Attaching again replaces the plug.
+    Only this instance is changed, until `detach(model)`. `generate(..., assistant=None)` runs
+    plainly once. Attaching again replaces the plug.
 
     Args:
         model: anything with transformers' `generate`.

@@ -47,7 +47,7 @@ class Stats:
     lengths: Counter[int] = field(default_factory=Counter)
     drafted_by: Counter[str] = field(default_factory=Counter)
     accepted_by: Counter[str] = field(default_factory=Counter)
-    seconds: Counter[str] = field(default_factory=Counter)
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
     fallbacks: Counter[str] = field(default_factory=Counter)
     dropped: dict[str, str] = field(default_factory=dict)
 
@@ -70,7 +70,7 @@ class Stats:
             self.seconds[name] += time.perf_counter() - start
 
     def observe(self, tree: DraftTree, visited: Sequence[int], names: Sequence[str]) -> None:
-        """Count one checked tree; `visited` are accepted indices, 0 = root; `names` by source bit."""
+        """Count a checked tree: `visited` accepted indices, 0 = root; `names` by source bit."""
         self.forwards += 1
         self.tokens += len(visited)
         self.lengths[len(visited)] += 1
@@ -101,7 +101,7 @@ class Stats:
             "lengths": {str(k): self.lengths[k] for k in sorted(self.lengths)},
             "drafted_by": dict(self.drafted_by),
             "accepted_by": dict(self.accepted_by),
-            "seconds": {name: self.seconds[name] for name in PHASES},
+            "seconds": dict(self.seconds),
             "fallbacks": dict(self.fallbacks),
             "dropped": dict(self.dropped),
         }

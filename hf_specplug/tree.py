@@ -65,8 +65,9 @@ _REFUSALS = {
 class TreeSearch:
     """Grows one tree per step: best-first on path probability (OPT-Tree, DySpec), no depth decay.
 
-    In each round all nodes that could still have children in the tree are expanded, by every drafter,
-    in one call each. A path may thus mix drafters: a recycled token is continued by a copied span.
+    In each round all nodes that could still have children in the tree are expanded, by every
+    drafter, in one call each. A path may thus mix drafters: a recycled token is continued by a
+    copied span.
 
     Args:
         drafters: the experts; the order decides the bit in `DraftTree.sources`.

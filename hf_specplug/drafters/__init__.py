@@ -1,1 +1,1 @@
-"""The drafters, one file each. A file that registers a class with `@register` is all that one takes."""
+"""The drafters, one file each: a file with a class under `@register` is all that one takes."""

@@ -1,4 +1,4 @@
-"""What a drafter is: an expert that is asked, for many paths at once, which tokens may come next."""
+"""What a drafter is: an expert, asked for many paths at once which tokens may come next."""
 
 from __future__ import annotations
 
@@ -71,8 +71,8 @@ class Frontier:
     """The search nodes to expand now.
 
     Attributes:
-        nodes: int32[n], their ids; 0 is the end of the accepted text. A node is expanded at most once
-            in a step, after its parent, so that a drafter can keep state per id.
+        nodes: int32[n], their ids; 0 is the end of the accepted text. A node is expanded at most
+            once in a step, after its parent, so that a drafter can keep state per id.
         pool: int32[capacity, k], all search nodes: column 0 token, 1 parent id, 2 depth (root 0).
         root: the last accepted token, the one at node 0.
     """
@@ -112,7 +112,8 @@ class Step:
     """What one forward pass showed.
 
     Attributes:
-        tokens: int32[n], the tokens whose outputs are known: the root and the tree, or prompt tokens.
+        tokens: int32[n], the tokens whose outputs are known: the root and the tree, or prompt
+            tokens.
         visited: int32[m], indices into `tokens` on the accepted path, in order.
         emitted: int32[k], the tokens that were added to the text.
         topk: rows for `tokens`, if a drafter `needs` them and they could be had.
@@ -141,7 +142,7 @@ class Drafter(ABC):
     needs: ClassVar[frozenset[str]] = frozenset()
     priors: Float32
 
-    def begin(self, context: Context) -> None:
+    def begin(self, context: Context) -> None:  # noqa: B027
         """A new request starts; `context` holds its prompt and grows with the output."""
 
     @abstractmethod
@@ -153,7 +154,7 @@ class Drafter(ABC):
             `MAX_CHILDREN` rows per node. Valid until the next call.
         """
 
-    def observe(self, step: Step) -> None:
+    def observe(self, step: Step) -> None:  # noqa: B027
         """Learn from a forward pass. The context has grown already."""
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
@@ -174,7 +175,7 @@ _registry: dict[str, type[Drafter]] = {}
 
 
 def register(cls: D) -> D:
-    """Class decorator that makes a drafter known by its `name`. Raises OptionError on a second one."""
+    """Make a drafter class known by its `name`; OptionError if another class has that name."""
     known = _registry.get(cls.name)
     if known is not None and known.__qualname__ != cls.__qualname__:
         raise OptionError(f"two drafters are called {cls.name!r}: {known} and {cls}; rename one")
@@ -183,7 +184,7 @@ def register(cls: D) -> D:
 
 
 def registry() -> dict[str, type[Drafter]]:
-    """All drafters by name: the files of this folder, then the entry points `hf_specplug.drafters`."""
+    """All drafters by name: those of this folder and of `hf_specplug.drafters` entry points."""
     package = importlib.import_module("hf_specplug.drafters")
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"hf_specplug.drafters.{module.name}")

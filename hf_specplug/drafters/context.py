@@ -1,7 +1,8 @@
 """Live-context suffix matching: what followed the longest suffix of this very text before.
 
-The idea of prompt lookup decoding (Saxena 2023), with the longest match instead of a fixed n-gram, all
-earlier occurrences instead of the first, and shorter matches as a back-off (as in PPM compression).
+The idea of prompt lookup decoding (Saxena 2023), with the longest match instead of a fixed n-gram,
+all earlier occurrences instead of the first, and shorter matches as a back-off (as in PPM
+compression).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from hf_specplug.drafters.base import Context, Drafter, Float32, Frontier, Int32
 from hf_specplug.kernels import ngram
 
 ORDER = 17
-"""Longest n-gram counted: matches of up to 16 tokens and the token after them. Longer did not pay."""
+"""Longest n-gram counted: a match of up to 16 tokens and the token after it. More did not pay."""
 
 _LONGEST = np.array(
     # P(accepted) at the longest match; rows: length 1, 2, 3, 4, 5-6, 7-9, 10-15, 16+;

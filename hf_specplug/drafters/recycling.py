@@ -1,9 +1,9 @@
-"""Token Recycling (Luo et al. 2024, arXiv 2408.08696): the target's own runner-up tokens, kept for later.
+"""Token Recycling (Luo et al. 2024, arXiv 2408.08696): the target's runner-up tokens, kept.
 
-Every forward pass says, for every token in it, which tokens were likely next. They are kept in a matrix
-with one row per vocabulary entry and proposed whenever that token comes up again. Beyond the paper: the
-probabilities are kept with the ids, prompts fill the matrix too, and the result does not depend on the
-order of writes.
+Every forward pass says, for every token in it, which tokens were likely next. They are kept in a
+matrix with one row per vocabulary entry and proposed whenever that token comes up again. Beyond
+the paper: the probabilities are kept with the ids, prompts fill the matrix too, and the result
+does not depend on the order of writes.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ WIDTH = TOP_K
 """Successors kept per token: 8, as in the paper (section 3.1)."""
 
 _PRIORS = np.array(
-    # P(accepted); rows: rank 1 to 8; columns: stored probability < .003, .01, .03, .1, .3, .6, .9, more.
-    # Measured on recorded answers of 20 tasks; cells without data continue their neighbours.
+    # P(accepted); rows: rank 1 to 8; columns: stored probability < .003, .01, .03, .1, .3, .6, .9,
+    # more. Measured on recorded answers of 20 tasks; cells without data continue their neighbours.
     [
         [0.020, 0.025, 0.030, 0.045, 0.096, 0.112, 0.240, 0.370],
         [0.020, 0.032, 0.040, 0.035, 0.036, 0.117, 0.120, 0.120],

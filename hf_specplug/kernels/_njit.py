@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import numba
 
-F = TypeVar("F", bound=Callable[..., Any])
 
-
-def njit(function: F) -> F:
+def njit(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile `function` on its first call and keep the machine code on disk.
 
     A second process then loads the kernel in milliseconds. Where no folder can be written (a
@@ -24,6 +22,13 @@ def njit(function: F) -> F:
         3
     """
     try:
-        return numba.njit(function, cache=True, nogil=True, error_model="numpy")  # type: ignore[no-any-return]
+        return _compiled(function, cache=True)
     except RuntimeError:  # numba found no folder that it may write to
-        return numba.njit(function, nogil=True, error_model="numpy")  # type: ignore[no-any-return]
+        return _compiled(function, cache=False)
+
+
+def _compiled(function: Callable[..., Any], cache: bool) -> Callable[..., Any]:
+    compiled: Callable[..., Any] = numba.njit(
+        function, cache=cache, nogil=True, error_model="numpy"
+    )
+    return compiled

@@ -1,7 +1,7 @@
 """The Token Recycling matrix: for every token, the tokens that the model last saw as likely next.
 
-Rows are `ids` int32[V, K], most likely first, -1 where empty, and `probs` uint16[V, K], probabilities in
-units of 1 / 65535.
+Rows are `ids` int32[V, K], most likely first, -1 where empty, and `probs` uint16[V, K],
+probabilities in units of 1 / 65535.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ PROB_BUCKETS = len(_PROB_STEPS) + 1
 
 
 @njit
-def update(ids, probs, tokens, top_ids, top_probs, last):  # type: ignore[no-untyped-def]
+def update(ids, probs, tokens, top_ids, top_probs, last):
     """Write one row per token: what the model said after it.
 
     Args:
         ids, probs: the matrix, changed in place.
         tokens: int32[n], the tokens that were fed; those outside the matrix are passed over.
         top_ids, top_probs: int32[n, K], float32[n, K], the most likely next tokens at each.
-        last: int32[m], indices into `tokens` written once more at the end. A token that stands twice
-            in a tree thus always keeps the row of its accepted place, else of its last one.
+        last: int32[m], indices into `tokens` written once more at the end. A token that stands
+            twice in a tree thus always keeps the row of its accepted place, else of its last one.
     """
     for turn in range(tokens.shape[0] + last.shape[0]):
         i = turn if turn < tokens.shape[0] else last[turn - tokens.shape[0]]
@@ -36,7 +36,7 @@ def update(ids, probs, tokens, top_ids, top_probs, last):  # type: ignore[no-unt
 
 
 @njit
-def expand(ids, probs, root, pool, frontier, out):  # type: ignore[no-untyped-def]
+def expand(ids, probs, root, pool, frontier, out):
     """Name the recycled successors of every frontier node's token.
 
     Args:

@@ -1,13 +1,14 @@
 """A suffix-count trie over a growing text: every n-gram up to a maximum order, with its count.
 
-Node 0 is the empty gram. Each other node is one n-gram; its children are the tokens seen after it, the
-latest first, so the first child is the most recent continuation. `LINK` leads to the gram without its
-first token, so that the longest suffix which has been seen is followed, token by token, without a search
-from scratch (the structure behind PPM text compression). One token costs `order` steps to add, however
-long the text.
+Node 0 is the empty gram. Each other node is one n-gram; its children are the tokens seen after it,
+the latest first, so the first child is the most recent continuation. `LINK` leads to the gram
+without its first token, so that the longest suffix which has been seen is followed, token by
+token, without a search from scratch (the structure behind PPM text compression). One token costs
+`order` steps to add, however long the text.
 
-Layout: `nodes` int32[capacity, 8], one row per gram; `table` int32[power of two], an open-addressed hash
-from (parent, token) to a node, 0 = free; `active` int32[order + 1], the node of the last d tokens at [d].
+Layout: `nodes` int32[capacity, 8], one row per gram; `table` int32[power of two], an open-addressed
+hash from (parent, token) to a node, 0 = free; `active` int32[order + 1], at [d] the node of the last
+d tokens.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ SHARE_BUCKETS = len(_SHARE_STEPS) + 1
 
 
 @njit
-def _slot(table, nodes, parent, token):  # type: ignore[no-untyped-def]
+def _slot(table, nodes, parent, token):
     """The slot that holds the child, or the free one where it would go."""
     mask = table.shape[0] - 1
     key = np.uint64(parent) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(token + 1)
@@ -40,7 +41,7 @@ def _slot(table, nodes, parent, token):  # type: ignore[no-untyped-def]
 
 
 @njit
-def extend(nodes, table, active, size, tokens):  # type: ignore[no-untyped-def]
+def extend(nodes, table, active, size, tokens):
     """Add `tokens` (int32[n]) to the text and return the new number of nodes (or -1: no room).
 
     `active` is updated in place. The caller makes room beforehand: `n * order` rows at most.
@@ -89,14 +90,14 @@ def extend(nodes, table, active, size, tokens):  # type: ignore[no-untyped-def]
 
 
 @njit
-def rehash(nodes, table, size):  # type: ignore[no-untyped-def]
+def rehash(nodes, table, size):
     """Fill an empty, larger `table` with all nodes."""
     for node in range(1, size):
         table[_slot(table, nodes, nodes[node, PARENT], nodes[node, TOKEN])] = node
 
 
 @njit
-def longest_suffix(nodes, active):  # type: ignore[no-untyped-def]
+def longest_suffix(nodes, active):
     """The longest suffix of the text that has been continued before, as a node (0: none)."""
     for depth in range(active.shape[0] - 1, 0, -1):
         node = active[depth]
@@ -106,12 +107,12 @@ def longest_suffix(nodes, active):  # type: ignore[no-untyped-def]
 
 
 @njit
-def expand(nodes, table, root, matches, pool, frontier, limit, out):  # type: ignore[no-untyped-def]
+def expand(nodes, table, root, matches, pool, frontier, limit, out):
     """Continue every path of a frontier by what followed its longest suffix in the text.
 
     Args:
         root: match of the path of length zero (see `longest_suffix`).
-        matches: int32[capacity], the match of each search node; those of the frontier are filled in.
+        matches: int32[capacity], the match of each search node; filled in for the frontier.
         pool: int32[capacity, k], the search nodes: token in column 0, parent in column 1.
         frontier: int32[n], the nodes to expand; their parents were expanded before.
         limit: rows per node at most; longer matches come first, in each the latest continuation.
@@ -171,8 +172,8 @@ def expand(nodes, table, root, matches, pool, frontier, limit, out):  # type: ig
 
 
 @njit
-def _bucket(length, share, latest, longest):  # type: ignore[no-untyped-def]
-    """Evidence as a small id: [longest level: length, share, latest] then [shorter levels: length, latest]."""
+def _bucket(length, share, latest, longest):
+    """Evidence as a small id: (length, share, latest) at the longest level, else (length, latest)."""
     if length <= 4:
         row = length - 1
     elif length <= 6:

@@ -8,11 +8,11 @@ from hf_specplug.kernels._njit import njit
 
 
 @njit
-def top_k(logits, k):  # type: ignore[no-untyped-def]
-    """Return (ids int32[n, k], values float32[n, k]) of the largest entries of `logits` float32[n, V].
+def top_k(logits, k):
+    """Return (ids int32[n, k], values float32[n, k]): the largest of `logits` float32[n, V].
 
-    Largest first; of equal values the lower id comes first; NaN is passed over (id -1 where fewer than
-    k numbers are left).
+    Largest first; of equal values the lower id comes first; NaN is passed over (id -1 where fewer
+    than k numbers are left).
     """
     rows = logits.shape[0]
     ids = np.empty((rows, k), np.int32)

@@ -18,7 +18,7 @@ BAD_NODE, BAD_TOKEN, BAD_BUCKET, FULL = -1, -2, -3, -4
 
 
 @njit
-def insert(pool, chance, size, rows, count, priors, source, vocab, turn):  # type: ignore[no-untyped-def]
+def insert(pool, chance, size, rows, count, priors, source, vocab, turn):
     """Add one drafter's candidates to the pool; return the new size, or why they were refused.
 
     Args:
@@ -27,7 +27,8 @@ def insert(pool, chance, size, rows, count, priors, source, vocab, turn):  # typ
         source: this drafter's bit.
 
     A token that several drafters name under one node is one node with the highest probability of
-    theirs; siblings are never renormalised (that breaks copying). Rows are checked before any is used.
+    theirs; siblings are never renormalised (that breaks copying). Rows are checked before any is
+    used.
     """
     for i in range(count):
         if rows[i, 0] < 0 or rows[i, 0] >= size or pool[rows[i, 0], ROUND] != turn:
@@ -66,7 +67,7 @@ def insert(pool, chance, size, rows, count, priors, source, vocab, turn):  # typ
 
 
 @njit
-def best(pool, chance, size, limit, floor, depth, turn, chosen, frontier):  # type: ignore[no-untyped-def]
+def best(pool, chance, size, limit, floor, depth, turn, chosen, frontier):
     """Choose the `limit` nodes of highest path probability, and those of them to expand next.
 
     Args:
@@ -116,7 +117,7 @@ def best(pool, chance, size, limit, floor, depth, turn, chosen, frontier):  # ty
 
 
 @njit
-def ancestors(parents):  # type: ignore[no-untyped-def]
+def ancestors(parents):
     """Who may see whom: bool[n + 1, n + 1] over the root (0) and the n nodes of a tree.
 
     Row i is True at i, at every ancestor of node i, and at the root. `parents` int32[n], -1 = root.

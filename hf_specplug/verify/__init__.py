@@ -1,1 +1,1 @@
-"""Checking drafts with the target: what a model can check, masks, cache, forward passes, acceptance."""
+"""Checking drafts with the target: what can be checked, masks, cache, forwards, acceptance."""

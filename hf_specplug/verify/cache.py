@@ -1,4 +1,4 @@
-"""All knowledge about key-value caches: which can be rolled back, and how a checked draft is kept."""
+"""All knowledge of key-value caches: which can be rolled back, and how a draft is kept."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 
 from hf_specplug.drafters.base import TOP_K, Int32, TopK
@@ -57,7 +58,7 @@ class EagerEngine:
         self._undo = ExitStack()
 
     def prefill(self, input_ids: torch.Tensor, wanted: int) -> torch.Tensor:
-        """Run the prompt; return logits [n, V] of its last n tokens, `wanted` of them if it can be."""
+        """Run the prompt; return logits [n, V] of its last n tokens, n = `wanted` if possible."""
         model, kwargs = self._model, self._kwargs
         if kwargs.get("logits_to_keep") == 1 and wanted > 1:
             kwargs["logits_to_keep"] = wanted
@@ -107,7 +108,7 @@ class EagerEngine:
         )
 
     def step(self, root: int, tree: DraftTree) -> torch.Tensor:
-        """Check a tree under `root`; return logits [T, V] of the root and the tree's T - 1 nodes."""
+        """Check a tree; return logits [T, V] of the root and the tree's T - 1 nodes."""
         width = len(tree) + 1
         tokens = np.empty(width, np.int64)
         tokens[0] = root
@@ -126,7 +127,7 @@ class EagerEngine:
         self._width = width
         return outputs.logits[0]  # type: ignore[no-any-return]
 
-    def _inputs(self, tokens: Int32, depths: Int32, mask: Any) -> dict[str, Any]:
+    def _inputs(self, tokens: NDArray[np.int64], depths: Int32, mask: Any) -> dict[str, Any]:
         model = self._model
         ids = torch.from_numpy(tokens)[None].to(model.device)
         positions = None

@@ -1,7 +1,7 @@
 """Tree attention masks: each drafted token sees the text, its ancestors and itself.
 
-Layers differ in how much of the text they see. A model whose config has `layer_types` takes one mask per
-type, any other a single one, as in transformers' `create_masks_for_generate`.
+Layers differ in how much of the text they see. A model whose config has `layer_types` takes one
+mask per type, any other a single one, as in transformers' `create_masks_for_generate`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Reach:
     chunk: int | None = None
 
     def first(self, slots: NDArray[np.int64], padding: int) -> NDArray[np.int64]:
-        """The first slot that a query at each of `slots` may see; `padding` slots lie on the left."""
+        """The first slot seen from each of `slots`, behind `padding` slots on the left."""
         if self.window is not None:
             return np.maximum(slots - self.window + 1, 0)
         if self.chunk is not None:
@@ -61,8 +61,8 @@ class TreeMasks:
     """Builds the 4D masks of one request.
 
     The columns of past tokens are nearly always True, so they are written once, to the left of the
-    tree's columns in a buffer that is sliced to the length of the text: a step writes only the tree's
-    own columns, whatever the length of the text.
+    tree's columns in a buffer that is sliced to the length of the text: a step writes only the
+    tree's own columns, whatever the length of the text.
 
     Args:
         config: the model's config.
@@ -163,7 +163,7 @@ class TreeMasks:
         return values.masked_fill_(~block, self._hide)
 
     def _buffer(self, kind: str | None, width: int, past: int) -> tuple[torch.Tensor, int]:
-        """A buffer with room for `past` columns left of `middle` and `width` columns right of it."""
+        """A buffer with room for `past` columns before `middle` and `width` from there on."""
         buffer = self._buffers.get(kind)
         if buffer is None or buffer.shape[0] < width or buffer.shape[1] - buffer.shape[0] < past:
             rows = max(width, 0 if buffer is None else buffer.shape[0])

@@ -1,4 +1,4 @@
-"""What a model and a call allow: a tree where it is proven, a chain where only that is right, else plain.
+"""What a model and a call allow: a tree, a chain where only that is right, else plain.
 
 Four families are silently wrong under a tree mask, so a tree is opt-in by evidence: a listed family
 (each measured, and held by the identity tests), or a probe that compares a tree with its paths.
@@ -21,7 +21,11 @@ from hf_specplug.verify.cache import CHAIN, PLAIN, TREE, Rollback, rollback
 from hf_specplug.verify.masks import TreeMasks, reaches
 
 PROVEN = frozenset(
-    ["cohere2", "codegen", "deepseek_v3", "falcon", "gemma", "gemma2", "gemma3_text", "gemma3", "gpt2", "gpt_bigcode", "gpt_neox", "gpt_oss", "gptj", "llama", "llama4_text", "mistral", "mixtral", "olmo2", "opt", "phi3", "qwen2", "qwen2_moe", "qwen2_vl", "qwen3", "qwen3_moe", "smollm3", "stablelm", "starcoder2", "whisper"]
+    """
+    codegen cohere2 deepseek_v3 falcon gemma gemma2 gemma3 gemma3_text gpt2 gpt_bigcode
+    gpt_neox gpt_oss gptj llama llama4_text mistral mixtral olmo2 opt phi3 qwen2 qwen2_moe
+    qwen2_vl qwen2_vl_text qwen3 qwen3_moe smollm3 stablelm starcoder2 whisper
+    """.split()  # noqa: SIM905
 )
 """`model_type`s whose tree logits equal those of the single paths, in transformers 5.23."""
 

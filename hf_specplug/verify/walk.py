@@ -1,9 +1,9 @@
-"""Acceptance: walk down the tree, at each node picking the target's token as plain `generate` would.
+"""Acceptance: walk down the tree, picking at each node the token that plain `generate` would.
 
-If a child carries the picked token the walk goes on there, else the token is emitted and the walk ends.
-One pick per emitted token, on the same scores, in the same order, from the same random numbers: the
-output is that of plain `generate`, whatever the draft. Logits processors and stopping criteria see every
-emitted token once, with the true text before it, and never a rejected one.
+If a child carries the picked token the walk goes on there, else the token is emitted and the walk
+ends. One pick per emitted token, on the same scores, in the same order, from the same random
+numbers: the output is that of plain `generate`, whatever the draft. Logits processors and stopping
+criteria see every emitted token once, with the true text before it, and never a rejected one.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Walk:
 
     @property
     def room(self) -> int:
-        """Tokens that can still be emitted before the length limit, a large number if there is none."""
+        """Tokens that can still be emitted before the length limit; huge if there is none."""
         return 1 << 30 if self._max_length is None else self._max_length - self._length
 
     def accept(self, logits: torch.Tensor, tree: DraftTree) -> tuple[list[int], list[int]]:
@@ -131,7 +131,7 @@ class Walk:
 
 
 def _known_stops(criteria: StoppingCriteriaList) -> frozenset[int] | None:
-    """The stop tokens if only they and the length end the text, None if other criteria must be asked."""
+    """The stop tokens, if only they and the length end the text; None: ask the criteria."""
     stops: set[int] = set()
     for criterion in criteria:
         if type(criterion) is EosTokenCriteria:
