@@ -39,7 +39,7 @@ from hf_specplug.errors import OptionError, StateError
 from hf_specplug.stats import Stats
 from hf_specplug.tree import TreeSearch
 from hf_specplug.verify import support
-from hf_specplug.verify.cache import CHAIN, PLAIN
+from hf_specplug.verify.cache import CHAIN, PLAIN, TREE
 from hf_specplug.verify.engine import EagerEngine
 from hf_specplug.verify.support import Support
 from hf_specplug.verify.walk import Walk
@@ -150,17 +150,18 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
         model_kwargs: dict[str, Any],
     ) -> str:
         """Tree, chain or plain for this call; the reason for less than a tree goes to `stats`."""
-        of_call = support.of_call(model, input_ids, config, model_kwargs)
-        if of_call.mode != PLAIN:
-            known = self._of_model.setdefault(model, {})
-            attention = str(model.config.get_text_config(decoder=True)._attn_implementation)
-            if attention not in known:
-                known[attention] = support.of_model(model)
-            if known[attention].mode == PLAIN or of_call.mode != CHAIN:
-                of_call = known[attention]
-        if of_call.reason:
-            self.note(of_call.reason)
-        return of_call.mode
+        known = self._of_model.setdefault(model, {})
+        attention = str(model.config.get_text_config(decoder=True)._attn_implementation)
+        if attention not in known:
+            known[attention] = support.of_model(model)
+        choice = known[attention]
+        if choice.mode != PLAIN:
+            of_call = support.of_call(model, input_ids, config, model_kwargs)
+            if of_call.mode == PLAIN or choice.mode == TREE:
+                choice = of_call
+        if choice.reason:
+            self.note(choice.reason)
+        return choice.mode
 
     def _draft(
         self,
@@ -290,8 +291,8 @@ def _prompt(
 ) -> Int32:
     """The text to copy from: the encoder's, if it reads text, then the prompt; -1 = no token."""
     parts = [input_ids[0].cpu().numpy()]
-    encoder_decoder = model.config.is_encoder_decoder and inputs is not None
-    if encoder_decoder and inputs.ndim == 2 and not inputs.is_floating_point():
+    reads_text = inputs is not None and inputs.ndim == 2 and not inputs.is_floating_point()
+    if model.config.is_encoder_decoder and inputs is not None and reads_text:
         parts = [inputs[0].cpu().numpy(), np.array([-1]), *parts]
     tokens = np.concatenate(parts)
     tokens[(tokens < 0) | (tokens >= vocab)] = -1
@@ -502,11 +503,11 @@ def attach(
         )
     plug = SpecPlug(drafters=drafters, nodes=nodes)
     detach(model)
-    model.generate = _AttachedGenerate(model, plug)
+    vars(model)["generate"] = _AttachedGenerate(model, plug)
     return plug
 
 
 def detach(model: Any) -> None:
     """Undo `attach`: the instance is as it was. Does nothing on a model without a plug."""
     if isinstance(vars(model).get("generate"), _AttachedGenerate):
-        del model.generate
+        del vars(model)["generate"]

@@ -7,8 +7,8 @@ token, without a search from scratch (the structure behind PPM text compression)
 `order` steps to add, however long the text.
 
 Layout: `nodes` int32[capacity, 8], one row per gram; `table` int32[power of two], an open-addressed
-hash from (parent, token) to a node, 0 = free; `active` int32[order + 1], at [d] the node of the last
-d tokens.
+hash from (parent, token) to a node, 0 = free; `active` int32[order + 1], at [d] the node of the
+last d tokens.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ def expand(nodes, table, root, matches, pool, frontier, limit, out):
 
 @njit
 def _bucket(length, share, latest, longest):
-    """Evidence as a small id: (length, share, latest) at the longest level, else (length, latest)."""
+    """Evidence as a small id: length, share, latest at the longest level, else length, latest."""
     if length <= 4:
         row = length - 1
     elif length <= 6:
