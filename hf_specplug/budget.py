@@ -1,43 +1,105 @@
-"""How large a draft may be."""
+"""How many tokens one forward pass should check: as many as pay for their share of its time.
+
+Expected tokens per second, from two things that are measured as decoding goes on: what a forward
+pass of each width costs on this machine, and how far the drafts' probabilities can be trusted.
+"""
 
 from __future__ import annotations
 
+from collections import deque
+
+import numpy as np
+from numpy.typing import NDArray
+
 from hf_specplug.errors import OptionError
+from hf_specplug.tree import DraftTree
 
 MAX_NODES = 1024
+WIDTHS = (1, 6, 8, 12, 16, 24, 32, 48, 64)
+"""Tokens per forward pass to choose from; from 2 to 5 matrix kernels are mostly at their worst."""
 
-# A node is worth checking while its chance to be accepted exceeds its share of the step's time. On
-# two CPU cores the time of a step grows by a few percent per token, on an accelerator that waits
-# for launches or memory hardly at all. (nodes, least path probability) by kind of device:
-_AUTO = {"cpu": (16, 0.06), "cuda": (64, 0.004)}
+_SAMPLES = 9  # timings kept per width; their median counts, so that a busy moment does not
+_FIRST = 2  # timings before a width is believed
+_PROBE_EVERY = 64  # steps after which a width other than the best is timed again
+_MEMORY = 0.98  # per step, of predicted and accepted tokens
 
 
 class Budget:
-    """The number of tokens in one forward pass, the last accepted one included.
+    """Chooses the number of tokens per forward pass, the last accepted one included.
 
     Args:
         nodes: "auto", or a fixed number of tokens per forward pass (1: no draft), for measurements.
-        device: the target's kind of device, "cpu" or "cuda", ...
 
     Raises:
         OptionError: `nodes` is neither "auto" nor an int in [1, 1024].
 
+    Attributes:
+        limit: drafted tokens at most.
+
     Example:
-        >>> Budget(32, "cpu").size()
-        (31, 0.0)
+        >>> Budget(32).limit
+        31
     """
 
-    def __init__(self, nodes: int | str, device: str) -> None:
+    def __init__(self, nodes: int | str = "auto") -> None:
         check_nodes(nodes)
-        if isinstance(nodes, str):
-            width, self._floor = _AUTO.get(device, _AUTO["cuda"])
-        else:
-            width, self._floor = nodes, 0.0
-        self._limit = width - 1
+        self._fixed = not isinstance(nodes, str)
+        self.limit = (WIDTHS[-1] if isinstance(nodes, str) else nodes) - 1
+        self._times: dict[int, deque[float]] = {width: deque(maxlen=_SAMPLES) for width in WIDTHS}
+        self._steps = 0
+        self._predicted = 4.0  # as if drafts had been seen to keep what they promise
+        self._accepted = 4.0
 
-    def size(self) -> tuple[int, float]:
-        """(drafted tokens at most, least path probability) for the next step."""
-        return self._limit, self._floor
+    def fit(self, tree: DraftTree) -> DraftTree:
+        """Cut a tree to the size that pays; to nothing if drafting does not."""
+        if self._fixed or not len(tree):
+            return tree
+        paths = tree.path_probs()
+        order = np.argsort(-paths, kind="stable")
+        width = self._choose(np.cumsum(paths[order]))
+        larger = [other for other in WIDTHS if other > max(width, 12)]
+        self.limit = (larger or WIDTHS)[0 if larger else -1] - 1  # no larger a search than needed
+        if width > len(tree):
+            return tree
+        return tree.select(np.sort(order[: width - 1]))
+
+    def observe(self, tree: DraftTree, accepted: int, seconds: float) -> None:
+        """Learn from a checked tree: how many of its tokens were right, and what the step took."""
+        if self._fixed:
+            return
+        self._steps += 1
+        width = len(tree) + 1
+        if width in self._times:
+            self._times[width].append(seconds)
+        if len(tree):
+            self._predicted = _MEMORY * self._predicted + float(tree.path_probs().sum())
+            self._accepted = _MEMORY * self._accepted + accepted
+
+    def _choose(self, gains: NDArray[np.float32]) -> int:
+        """The width of highest expected tokens per second; `gains[n - 1]` for n drafted tokens."""
+        trust = self._accepted / self._predicted
+        rates: dict[int, float] = {}
+        cost = 0.0
+        for width in WIDTHS:
+            if width > len(gains) + 1:
+                break
+            times = self._times[width]
+            if width == 1 and len(times) < _FIRST:
+                return 1
+            if len(times) >= _FIRST:
+                cost = max(cost, sorted(times)[(len(times) - 1) // 2])
+            # else: hope that it costs no more than a smaller one, and so find out
+            rates[width] = (1.0 + (trust * float(gains[width - 2]) if width > 1 else 0.0)) / cost
+        best = max(rates, key=rates.__getitem__)
+        if self._steps % _PROBE_EVERY == _PROBE_EVERY - 1:
+            return self._neighbour(best, list(rates))
+        return best
+
+    def _neighbour(self, best: int, widths: list[int]) -> int:
+        """A width whose cost may have changed: no draft, or one next to the best, in turn."""
+        place = widths.index(best)
+        others = [1, widths[max(place - 1, 0)], widths[min(place + 1, len(widths) - 1)]]
+        return others[self._steps // _PROBE_EVERY % len(others)]
 
 
 def check_nodes(nodes: int | str) -> None:

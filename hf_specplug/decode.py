@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 
 from hf_specplug.budget import Budget
@@ -36,7 +38,7 @@ def decode(
     with stats.phase("prefill"):
         wanted = 1
         if _needs_topk(search):
-            wanted = max(1, min(walk.input_ids.shape[1], PREFILL_LOGITS // context.vocab_size))
+            wanted = max(1, _prompt_rows(walk, context))
         logits = engine.prefill(walk.input_ids, wanted)
         prompt = context.tokens[len(context) - min(len(context), len(logits)) :].copy()
         visited, emitted = walk.accept(logits[-1:], EMPTY)
@@ -45,14 +47,16 @@ def decode(
         observe(search, Step(prompt, np.empty(0, np.int32), _int32(emitted), topk))
 
     while not walk.finished:
-        # 1. draft and 2. size: grow one tree up to what pays
         with stats.phase("draft"):
+            # 1. draft: one tree from all drafters
             tree = EMPTY
             if engine.drafts:
-                limit, floor = budget.size()
-                tree = search.grow(context.last, limit, floor, walk.room - 1, chain)
+                tree = search.grow(context.last, budget.limit, walk.room - 1, chain)
+            # 2. size: as much of it as pays
+            tree = budget.fit(tree)
 
         # 3. verify: one forward pass over the last token and the tree
+        start = time.perf_counter()
         with stats.phase("verify"):
             logits = engine.step(context.last, tree)
 
@@ -60,6 +64,7 @@ def decode(
         with stats.phase("accept"):
             visited, emitted = walk.accept(logits, tree)
             engine.keep(visited)
+        budget.observe(tree, len(visited) - 1, time.perf_counter() - start)
 
         # 5. observe: drafters learn from all that was seen
         with stats.phase("observe"):
@@ -77,6 +82,11 @@ def observe(search: TreeSearch, step: Step) -> None:
             drafter.observe(step)
         except Exception as error:
             search.drop(drafter, error)
+
+
+def _prompt_rows(walk: Walk, context: Context) -> int:
+    """Prompt tokens whose outputs are worth their cost: memory, and twice what they can help."""
+    return min(walk.input_ids.shape[1], PREFILL_LOGITS // context.vocab_size, 2 * max(walk.room, 0))
 
 
 def _needs_topk(search: TreeSearch) -> bool:

@@ -89,11 +89,12 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
         """State that belongs to this process, or to a call in progress."""
         self._lock = threading.Lock()
         self._of_model: WeakKeyDictionary[PreTrainedModel, dict[str, Support]] = WeakKeyDictionary()
+        self._budgets: WeakKeyDictionary[PreTrainedModel, Budget] = WeakKeyDictionary()
         self._chain: tuple[Context, TreeSearch] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
-        for name in ("_lock", "_of_model", "_chain"):
+        for name in ("_lock", "_of_model", "_budgets", "_chain"):
             del state[name]
         return state
 
@@ -180,7 +181,7 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
         chain = mode == CHAIN
         engine = EagerEngine(model, config, model_kwargs, Support(mode))
         try:
-            budget = Budget(self.nodes, model.device.type)
+            budget = self._budgets.setdefault(model, Budget(self.nodes))
             decode(engine, walk, search, context, budget, self.stats, chain)
             if not engine.drafts:
                 self.note("the cache turned out to hold a recurrent state: nothing was drafted")
@@ -229,8 +230,8 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
         elif known < len(tokens):
             self._chain[0].append(tokens[known:])
             observe(self._chain[1], Step(_NONE, _NONE, tokens[known:].astype(np.int32), None))
-        limit, floor = Budget(self.nodes, input_ids.device.type).size()
-        tree = self._chain[1].grow(self._chain[0].last, limit, floor, limit, chain=True)
+        limit = min(Budget(self.nodes).limit, _CHAIN_LENGTH)
+        tree = self._chain[1].grow(self._chain[0].last, limit, limit, chain=True)
         draft = torch.from_numpy(tree.tokens.astype(np.int64)).to(input_ids.device)
         return torch.cat([input_ids, draft[None]], dim=1), None
 
@@ -284,6 +285,8 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
 
 
 _NONE = np.empty(0, np.int32)
+_CHAIN_LENGTH = 10
+"""Tokens proposed to transformers' own loop: as many as its prompt lookup proposes."""
 
 
 def _prompt(

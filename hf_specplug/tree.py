@@ -42,6 +42,21 @@ class DraftTree:
             depths[i] = 1 if parent < 0 else depths[parent] + 1
         return depths
 
+    def path_probs(self) -> Float32:
+        """float32[N], P(this node and all its ancestors are accepted)."""
+        probs = self.probs.tolist()
+        for i, parent in enumerate(self.parents.tolist()):
+            if parent >= 0:
+                probs[i] *= probs[parent]
+        return np.array(probs, dtype=np.float32)
+
+    def select(self, nodes: NDArray[np.intp]) -> DraftTree:
+        """The tree of some nodes (ascending indices; a node's parent must be among them)."""
+        parents = self.parents[nodes]
+        moved = np.searchsorted(nodes, parents).astype(np.int32)
+        moved[parents < 0] = -1
+        return DraftTree(self.tokens[nodes], moved, self.probs[nodes], self.sources[nodes])
+
     def ancestors(self) -> NDArray[np.bool_]:
         """bool[N + 1, N + 1]: row i sees column j; index 0 is the root, i + 1 is node i."""
         return kernels.ancestors(self.parents)  # type: ignore[no-any-return]
@@ -108,15 +123,12 @@ class TreeSearch:
         self._active = [entry for entry in self._active if entry[1] is not drafter]
         self._on_error(drafter, error)
 
-    def grow(
-        self, root: int, limit: int, floor: float, depth: int, chain: bool = False
-    ) -> DraftTree:
+    def grow(self, root: int, limit: int, depth: int, chain: bool = False) -> DraftTree:
         """Draft what may follow.
 
         Args:
             root: the last accepted token.
             limit: nodes at most.
-            floor: nodes with a smaller path probability are left out.
             depth: tokens ahead at most.
             chain: only one path (for models that cannot check a tree).
         """
@@ -134,10 +146,10 @@ class TreeSearch:
             size = self._expand(frontier, size, turn)
             turn += 1
             if chain:
-                number, waiting = self._follow(turn, limit, floor, depth)
+                number, waiting = self._follow(turn, limit, depth)
             else:
                 number, waiting = kernels.best(
-                    pool, chance, size, limit, floor, depth, turn, self._chosen, self._frontier
+                    pool, chance, size, limit, depth, turn, self._chosen, self._frontier
                 )
         return self._read(self._chosen[:number])
 
@@ -156,12 +168,12 @@ class TreeSearch:
                 self.drop(drafter, error)
         return size
 
-    def _follow(self, turn: int, limit: int, floor: float, depth: int) -> tuple[int, int]:
+    def _follow(self, turn: int, limit: int, depth: int) -> tuple[int, int]:
         """Chain search: go on from the likeliest child of the last node."""
         pool, chance = self._pool, self._chance
         number = turn - 2
         node = int(pool[self._frontier[0], kernels.FIRST])
-        likeliest, path = 0, floor
+        likeliest, path = 0, 0.0
         while node:
             if chance[node, kernels.PATH] > path:
                 likeliest, path = node, float(chance[node, kernels.PATH])

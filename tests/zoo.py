@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -271,7 +271,7 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-@lru_cache(maxsize=None)
+@cache
 def make(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """The seeded model of a family, in eval mode. Shared by the tests: leave it as you found it."""
     torch.manual_seed(0)

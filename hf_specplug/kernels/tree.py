@@ -67,11 +67,10 @@ def insert(pool, chance, size, rows, count, priors, source, vocab, turn):
 
 
 @njit
-def best(pool, chance, size, limit, floor, depth, turn, chosen, frontier):
+def best(pool, chance, size, limit, depth, turn, chosen, frontier):
     """Choose the `limit` nodes of highest path probability, and those of them to expand next.
 
     Args:
-        floor: nodes below this path probability are left out.
         depth: nodes at this depth are not expanded.
         turn: expanded nodes are stamped with this round; a stamp of 0 means not expanded yet.
         chosen: int32[limit], receives the chosen nodes, parents before children.
@@ -85,7 +84,7 @@ def best(pool, chance, size, limit, floor, depth, turn, chosen, frontier):
     kept = 0
     for node in range(1, size):
         path = chance[node, PATH]
-        if path < floor or (kept == limit and path <= top[limit - 1]):
+        if kept == limit and path <= top[limit - 1]:
             continue
         place = min(kept, limit - 1)
         kept = place + 1
@@ -94,7 +93,7 @@ def best(pool, chance, size, limit, floor, depth, turn, chosen, frontier):
             place -= 1
         top[place] = path
     full = kept == limit
-    least = top[limit - 1] if full else np.float32(floor)
+    least = top[limit - 1] if full else np.float32(0.0)
     spare = 0  # how many of those that are exactly the least there is room for
     while full and spare < limit and top[limit - 1 - spare] == least:
         spare += 1

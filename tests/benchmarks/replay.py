@@ -1,4 +1,4 @@
-"""Speed on recorded answers: plain `generate`, transformers' prompt lookup and the plug, interleaved.
+"""Speed on recorded answers: plain `generate`, prompt lookup and the plug, interleaved.
 
 A logits processor makes the target choose the recorded answer's next token, so that every method
 generates the same real text; what is below the chosen token is the model's own.
@@ -24,6 +24,8 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LogitsProcessor, LogitsProcessorList
 
 from hf_specplug import SpecPlug, __version__, attach
+
+MIN_ANSWER = 32
 
 
 class Forced(LogitsProcessor):  # type: ignore[misc]
@@ -55,7 +57,7 @@ def load(path: str, tokenizer: Any, per_task: int, tokens: int, seed: int) -> li
                 [{"role": "user", "content": trace["prompt"]}], add_generation_prompt=True
             )["input_ids"]
             answer = tokenizer(trace["response"], add_special_tokens=False)["input_ids"][:tokens]
-            if len(answer) < tokens or len(prompt) + tokens > 1800:
+            if len(answer) < MIN_ANSWER or len(prompt) + tokens > 1800:
                 continue
             chosen.append({"task": task, "prompt": torch.tensor([prompt]), "answer": answer})
             taken += 1
@@ -77,7 +79,9 @@ def methods(model: Any, sizes: list[str]) -> dict[str, tuple[dict[str, Any], Spe
     return table
 
 
-def measure(generate: Callable[..., Any], trace: dict[str, Any], arguments: dict[str, Any]) -> float:
+def measure(
+    generate: Callable[..., Any], trace: dict[str, Any], arguments: dict[str, Any]
+) -> float:
     """Seconds for one answer; raises if another text came out."""
     prompt, answer = trace["prompt"], trace["answer"]
     forced = LogitsProcessorList([Forced(prompt.shape[1], answer)])
@@ -111,7 +115,9 @@ def main() -> None:
 
     torch.set_num_threads(args.threads)
     tokenizer = AutoTokenizer.from_pretrained(args.model)
-    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=getattr(torch, args.dtype)).eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        args.model, dtype=getattr(torch, args.dtype)
+    ).eval()
     attach(model)
     traces = load(args.traces, tokenizer, args.per_task, args.tokens, args.seed)
     table = methods(model, args.sizes.split(","))
@@ -121,7 +127,7 @@ def main() -> None:
             plug.stats.reset()
     rows: list[dict[str, Any]] = []
     for trace in traces:
-        row: dict[str, Any] = {"task": trace["task"]}
+        row: dict[str, Any] = {"task": trace["task"], "tokens": len(trace["answer"])}
         for name, (arguments, _) in table.items():
             row[name] = measure(model.generate, trace, arguments)
         rows.append(row)
@@ -136,9 +142,11 @@ def main() -> None:
         ratios[task] = {name: total["plain"] / total[name] for name in names}
         print(f"{task:24}" + "".join(f"{ratios[task][name]:16.3f}" for name in names))
     for name, (_, plug) in table.items():
-        rate = len(rows) * args.tokens / sum(row[name] for row in rows)
-        print(f"{name:16} {rate:7.1f} tokens/s, "
-              f"median answer {statistics.median(row[name] for row in rows):.3f} s")
+        rate = sum(row["tokens"] for row in rows) / sum(row[name] for row in rows)
+        print(
+            f"{name:16} {rate:7.1f} tokens/s, "
+            f"median answer {statistics.median(row[name] for row in rows):.3f} s"
+        )
         if plug is not None:
             print(plug.stats)
     if args.out:
