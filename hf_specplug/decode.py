@@ -44,7 +44,8 @@ def decode(
         visited, emitted = walk.accept(logits[-1:], EMPTY)
         context.append(emitted)
         topk = top_k(logits[-len(prompt) :]) if _needs_topk(search) and len(prompt) else None
-        observe(search, Step(prompt, np.empty(0, np.int32), _int32(emitted), topk))
+        unnamed = np.zeros(len(prompt), np.uint16)
+        observe(search, Step(prompt, unnamed, _int32([]), _int32(emitted), topk))
 
     while not walk.finished:
         with stats.phase("draft"):
@@ -70,9 +71,10 @@ def decode(
         with stats.phase("observe"):
             stats.observe(tree, visited, names)
             tokens = np.concatenate([_int32([context.last]), tree.tokens])
+            sources = np.concatenate([np.zeros(1, np.uint16), tree.sources])
             context.append(emitted)
             topk = top_k(logits) if _needs_topk(search) else None
-            observe(search, Step(tokens, _int32(visited), _int32(emitted), topk))
+            observe(search, Step(tokens, sources, _int32(visited), _int32(emitted), topk))
 
 
 def observe(search: TreeSearch, step: Step) -> None:

@@ -229,7 +229,9 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
             self._chain = context, self._begin(context)
         elif known < len(tokens):
             self._chain[0].append(tokens[known:])
-            observe(self._chain[1], Step(_NONE, _NONE, tokens[known:].astype(np.int32), None))
+            new = tokens[known:].astype(np.int32)
+            none = np.empty(0, np.int32)
+            observe(self._chain[1], Step(none, none.astype(np.uint16), none, new, None))
         limit = min(Budget(self.nodes).limit, _CHAIN_LENGTH)
         tree = self._chain[1].grow(self._chain[0].last, limit, limit, chain=True)
         draft = torch.from_numpy(tree.tokens.astype(np.int64)).to(input_ids.device)
@@ -284,7 +286,6 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
         return f"SpecPlug(drafters={names}, nodes={self.nodes!r})"
 
 
-_NONE = np.empty(0, np.int32)
 _CHAIN_LENGTH = 10
 """Tokens proposed to transformers' own loop: as many as its prompt lookup proposes."""
 

@@ -118,6 +118,7 @@ class Stats:
         rows += [
             (f"  {name}", f"{self.accepted_by[name]} of {self.drafted_by[name]}")
             for name in self.drafted_by
+            if self.drafted_by[name]
         ]
         rows += [
             (f"ms {name}", f"{1e3 * self.seconds[name] / steps:.2f} per forward")

@@ -114,12 +114,14 @@ class Step:
     Attributes:
         tokens: int32[n], the tokens whose outputs are known: the root and the tree, or prompt
             tokens.
+        sources: uint16[n], for each of them the bits of the drafters that named it; 0 at the root.
         visited: int32[m], indices into `tokens` on the accepted path, in order.
         emitted: int32[k], the tokens that were added to the text.
         topk: rows for `tokens`, if a drafter `needs` them and they could be had.
     """
 
     tokens: Int32
+    sources: NDArray[np.uint16]
     visited: Int32
     emitted: Int32
     topk: TopK | None

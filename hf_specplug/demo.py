@@ -1,0 +1,190 @@
+"""`specplug demo`: plain and plugged generation side by side."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from rich.text import Text
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from hf_specplug.drafters.base import Drafter, Float32, Frontier, Int32, Step
+from hf_specplug.errors import OptionError
+from hf_specplug.plug import DEFAULT_DRAFTERS, SpecPlug, attach
+
+BUILT_IN = Path(__file__).parent / "demo_model"
+PROMPTS = (
+    "Write a Python function that computes the factorial of n.",
+    "Write a Python class for a stack with push, pop and is_empty, and tests for it.",
+    "Natalia sold 48 clips in April, and half as many in May. How many did she sell altogether?",
+    "Write a Python function that merges two sorted lists.",
+    "Explain what a context manager is, with an example.",
+)
+PENALTY = 1.1  # without it small models repeat themselves, which is too easy to draft
+STYLES = {"context": "bold green", "recycling": "bold magenta", "both": "bold yellow"}
+
+
+class Recorder(Drafter):
+    """Proposes nothing; remembers who had drafted each emitted token."""
+
+    name: ClassVar[str] = "recorder"
+
+    def __init__(self) -> None:
+        self.priors: Float32 = np.ones(1, np.float32)
+        self.origins: list[int] = []
+
+    def begin(self, context: Any) -> None:
+        self.origins = []
+
+    def expand(self, frontier: Frontier) -> Int32:
+        return np.empty((0, 3), np.int32)
+
+    def observe(self, step: Step) -> None:
+        drafted = step.sources[step.visited[1:]].tolist()
+        self.origins += drafted + [0] * (len(step.emitted) - len(drafted))
+
+
+@dataclass
+class Comparison:
+    """One prompt, run both ways: seconds of each, and what came out."""
+
+    prompt: str
+    plain_seconds: float
+    plug_seconds: float
+    tokens: int
+    forwards: int
+    identical: bool
+    output: list[int]
+    origins: list[int] = field(default_factory=list)
+
+
+def run(
+    model_name: str | None,
+    prompts: list[str] | None,
+    tokens: int,
+    dtype: str,
+    threads: int,
+    color: bool,
+) -> bool:
+    """Run the demo and print it; return whether all outputs were identical.
+
+    Raises:
+        OptionError: an unknown dtype.
+        OSError: the model cannot be loaded.
+    """
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise OptionError(f"--dtype must be float32, bfloat16 or float16, not {dtype!r}")
+    if threads:
+        torch.set_num_threads(threads)
+    console = Console(highlight=False)
+    source = model_name or str(BUILT_IN)
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, dtype)).eval()
+    if torch.cuda.is_available():
+        model.to("cuda")
+    recorder = Recorder()
+    attach(model)
+    plug = SpecPlug(drafters=[*DEFAULT_DRAFTERS, recorder])
+    questions = prompts or list(PROMPTS)
+    _compare(model, tokenizer, plug, questions[0], min(tokens, 32))  # warm both up
+    plug.stats.reset()
+    results = []
+    for question in track(questions, "generating", console=console, transient=True):
+        results.append(_compare(model, tokenizer, plug, question, tokens))
+        results[-1].origins = list(recorder.origins)
+    name = model_name or "the built-in demo model"
+    console.print(_table(name, dtype, results))
+    if color:
+        longest = max(results, key=lambda result: result.tokens - result.forwards)
+        console.print(_coloured(tokenizer, longest))
+    console.print(plug.stats)
+    return all(result.identical for result in results)
+
+
+def _compare(model: Any, tokenizer: Any, plug: SpecPlug, question: str, tokens: int) -> Comparison:
+    """Plain first, then plugged, on the same prompt."""
+    if tokenizer.chat_template:
+        inputs = tokenizer.apply_chat_template(
+            [{"role": "user", "content": question}],
+            add_generation_prompt=True,
+            return_tensors="pt",
+            return_dict=True,
+        )
+    else:
+        inputs = tokenizer(question, return_tensors="pt")
+    inputs = inputs.to(model.device)
+    settings = {"max_new_tokens": tokens, "do_sample": False, "repetition_penalty": PENALTY}
+    start = time.perf_counter()
+    plain = model.generate(**inputs, **settings, assistant=None)
+    middle = time.perf_counter()
+    before = plug.stats.forwards
+    plugged = model.generate(**inputs, **settings, assistant=plug)
+    end = time.perf_counter()
+    length = inputs["input_ids"].shape[1]
+    return Comparison(
+        prompt=question,
+        plain_seconds=middle - start,
+        plug_seconds=end - middle,
+        tokens=plugged.shape[1] - length,
+        forwards=plug.stats.forwards - before + 1,
+        identical=torch.equal(plain, plugged),
+        output=plugged[0, length:].tolist(),
+    )
+
+
+def _table(name: str, dtype: str, results: list[Comparison]) -> Table:
+    title = f"model.generate without and with the plug\n{name}, {dtype}, greedy"
+    table = Table(title=f"{title}, repetition penalty {PENALTY}", padding=(0, 0, 0, 1))
+    table.add_column("prompt", max_width=24, no_wrap=True)
+    columns = ("tokens", "plain\ntok/s", "plug\ntok/s", "ratio", "for-\nwards", "accept\nlength")
+    for column in columns:
+        table.add_column(column, justify="right")
+    table.add_column("output", no_wrap=True)
+    total = Comparison(
+        "all",
+        sum(result.plain_seconds for result in results),
+        sum(result.plug_seconds for result in results),
+        sum(result.tokens for result in results),
+        sum(result.forwards for result in results),
+        all(result.identical for result in results),
+        [],
+    )
+    for result in [*results, total]:
+        if result is total:
+            table.add_section()
+        table.add_row(
+            result.prompt,
+            f"{result.tokens}",
+            f"{result.tokens / result.plain_seconds:.0f}",
+            f"{result.tokens / result.plug_seconds:.0f}",
+            f"{result.plain_seconds / result.plug_seconds:.2f}x",
+            f"{result.forwards}",
+            f"{result.tokens / result.forwards:.2f}",
+            "identical" if result.identical else "[red]DIFFERENT[/red]",
+        )
+    return table
+
+
+def _coloured(tokenizer: Any, result: Comparison) -> Text:
+    """The text of one answer; drafted tokens in the colour of who drafted them."""
+    text = Text.assemble("\nTokens accepted from ", ("context", STYLES["context"]), ", ")
+    text.append("recycling", STYLES["recycling"])
+    text.append(", ")
+    text.append("both", STYLES["both"])
+    text.append(f"; the rest is the model's own. Prompt: {result.prompt}\n\n")
+    styles = ["", *STYLES.values()]
+    written = ""
+    for place, origin in enumerate(result.origins, start=1):
+        # decode up to here, not token by token: a character may span tokens
+        whole = tokenizer.decode(result.output[:place])
+        if not whole.endswith("�"):
+            text.append(whole[len(written) :], styles[origin & 3])
+            written = whole
+    return text
