@@ -52,7 +52,8 @@ def decode(
             # 1. draft: one tree from all drafters
             tree = EMPTY
             if engine.drafts:
-                tree = search.grow(context.last, budget.limit, walk.room - 1, chain)
+                limit = min(budget.limit, engine.room)
+                tree = search.grow(context.last, limit, walk.room - 1, chain)
             # 2. size: as much of it as pays
             tree = budget.fit(tree)
 

@@ -53,6 +53,15 @@ def rollback(cache: Any, max_length: int) -> tuple[str, str]:
     return mode, reason
 
 
+def capacity(cache: Any) -> int:
+    """Slots that a cache can hold at most; huge if it grows."""
+    layers = decoder_cache(cache).layers
+    return min(
+        (layer.max_cache_len for layer in layers if isinstance(layer, StaticLayer)),
+        default=1 << 30,
+    )
+
+
 class Rollback:
     """Keeps the accepted slots of each forward pass in a cache and drops the rest.
 

@@ -14,7 +14,7 @@ from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from hf_specplug.drafters.base import TOP_K, Int32, TopK
 from hf_specplug.kernels.topk import top_k as top_k_kernel
 from hf_specplug.tree import DraftTree
-from hf_specplug.verify.cache import TREE, Rollback
+from hf_specplug.verify.cache import TREE, Rollback, capacity
 from hf_specplug.verify.masks import TreeMasks
 from hf_specplug.verify.support import Support, position_argument
 
@@ -73,6 +73,7 @@ class EagerEngine:
         self._kwargs = kwargs
         self.cache = kwargs["past_key_values"]
         self._past = int(self.cache.get_seq_length())
+        self._capacity = capacity(self.cache)
         self._rollback = Rollback(self.cache)
         self._undo.callback(self._rollback.close)
         self.drafts = self._rollback.can_roll_back()
@@ -84,6 +85,11 @@ class EagerEngine:
             self._prepare_masks()
         self._undo.enter_context(model._optimize_model_for_decode())  # as plain decoding does
         return outputs.logits[0, -wanted:]  # type: ignore[no-any-return]
+
+    @property
+    def room(self) -> int:
+        """Drafted tokens that the next forward pass has slots for."""
+        return self._capacity - self._past - 1
 
     def _prepare_positions(self) -> None:
         """Positions go up by one a token from where the prompt ended."""

@@ -1,0 +1,32 @@
+"""One thread, fixed seeds: tiny models are slower with two, and every failure must come back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
+
+from hf_specplug.demo import BUILT_IN
+
+torch.set_num_threads(1)
+logging.set_verbosity_error()
+logging.disable_progress_bar()
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def demo_model() -> Any:
+    """The built-in model: real text, real tokenizer. Shared: leave it as you found it."""
+    return AutoModelForCausalLM.from_pretrained(BUILT_IN, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Any:
+    return AutoTokenizer.from_pretrained(BUILT_IN)

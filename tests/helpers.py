@@ -1,0 +1,40 @@
+"""Running a model with and without a plug, and comparing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from hf_specplug import SpecPlug, attach, detach
+from hf_specplug.drafters.base import Drafter
+
+
+def plain(model: Any, inputs: dict[str, Any], seed: int = 0, **settings: Any) -> tuple[Any, Any]:
+    """(what plain `generate` returns, the final state of the random generator)"""
+    torch.manual_seed(seed)
+    output = type(model).generate(model, **inputs, **settings)
+    return output, torch.get_rng_state()
+
+
+def plugged(
+    model: Any,
+    inputs: dict[str, Any],
+    drafters: list[str | Drafter] | Drafter,
+    nodes: int | str = 12,
+    seed: int = 0,
+    **settings: Any,
+) -> tuple[Any, Any, SpecPlug]:
+    """The same with a plug attached for this one call, and the plug."""
+    plug = attach(model, drafters=drafters, nodes=nodes)
+    try:
+        torch.manual_seed(seed)
+        output = model.generate(**inputs, **settings)
+        return output, torch.get_rng_state(), plug
+    finally:
+        detach(model)
+
+
+def new_tokens(output: torch.Tensor, count: int) -> list[int]:
+    """The last `count` tokens of an output with one row."""
+    return output[0, -count:].tolist()  # type: ignore[no-any-return]
