@@ -53,14 +53,15 @@ def decode(
             tree = EMPTY
             if engine.drafts:
                 limit = min(budget.limit, engine.room)
-                tree = search.grow(context.last, limit, walk.room - 1, chain)
+                tree = search.grow(emitted[-1], limit, walk.room - 1, chain)
             # 2. size: as much of it as pays
             tree = budget.fit(tree)
 
         # 3. verify: one forward pass over the last token and the tree
         start = time.perf_counter()
         with stats.phase("verify"):
-            logits = engine.step(context.last, tree)
+            root = emitted[-1]
+            logits = engine.step(root, tree)
 
         # 4. accept: what the target says, as far as the tree foresaw it
         with stats.phase("accept"):
@@ -71,7 +72,7 @@ def decode(
         # 5. observe: drafters learn from all that was seen
         with stats.phase("observe"):
             stats.observe(tree, visited, names)
-            tokens = np.concatenate([_int32([context.last]), tree.tokens])
+            tokens = np.concatenate([_int32([root]), tree.tokens])
             sources = np.concatenate([np.zeros(1, np.uint16), tree.sources])
             context.append(emitted)
             topk = top_k(logits) if _needs_topk(search) else None

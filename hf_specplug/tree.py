@@ -142,7 +142,7 @@ class TreeSearch:
         self._frontier[0] = 0
         size, waiting, turn = 1, 1, 1
         while waiting:
-            frontier = Frontier(self._frontier[:waiting], pool, root)
+            frontier = Frontier(_read_only(self._frontier[:waiting]), _read_only(pool), root)
             size = self._expand(frontier, size, turn)
             turn += 1
             if chain:
@@ -196,6 +196,12 @@ class TreeSearch:
             probs=self._chance[chosen, kernels.PROB],
             sources=rows[:, kernels.SOURCES].astype(np.uint16),
         )
+
+
+def _read_only(array: Int32) -> Int32:
+    view = array.view()
+    view.flags.writeable = False
+    return view
 
 
 def _checked_priors(drafter: Drafter) -> Float32:

@@ -46,8 +46,10 @@ class Context:
 
     @property
     def tokens(self) -> Int32:
-        """All tokens so far, int32[len(self)]: a view, valid until the next `append`."""
-        return self._buffer[: self._length]
+        """All tokens so far, int32[len(self)]: a read-only view, valid until the next `append`."""
+        view = self._buffer[: self._length]
+        view.flags.writeable = False
+        return view
 
     @property
     def last(self) -> int:
@@ -71,9 +73,9 @@ class Frontier:
     """The search nodes to expand now.
 
     Attributes:
-        nodes: int32[n], their ids; 0 is the end of the accepted text. A node is expanded at most
+        nodes: int32[n], read-only, their ids; 0 is the end of the accepted text. A node is expanded at most
             once in a step, after its parent, so that a drafter can keep state per id.
-        pool: int32[capacity, k], all search nodes: column 0 token, 1 parent id, 2 depth (root 0).
+        pool: int32[capacity, k], read-only, all search nodes: column 0 token, 1 parent id, 2 depth (root 0).
         root: the last accepted token, the one at node 0.
     """
 
@@ -109,7 +111,7 @@ class TopK:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one forward pass showed.
+    """What one forward pass showed. The arrays are read-only: all drafters see the same.
 
     Attributes:
         tokens: int32[n], the tokens whose outputs are known: the root and the tree, or prompt
@@ -125,6 +127,12 @@ class Step:
     visited: Int32
     emitted: Int32
     topk: TopK | None
+
+    def __post_init__(self) -> None:
+        for array in (self.tokens, self.sources, self.visited, self.emitted):
+            array.flags.writeable = False
+        if self.topk is not None:
+            self.topk.ids.flags.writeable = self.topk.probs.flags.writeable = False
 
 
 class Drafter(ABC):

@@ -1,0 +1,65 @@
+"""Plain-Python twins of the kernels: slow, obvious, and compared with them by hypothesis."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from hf_specplug.drafters.context import ORDER
+
+
+def ancestors(parents: Sequence[int]) -> list[list[bool]]:
+    """Twin of kernels.tree.ancestors."""
+    n = len(parents) + 1
+    seen = [[False] * n for _ in range(n)]
+    for i in range(n):
+        j = i
+        while j >= 0:
+            seen[i][j] = True
+            j = parents[j - 1] + 1 if j > 0 else -1
+    return seen
+
+
+def best(paths: Sequence[float], limit: int) -> list[int]:
+    """The `limit` nodes of highest path probability; node i + 1 has paths[i]; ties: the lower."""
+    order = sorted(range(1, len(paths) + 1), key=lambda node: (-paths[node - 1], node))
+    return sorted(order[:limit])
+
+
+def top_k(row: Sequence[float], k: int) -> list[int]:
+    """Twin of kernels.topk.top_k for one row."""
+    numbers = [i for i, value in enumerate(row) if not math.isnan(value) and value > -math.inf]
+    ids = sorted(numbers, key=lambda i: (-row[i], i))[:k]
+    return ids + [-1] * (k - len(ids))
+
+
+def continuations(text: Sequence[int], path: Sequence[int]) -> list[tuple[int, int, float, bool]]:
+    """What may follow text + path by suffix matching: (token, match length, share, latest).
+
+    Every suffix of text + path, longest first, down to one token; a token counts at the longest
+    suffix that it follows in the text. Within a suffix the latest continuation comes first.
+    """
+    whole = [*text, *path]
+    found: list[tuple[int, int, float, bool]] = []
+    for length in range(min(ORDER - 1, len(whole)), 0, -1):
+        suffix = whole[len(whole) - length :]
+        after = [
+            text[end]
+            for end in range(length, len(text))
+            if list(text[end - length : end]) == suffix
+        ]
+        for i, token in enumerate(dict.fromkeys(reversed(after))):
+            if token not in [entry[0] for entry in found]:
+                found.append((token, length, after.count(token) / len(after), i == 0))
+    return found
+
+
+def recycled(
+    history: Sequence[tuple[Sequence[int], Sequence[Sequence[int]], Sequence[int]]],
+) -> dict[int, list[int]]:
+    """Twin of kernels.adjacency.update over several steps of (tokens, rows, visited)."""
+    matrix: dict[int, list[int]] = {}
+    for tokens, rows, visited in history:
+        for i in [*range(len(tokens)), *visited]:
+            matrix[tokens[i]] = list(rows[i])
+    return matrix

@@ -1,0 +1,126 @@
+"""What every registered drafter must keep to; a new one is tested here by being registered."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from hf_specplug.drafters.base import (
+    MAX_CHILDREN,
+    TOP_K,
+    Context,
+    Drafter,
+    Frontier,
+    Step,
+    TopK,
+    create,
+    registry,
+)
+from hf_specplug.tree import TreeSearch
+from tests.helpers import new_tokens, plain, plugged
+from tests.zoo import make, prompt
+
+VOCAB = 50
+DRAFTERS = sorted(registry())
+
+
+def fed(name: str, seed: int = 0) -> tuple[Drafter, Context]:
+    """A drafter in the middle of a request."""
+    rng = np.random.default_rng(seed)
+    drafter = create([name])[0]
+    context = Context(rng.integers(0, 12, 60), VOCAB)
+    drafter.begin(context)
+    for _ in range(6):
+        tokens = rng.integers(0, 12, 5).astype(np.int32)
+        emitted = tokens[:2]
+        context.append(emitted)
+        rows = np.stack([rng.permutation(12)[:TOP_K] for _ in range(5)]).astype(np.int32)
+        topk = TopK(rows, np.full((5, TOP_K), 0.1, np.float32))
+        visited = np.array([0, 1], np.int32)
+        drafter.observe(Step(tokens, np.zeros(5, np.uint16), visited, emitted, topk))
+    return drafter, context
+
+
+def grow(drafter: Drafter, context: Context, limit: int = 30) -> list[tuple[int, int]]:
+    def fail(_: Drafter, error: Exception) -> None:
+        raise error
+
+    tree = TreeSearch([drafter], VOCAB, fail).grow(context.last, limit, 8)
+    return list(zip(tree.tokens.tolist(), tree.parents.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("name", DRAFTERS)
+def test_declares_itself(name: str) -> None:
+    drafter = create([name])[0]
+    assert drafter.name == name
+    assert drafter.needs <= {"topk", "hidden"}
+    assert drafter.priors.dtype == np.float32
+    assert ((drafter.priors > 0) & (drafter.priors <= 1)).all()
+    assert type(drafter).__doc__
+
+
+@pytest.mark.parametrize("name", DRAFTERS)
+def test_proposes_within_the_contract(name: str) -> None:
+    drafter, context = fed(name)
+    pool = np.zeros((4, 7), np.int32)
+    pool[1:, 0] = 3, 4, 5
+    for nodes in ([0], [1, 2], [3]):
+        rows = drafter.expand(Frontier(np.array(nodes, np.int32), pool, context.last))
+        assert rows.dtype == np.int32
+        assert rows.shape[1] == 3
+        assert set(rows[:, 0].tolist()) <= set(nodes)
+        assert ((rows[:, 1] >= 0) & (rows[:, 1] < VOCAB)).all()
+        assert ((rows[:, 2] >= 0) & (rows[:, 2] < len(drafter.priors))).all()
+        for node in nodes:
+            tokens = rows[rows[:, 0] == node, 1].tolist()
+            assert len(tokens) <= MAX_CHILDREN
+            assert len(set(tokens)) == len(tokens)
+
+
+@pytest.mark.parametrize("name", DRAFTERS)
+def test_is_deterministic_and_copies(name: str) -> None:
+    drafter, context = fed(name)
+    expected = grow(drafter, context)
+    assert expected
+    assert grow(drafter, context) == expected
+    assert grow(fed(name)[0], context) == expected
+    for twin in (copy.deepcopy(drafter), pickle.loads(pickle.dumps(drafter))):
+        assert grow(twin, context) == expected
+
+
+@pytest.mark.parametrize("name", DRAFTERS)
+def test_state_comes_back(name: str) -> None:
+    drafter, context = fed(name)
+    state = {key: array.copy() for key, array in drafter.state_dict().items()}
+    fresh = create([name])[0]
+    fresh.load_state_dict(state)
+    for one in (drafter, fresh):
+        one.begin(context)
+    assert grow(fresh, context) == grow(drafter, context)
+
+
+@pytest.mark.parametrize("name", DRAFTERS)
+def test_an_empty_context_and_no_observation(name: str) -> None:
+    drafter = create([name])[0]
+    context = Context([], VOCAB)
+    drafter.begin(context)
+    assert isinstance(grow(drafter, context), list)
+    none = np.empty(0, np.int32)
+    drafter.observe(Step(none, none.astype(np.uint16), none, none, None))
+
+
+@pytest.mark.parametrize("name", DRAFTERS)
+@pytest.mark.parametrize("do_sample", [False, True])
+def test_is_lossless(name: str, do_sample: bool) -> None:
+    model, inputs = make("llama"), prompt(make("llama"))
+    settings = {"max_new_tokens": 60, "do_sample": do_sample, "top_k": 5}
+    expected, state = plain(model, inputs, **settings)
+    output, after, plug = plugged(model, inputs, [name], nodes=16, **settings)
+    assert new_tokens(output, 60) == new_tokens(expected, 60)
+    assert torch.equal(after, state)
+    assert plug.stats.drafted
+    assert not plug.stats.dropped

@@ -1,0 +1,92 @@
+"""The identity tests notice: each of these mutations of the verification changes the output."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from hf_specplug.tree import DraftTree
+from hf_specplug.verify import cache as cache_module
+from hf_specplug.verify.engine import EagerEngine
+from hf_specplug.verify.masks import Reach
+from hf_specplug.verify.walk import Walk
+from tests.helpers import new_tokens, plain, plugged
+from tests.replay import Replay
+from tests.zoo import make, prompt
+
+
+def outputs_differ(name: str, rank: int = 2) -> bool:
+    model, inputs = make(name), prompt(make(name))
+    settings: dict[str, Any] = {"max_new_tokens": 40, "do_sample": False}
+    expected, _ = plain(model, inputs, **settings)
+    drafter = Replay(new_tokens(expected, 40), rank=rank)
+    output, _, _ = plugged(model, inputs, drafter, nodes=16, **settings)
+    return output.tolist() != expected.tolist()  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral-window", "gemma2", "gpt2", "whisper"])
+def test_unmutated(name: str) -> None:
+    assert not outputs_differ(name)
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral-window", "gemma2", "gpt2", "whisper"])
+def test_a_causal_mask(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def causal(self: DraftTree) -> Any:
+        return np.tril(np.ones((len(self) + 1, len(self) + 1), np.bool_))
+
+    monkeypatch.setattr(DraftTree, "ancestors", causal)
+    assert outputs_differ(name)
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral-window", "gemma2", "gpt2", "whisper"])
+def test_compaction_without_gather(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache_module, "_gather", lambda *arguments: None)
+    assert outputs_differ(name)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "whisper"])
+def test_positions_by_slot(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = EagerEngine._inputs
+
+    def by_slot(self: EagerEngine, tokens: Any, depths: Any, mask: Any) -> Any:
+        return inputs(self, tokens, np.arange(len(depths), dtype=np.int32), mask)
+
+    monkeypatch.setattr(EagerEngine, "_inputs", by_slot)
+    assert outputs_differ(name)
+
+
+@pytest.mark.parametrize("name", ["mistral-window", "gemma3", "llama4"])
+def test_a_mask_without_windows(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Reach, "first", lambda self, slots, padding: np.zeros_like(slots))
+    assert outputs_differ(name, rank=0)
+
+
+def test_a_walk_that_trusts_the_draft(monkeypatch: pytest.MonkeyPatch) -> None:
+    accept = Walk.accept
+
+    def trusting(self: Walk, logits: torch.Tensor, tree: DraftTree) -> Any:
+        if len(tree):
+            logits = logits.clone()
+            logits[0, int(tree.tokens[0])] += 1e6
+        return accept(self, logits, tree)
+
+    monkeypatch.setattr(Walk, "accept", trusting)
+    assert outputs_differ("llama")
+
+
+def test_an_additional_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    pick = Walk._pick
+
+    def twice(self: Walk, logits: torch.Tensor) -> int:
+        torch.rand(1)
+        return pick(self, logits)
+
+    monkeypatch.setattr(Walk, "_pick", twice)
+    model, inputs = make("llama"), prompt(make("llama"))
+    expected, state = plain(model, inputs, max_new_tokens=20, do_sample=True)
+    output, after, _ = plugged(model, inputs, ["context"], max_new_tokens=20, do_sample=True)
+    assert output.tolist() != expected.tolist()
+    assert not torch.equal(after, state)
