@@ -70,12 +70,12 @@ class Context:
 
 @dataclass(frozen=True, slots=True)
 class Frontier:
-    """The search nodes to expand now.
+    """The search nodes to expand now. The arrays are read-only.
 
     Attributes:
-        nodes: int32[n], read-only, their ids; 0 is the end of the accepted text. A node is expanded at most
+        nodes: int32[n], their ids; 0 is the end of the accepted text. A node is expanded at most
             once in a step, after its parent, so that a drafter can keep state per id.
-        pool: int32[capacity, k], read-only, all search nodes: column 0 token, 1 parent id, 2 depth (root 0).
+        pool: int32[capacity, k], all search nodes: column 0 token, 1 parent id, 2 depth (root 0).
         root: the last accepted token, the one at node 0.
     """
 

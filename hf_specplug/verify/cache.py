@@ -11,12 +11,23 @@ from transformers.cache_utils import (
     DynamicLayer,
     DynamicSlidingWindowLayer,
     EncoderDecoderCache,
-    LinearAttentionLayer,
     StaticLayer,
     StaticSlidingWindowLayer,
 )
 
 TREE, CHAIN, PLAIN = "tree", "chain", "plain"
+
+
+_TAIL_ONLY = frozenset(
+    {
+        "DynamicIndexedLayer",
+        "LinearAttentionLayer",  # convolutions; recurrent states are looked for after the prompt
+        "LinearAttentionAndFullAttentionLayer",
+        "LinearAttentionAndSlidingWindowAttentionLayer",
+    }
+)
+"""Layer types that can drop their last slots, but not pick among them. `is_croppable` does not tell:
+it is True of quantized layers too, whose `crop` leaves what was flushed to the quantized store."""
 
 
 def decoder_cache(cache: Any) -> Any:
@@ -44,9 +55,9 @@ def rollback(cache: Any, max_length: int) -> tuple[str, str]:
             if max_length > layer.max_cache_len:
                 return PLAIN, "a static sliding-window cache overwrites what a rollback needs"
             continue
-        if (
-            kind is LinearAttentionLayer or layer.is_croppable
-        ):  # convolutions; checked after prefill
+        if kind.__name__ == "DummyLayer":
+            continue
+        if kind.__name__ in _TAIL_ONLY:
             mode, reason = CHAIN, f"{kind.__name__} can only drop its last tokens"
             continue
         return PLAIN, f"{kind.__name__} cannot be rolled back"

@@ -1,0 +1,105 @@
+"""The budget: widths that pay, nothing where nothing pays, and a way back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from hf_specplug import DraftTree
+from hf_specplug.budget import WIDTHS, Budget
+
+
+def draft(prob: float, size: int) -> DraftTree:
+    """A chain whose tokens are each right with probability `prob`, given the one before."""
+    return DraftTree(
+        np.arange(size, dtype=np.int32),
+        np.arange(-1, size - 1, dtype=np.int32),
+        np.full(size, prob, np.float32),
+        np.ones(size, np.uint16),
+    )
+
+
+def run(budget: Budget, prob: float, cost: Callable[[int], float], steps: int) -> list[int]:
+    """Widths chosen in the last steps, when drafts are right as often as they say."""
+    rng = np.random.default_rng(0)
+    widths = []
+    for _ in range(steps):
+        tree = budget.fit(draft(prob, budget.limit))
+        accepted = 0
+        while accepted < len(tree) and rng.random() < prob:
+            accepted += 1
+        noise = 10.0 if rng.random() < 0.1 else 1.0  # a busy moment now and then
+        budget.observe(tree, accepted, cost(len(tree) + 1) * noise)
+        widths.append(len(tree) + 1)
+    return widths[-200:]
+
+
+def flat(width: int) -> float:
+    return 1.0
+
+
+def steep(width: int) -> float:
+    return 0.2 + 0.8 * width
+
+
+def cpu(width: int) -> float:
+    return 1.0 if width == 1 else 1.3 + 0.04 * (width - 6)
+
+
+def usual(widths: list[int]) -> int:
+    return max(set(widths), key=widths.count)
+
+
+def test_large_where_checking_is_free() -> None:
+    assert usual(run(Budget(), 0.98, flat, 600)) == 64
+
+
+def test_nothing_where_drafts_are_wrong_or_dear() -> None:
+    assert usual(run(Budget(), 0.02, cpu, 600)) == 1
+    assert usual(run(Budget(), 0.3, steep, 600)) == 1
+
+
+def test_the_best_width_in_between() -> None:
+    for prob in (0.5, 0.7, 0.9):
+        rates = {width: (1 - prob**width) / (1 - prob) / cpu(width) for width in WIDTHS}
+        chosen = run(Budget(), prob, cpu, 800)
+        assert np.mean([rates[width] for width in chosen]) > 0.95 * max(rates.values())
+
+
+def test_promises_that_are_not_kept_are_trusted_less() -> None:
+    budget = Budget()
+    for _ in range(600):
+        tree = budget.fit(draft(0.9, budget.limit))
+        budget.observe(tree, 0, cpu(len(tree) + 1))
+    assert len(budget.fit(draft(0.9, budget.limit))) == 0
+
+
+def test_it_notices_when_drafting_pays_again() -> None:
+    budget = Budget()
+    run(budget, 0.02, cpu, 500)
+    assert usual(run(budget, 0.9, cpu, 400)[-100:]) > 6
+
+
+def test_the_cut_tree_keeps_the_likeliest_nodes() -> None:
+    budget = Budget()
+    for width in WIDTHS:
+        for _ in range(3):
+            budget.observe(draft(0.5, width - 1), 0, 1.0 if width <= 6 else 100.0)
+    budget._accepted = budget._predicted = 4.0
+    tree = DraftTree(
+        np.arange(9, dtype=np.int32),
+        np.array([-1, -1, 0, 0, 1, 2, -1, -1, -1], np.int32),
+        np.array([0.5, 0.4, 0.9, 0.1, 0.2, 0.9, 0.01, 0.02, 0.03], np.float32),
+        np.ones(9, np.uint16),
+    )
+    assert budget.fit(tree).tokens.tolist() == [0, 1, 2, 4, 5]
+
+
+@pytest.mark.parametrize("nodes", [1, 5, 100])
+def test_fixed(nodes: int) -> None:
+    budget = Budget(nodes)
+    assert budget.limit == nodes - 1
+    tree = draft(0.01, 7)
+    assert budget.fit(tree) is tree

@@ -1,0 +1,75 @@
+"""The command line, as a user would call it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from hf_specplug import __version__
+from hf_specplug.demo import Recorder, run
+from tests.helpers import new_tokens, plain, plugged
+from tests.replay import Replay
+from tests.zoo import make, prompt
+
+
+def specplug(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "hf_specplug.cli", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["demo", "--help"], []])
+def test_help_shows_an_example(arguments: list[str]) -> None:
+    result = specplug(*arguments)
+    assert result.returncode == (0 if arguments else 2)
+    assert "Example: specplug demo" in result.stdout + result.stderr
+
+
+def test_version() -> None:
+    assert specplug("--version").stdout.strip() == f"hf-specplug {__version__}"
+
+
+def test_demo() -> None:
+    result = specplug("demo", "--tokens", "40", "--prompt", "Add two numbers.", "--threads", "1")
+    assert result.returncode == 0, result.stderr
+    assert "identical" in result.stdout
+    assert "DIFFERENT" not in result.stdout
+    assert "accept" in result.stdout
+    assert "Add two numbers." in result.stdout
+
+
+def test_bad_input_is_one_friendly_line(tmp_path: Path) -> None:
+    for arguments, message in (
+        (["--dtype", "int8"], "must be float32, bfloat16 or float16"),
+        (["--model", str(tmp_path / "nowhere")], "nowhere"),
+    ):
+        result = specplug("demo", *arguments)
+        assert result.returncode == 1
+        assert message in result.stderr
+        assert "Traceback" not in result.stderr
+    assert specplug("demo", "--tokens", "x").returncode == 2
+
+
+def test_demo_reports_identity(capsys: pytest.CaptureFixture[str]) -> None:
+    threads = torch.get_num_threads()
+    assert run(None, ["Write a loop."], 20, "float32", threads, color=True)
+    assert "Write a loop." in capsys.readouterr().out
+
+
+def test_the_recorder_knows_where_tokens_came_from() -> None:
+    model, inputs = make("llama"), prompt(make("llama"))
+    recorder = Recorder()
+    settings = {"max_new_tokens": 40, "do_sample": False}
+    expected, _ = plain(model, inputs, **settings)
+    replay = Replay(new_tokens(expected, 40), wrong=lambda p: p % 3 == 0)
+    output, _, plug = plugged(model, inputs, [replay, recorder], nodes=8, **settings)
+    assert output.tolist() == expected.tolist()
+    assert len(recorder.origins) == 40
+    assert sum(origin & 1 for origin in recorder.origins) == plug.stats.accepted > 0

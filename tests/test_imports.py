@@ -1,0 +1,94 @@
+"""The layout: imports point one way, heavy libraries stay where they belong, start-up is light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import hf_specplug
+
+ROOT = Path(hf_specplug.__file__).parent
+LAYERS = [
+    ["errors"],
+    ["kernels"],
+    ["drafters"],
+    ["tree"],
+    ["budget", "stats"],
+    ["verify"],
+    ["decode"],
+    ["plug"],
+    ["demo"],
+    ["cli"],
+]
+RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+MODULES = sorted(ROOT.rglob("*.py"))
+
+
+def part(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imported(path: Path, whole: bool) -> set[str]:
+    """Modules that a file imports; `whole`: also inside functions."""
+    tree = ast.parse(path.read_text())
+    nodes = ast.walk(tree) if whole else tree.body
+    names: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_one_way(path: Path) -> None:
+    own = part(path)
+    if own == "__init__":
+        return
+    assert own in RANK, f"{own} has no place in LAYERS"
+    for name in imported(path, whole=True):
+        parts = name.split(".")
+        if parts[0] == "hf_specplug" and len(parts) > 1 and parts[1] in RANK:
+            assert RANK[parts[1]] <= RANK[own], f"{path.name} imports {name}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_heavy_libraries_stay_where_they_belong(path: Path) -> None:
+    own = part(path)
+    top = {name.split(".")[0] for name in imported(path, whole=True)}
+    if own not in ("verify", "plug", "demo"):
+        assert not top & {"torch", "transformers", "safetensors"}
+    if own != "kernels":
+        assert "numba" not in top
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_and_functions_stay_readable(path: Path) -> None:
+    source = path.read_text()
+    assert source.count("\n") <= 600
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno is not None
+            assert node.end_lineno - node.lineno < 75, node.name
+
+
+@pytest.mark.parametrize(
+    "code", ["import hf_specplug", "import hf_specplug.cli", "from hf_specplug.errors import *"]
+)
+def test_start_up_is_light(code: str) -> None:
+    heavy = "{'torch', 'transformers', 'numba', 'faiss', 'ahocorasick'}"
+    check = f"{code}; import sys; assert not set(sys.modules) & {heavy}"
+    subprocess.run([sys.executable, "-c", check], check=True)
+
+
+def test_public_names_exist() -> None:
+    for name in hf_specplug.__all__:
+        assert getattr(hf_specplug, name).__doc__
+    assert set(hf_specplug.__all__) <= set(dir(hf_specplug))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = hf_specplug.nothing

@@ -1,0 +1,152 @@
+"""Gates: what is run as a tree, a chain or plainly, the probe, and the reasons given."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+from transformers import DynamicCache, StaticCache
+from transformers.cache_utils import DynamicIndexedLayer
+
+from hf_specplug import attach, detach
+from hf_specplug.verify import support
+from hf_specplug.verify.cache import CHAIN, PLAIN, TREE, capacity, rollback
+from tests.helpers import plain, plugged
+from tests.zoo import FAMILIES, make, prompt
+
+TREES = [name for name, family in FAMILIES.items() if family.mode == TREE and name != "whisper"]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_mode_of_every_family(name: str) -> None:
+    model = make(name)
+    of_model = support.of_model(model)
+    assert of_model.mode == FAMILIES[name].mode
+    assert bool(of_model.reason) == (of_model.mode != TREE)
+    if of_model.mode == TREE:
+        family = model.config.get_text_config(decoder=True).model_type
+        assert family in support.PROVEN, "no probe should be needed"
+
+
+@pytest.mark.parametrize("name", TREES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_probe_agrees_with_the_list(name: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = FAMILIES[name].build().eval().to(dtype)
+    state = torch.get_rng_state()
+    probed = support._probe(model)
+    assert torch.equal(torch.get_rng_state(), state)
+    if dtype is torch.float32:
+        assert probed.mode == TREE, probed.reason
+
+
+@pytest.mark.parametrize("name", ["gpt-neo", "falcon-alibi", "mpt", "bloom"])
+def test_the_probe_finds_what_is_wrong(name: str) -> None:
+    probed = support._probe(make(name))
+    assert probed.mode == CHAIN
+    assert "probe" in probed.reason
+
+
+def test_an_unlisted_family_is_probed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(support, "PROVEN", frozenset())
+    calls = []
+    probe = support._probe
+    monkeypatch.setattr(support, "_probe", lambda model: calls.append(1) or probe(model))
+    model = make("llama")
+    expected, _ = plain(model, prompt(model), max_new_tokens=20, do_sample=False)
+    plug = attach(model)
+    for _ in range(3):
+        output = model.generate(**prompt(model), max_new_tokens=20, do_sample=False)
+        assert output.tolist() == expected.tolist()
+    detach(model)
+    assert calls == [1]
+    assert not plug.stats.fallbacks
+
+
+def test_other_attention_gets_chains() -> None:
+    torch.manual_seed(0)
+    model = FAMILIES["llama"].build().eval()
+    model.config._attn_implementation_internal = "flash_attention_2"
+    assert support.of_model(model).mode == CHAIN
+    assert "flash_attention_2" in support.of_model(model).reason
+
+
+def test_reasons_are_counted_and_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    model = make("mamba2")
+    plug = attach(model)
+    with caplog.at_level(logging.WARNING, "hf_specplug"):
+        for _ in range(3):
+            model.generate(**prompt(model), max_new_tokens=3)
+    detach(model)
+    assert list(plug.stats.fallbacks.values()) == [3]
+    assert len([record for record in caplog.records if "recurrent" in record.message]) == 1
+
+
+def test_longrope_stays_on_one_side_of_its_switch() -> None:
+    import transformers as tf
+
+    torch.manual_seed(0)
+    factors = [1.0 + i / 2 for i in range(4)]
+    model = tf.Phi3ForCausalLM(
+        tf.Phi3Config(
+            vocab_size=96,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=128,
+            original_max_position_embeddings=40,
+            pad_token_id=0,
+            initializer_range=0.3,
+            rope_parameters={
+                "rope_type": "longrope",
+                "rope_theta": 10000.0,
+                "short_factor": [1.0] * 4,
+                "long_factor": factors,
+                "original_max_position_embeddings": 40,
+            },
+        )
+    ).eval()
+    model.generation_config.eos_token_id = None
+    for length, count, drafted in ((20, 19, True), (20, 40, False), (50, 30, True)):
+        inputs = prompt(model, length=length)
+        settings: dict[str, Any] = {"max_new_tokens": count, "do_sample": False}
+        expected, _ = plain(model, inputs, **settings)
+        output, _, plug = plugged(model, inputs, ["context", "recycling"], **settings)
+        assert output.tolist() == expected.tolist()
+        assert bool(plug.stats.calls) == drafted
+        if not drafted:
+            assert "longrope" in next(iter(plug.stats.fallbacks))
+
+
+def test_what_caches_can_take_back() -> None:
+    config = make("llama").config
+    assert rollback(DynamicCache(config=config), 100) == (TREE, "")
+    assert rollback(DynamicCache(), 100) == (TREE, "")
+    assert rollback(StaticCache(config=config, max_cache_len=50), 60) == (TREE, "")
+    assert capacity(StaticCache(config=config, max_cache_len=50)) == 50
+    assert capacity(DynamicCache(config=config)) > 10**6
+    sliding = StaticCache(config=make("gemma3").config, max_cache_len=50)
+    assert rollback(sliding, 60)[0] == PLAIN
+    assert rollback(sliding, 16)[0] == TREE
+    assert rollback(DynamicCache(config=config, offloading=True), 9)[0] == PLAIN
+    assert rollback(None, 9)[0] == PLAIN
+    indexed = DynamicCache()
+    indexed.layers.append(DynamicIndexedLayer())
+    assert rollback(indexed, 9)[0] == CHAIN
+    quantized = DynamicCache()
+    quantized.layers.append(object.__new__(_quantized_layer()))
+    assert rollback(quantized, 9)[0] == PLAIN
+
+
+def _quantized_layer() -> type:
+    from transformers.cache_utils import QuantizedLayer
+
+    class Some(QuantizedLayer):  # type: ignore[misc]
+        def _quantize(self, *arguments: Any) -> Any: ...
+        def _dequantize(self, *arguments: Any) -> Any: ...
+
+    return Some
