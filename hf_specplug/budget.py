@@ -18,8 +18,8 @@ MAX_NODES = 1024
 WIDTHS = (1, 6, 8, 12, 16, 24, 32, 48, 64)
 """Tokens per forward pass to choose from; from 2 to 5 matrix kernels are mostly at their worst."""
 
-_SAMPLES = 9  # timings kept per width; their median counts, so that a busy moment does not
-_FIRST = 2  # timings before a width is believed
+_SAMPLES = 9  # timings kept per width; the lower quartile counts: other work only makes them longer
+_FIRST = 3  # timings before a width is believed
 _PROBE_EVERY = 64  # steps after which a width other than the best is timed again
 _MEMORY = 0.98  # per step, of predicted and accepted tokens
 
@@ -57,8 +57,6 @@ class Budget:
         paths = tree.path_probs()
         order = np.argsort(-paths, kind="stable")
         width = self._choose(np.cumsum(paths[order]))
-        larger = [other for other in WIDTHS if other > max(width, 12)]
-        self.limit = (larger or WIDTHS)[0 if larger else -1] - 1  # no larger a search than needed
         if width > len(tree):
             return tree
         return tree.select(np.sort(order[: width - 1]))
@@ -87,10 +85,12 @@ class Budget:
             if width == 1 and len(times) < _FIRST:
                 return 1
             if len(times) >= _FIRST:
-                cost = max(cost, sorted(times)[(len(times) - 1) // 2])
+                cost = max(cost, sorted(times)[len(times) // 4])
             # else: hope that it costs no more than a smaller one, and so find out
             rates[width] = (1.0 + (trust * float(gains[width - 2]) if width > 1 else 0.0)) / cost
         best = max(rates, key=rates.__getitem__)
+        larger = [width for width in WIDTHS if width > max(best, 12)]
+        self.limit = (larger or WIDTHS)[0 if larger else -1] - 1  # search for no more than needed
         if self._steps % _PROBE_EVERY == _PROBE_EVERY - 1:
             return self._neighbour(best, list(rates))
         return best

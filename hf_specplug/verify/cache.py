@@ -26,8 +26,8 @@ _TAIL_ONLY = frozenset(
         "LinearAttentionAndSlidingWindowAttentionLayer",
     }
 )
-"""Layer types that can drop their last slots, but not pick among them. `is_croppable` does not tell:
-it is True of quantized layers too, whose `crop` leaves what was flushed to the quantized store."""
+"""Layer types that can drop their last slots, but not pick among them. `is_croppable` does not tell
+them: quantized layers have it, but `crop` leaves what was flushed to their quantized store."""
 
 
 def decoder_cache(cache: Any) -> Any:
