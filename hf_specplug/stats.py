@@ -83,9 +83,10 @@ class Stats:
             self.accepted_per_position[position] += 1
         if not len(tree):
             return
-        accepted = tree.sources[[index - 1 for index in visited[1:]]].tolist()
+        drafted = tree.sources.tolist()
+        accepted = [drafted[index - 1] for index in visited[1:]]
         for bit, name in enumerate(names):
-            self.drafted_by[name] += int((tree.sources >> bit & 1).sum())
+            self.drafted_by[name] += sum(source >> bit & 1 for source in drafted)
             self.accepted_by[name] += sum(source >> bit & 1 for source in accepted)
 
     def to_dict(self) -> dict[str, Any]:

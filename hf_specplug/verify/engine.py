@@ -44,6 +44,7 @@ class EagerEngine:
         support: Support,
     ) -> None:
         self._model = model
+        self._device = model.device  # the property walks all parameters: too slow for every step
         self._config = config
         self._kwargs = model_kwargs
         self._tree = support.mode == TREE
@@ -98,7 +99,7 @@ class EagerEngine:
         if self._position_key is not None:
             given = self._kwargs.pop(self._position_key, None)
             if given is None:  # such models count from the cache
-                given = torch.full((1, 1), self._past, device=self._model.device)
+                given = torch.full((1, 1), self._past, device=self._device)
             self._first = given[..., -1:]
 
     def _prepare_masks(self) -> None:
@@ -109,7 +110,7 @@ class EagerEngine:
             self.cache,
             self._model.dtype,
             text._attn_implementation == "eager",
-            self._model.device,
+            self._device,
             None if prompt_mask is None else prompt_mask[:, : self._past],
         )
 
@@ -135,7 +136,7 @@ class EagerEngine:
 
     def _inputs(self, tokens: NDArray[np.int64], depths: Int32, mask: Any) -> dict[str, Any]:
         model = self._model
-        ids = torch.from_numpy(tokens)[None].to(model.device)
+        ids = torch.from_numpy(tokens)[None].to(self._device)
         positions = None
         if self._first is not None:
             offsets = torch.from_numpy(depths + (self._past - self._first_past))

@@ -130,14 +130,16 @@ class TreeMasks:
         past: int,
     ) -> torch.Tensor:
         width = len(depths)
-        slots = past + depths.astype(np.int64)
-        first = reach.first(slots, self._left)
         length, offset = self._cache.get_mask_sizes(width, layer)
         buffer, middle = self._buffer(kind, width, past)
         begin = middle - past + offset
-        tree = seen & (slots[None, :] >= first[:, None])
-        buffer[:width, middle : middle + width] = self._values(tree)
-        limit = min(past, int(first.max()))  # past slots from here on are seen by all
+        limit = 0  # past slots from here on are seen by all
+        if reach != Reach():
+            slots = past + depths.astype(np.int64)
+            first = reach.first(slots, self._left)
+            limit = min(past, int(first.max()))
+            seen = seen & (slots[None, :] >= first[:, None])
+        buffer[:width, middle : middle + width] = self._values(seen)
         if limit > offset:
             columns = slice(begin, middle - past + limit)
             visible = np.arange(offset, limit)[None, :] >= first[:, None]

@@ -47,6 +47,7 @@ class Walk:
         self._length = input_ids.shape[1]
         self._buffer = input_ids.new_empty((1, self._length + 256))
         self._buffer[:, : self._length] = input_ids
+        self._new: list[int] = []  # emitted, but not in the buffer yet
         self.finished = False
         returns = config.return_dict_in_generate
         self.scores: tuple[torch.Tensor, ...] | None = (
@@ -64,6 +65,15 @@ class Walk:
     @property
     def input_ids(self) -> torch.Tensor:
         """int64[1, n + emitted], a view of everything so far."""
+        start = self._length - len(self._new)
+        if self._length > self._buffer.shape[1]:
+            grown = self._buffer.new_empty((1, 2 * self._length))
+            grown[:, :start] = self._buffer[:, :start]
+            self._buffer = grown
+        if self._new:
+            new = torch.tensor(self._new, device=self._buffer.device)
+            self._buffer[0, start : self._length] = new
+            self._new = []
         return self._buffer[:, : self._length]
 
     @property
@@ -100,6 +110,9 @@ class Walk:
 
     def _picks(self, logits: torch.Tensor) -> Any:
         """Greedy without processors: the argmax by node. On a device all at once, in one copy."""
+        if logits.device.type == "cpu" and logits.dtype is torch.float32:
+            rows = logits.numpy()
+            return lambda node: int(rows[node].argmax())
         if logits.device.type == "cpu":
             return lambda node: int(logits[node].to(torch.float32).numpy().argmax())
         return logits.to(torch.float32).argmax(dim=-1).tolist().__getitem__
@@ -118,9 +131,7 @@ class Walk:
         return int(torch.argmax(scores, dim=-1))
 
     def _emit(self, token: int) -> None:
-        if self._length == self._buffer.shape[1]:
-            self._buffer = torch.cat([self._buffer, torch.empty_like(self._buffer)], dim=1)
-        self._buffer[0, self._length] = token
+        self._new.append(token)
         self._length += 1
         if self._eos is None:
             self.finished = bool(self._criteria(self.input_ids, self.scores).all())
