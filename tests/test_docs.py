@@ -20,6 +20,7 @@ def snippets(name: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)
 
 
+@pytest.mark.filterwarnings("ignore:Using the model-agnostic default")
 def test_readme(capsys: pytest.CaptureFixture[str]) -> None:
     model = make("llama")
     names: dict[str, Any] = {"model": model, "inputs": prompt(model), "SpecPlug": SpecPlug}
