@@ -6,6 +6,7 @@ pass of each width costs on this machine, and how far the drafts' probabilities 
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections import deque
 
 import numpy as np
@@ -22,6 +23,15 @@ _SAMPLES = 9  # timings kept per width; the lower quartile counts: other work on
 _FIRST = 3  # timings before a width is believed
 _PROBE_EVERY = 64  # steps after which a width other than the best is timed again
 _MEMORY = 0.98  # per step, of predicted and accepted tokens
+_GAINS = (
+    0.2,
+    0.35,
+    0.5,
+    0.8,
+    1.2,
+    2.0,
+    3.5,
+)  # expected tokens: how far a promise is kept depends on it
 
 
 class Budget:
@@ -47,8 +57,9 @@ class Budget:
         self.limit = (WIDTHS[-1] if isinstance(nodes, str) else nodes) - 1
         self._times: dict[int, deque[float]] = {width: deque(maxlen=_SAMPLES) for width in WIDTHS}
         self._steps = 0
-        self._predicted = 4.0  # as if drafts had been seen to keep what they promise
-        self._accepted = 4.0
+        self._bucket = 0
+        # predicted and accepted tokens by size of the promise, as if some promises had been kept
+        self._kept = np.full((len(_GAINS) + 1, 2), 4.0)
 
     def fit(self, tree: DraftTree) -> DraftTree:
         """Cut a tree to the size that pays; to nothing if drafting does not."""
@@ -70,12 +81,16 @@ class Budget:
         if width in self._times:
             self._times[width].append(seconds)
         if len(tree):
-            self._predicted = _MEMORY * self._predicted + float(tree.path_probs().sum())
-            self._accepted = _MEMORY * self._accepted + accepted
+            promise = float(tree.path_probs().sum())
+            kept = self._kept[self._bucket]
+            kept *= _MEMORY
+            kept += promise, accepted
 
     def _choose(self, gains: NDArray[np.float32]) -> int:
         """The width of highest expected tokens per second; `gains[n - 1]` for n drafted tokens."""
-        trust = self._accepted / self._predicted
+        self._bucket = bisect(_GAINS, float(gains[min(len(gains), 11) - 1]))
+        predicted, accepted = self._kept[self._bucket]
+        trust = accepted / predicted
         rates: dict[int, float] = {}
         cost = 0.0
         for width in WIDTHS:

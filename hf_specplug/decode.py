@@ -89,8 +89,8 @@ def observe(search: TreeSearch, step: Step) -> None:
 
 
 def _prompt_rows(walk: Walk, context: Context) -> int:
-    """Prompt tokens whose outputs are worth their cost: memory, and twice what they can help."""
-    return min(walk.input_ids.shape[1], PREFILL_LOGITS // context.vocab_size, 2 * max(walk.room, 0))
+    """Prompt tokens whose outputs are worth having: as many as are to be generated, if they fit."""
+    return min(walk.input_ids.shape[1], PREFILL_LOGITS // context.vocab_size, walk.room)
 
 
 def _needs_topk(search: TreeSearch) -> bool:

@@ -87,7 +87,7 @@ def test_the_cut_tree_keeps_the_likeliest_nodes() -> None:
     for width in WIDTHS:
         for _ in range(3):
             budget.observe(draft(0.5, width - 1), 0, 1.0 if width <= 6 else 100.0)
-    budget._accepted = budget._predicted = 4.0
+    budget._kept[:] = 4.0
     tree = DraftTree(
         np.arange(9, dtype=np.int32),
         np.array([-1, -1, 0, 0, 1, 2, -1, -1, -1], np.int32),

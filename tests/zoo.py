@@ -9,24 +9,27 @@ from typing import Any
 
 import torch
 import transformers as tf
+from torch import nn
 from transformers import PreTrainedModel
 
 VOCAB = 96
 WINDOW = 16
+TEXT = range(3, 90)  # what prompts are made of: below are special tokens, above those of images
 BOTH = (torch.float32, torch.float64)
-SINGLE = (torch.float32,)
 
 
 @dataclass(frozen=True)
 class Family:
     """A model family, and how it is expected to be run: "tree", "chain" or "plain"."""
 
+    name: str
     build: Callable[[], PreTrainedModel]
     mode: str
     dtypes: tuple[torch.dtype, ...] = BOTH
+    kind: str = "decoder"  # or "encoder-decoder" or "speech"
 
 
-def _decoder(name: str, eager: bool = False, **changes: Any) -> Callable[[], PreTrainedModel]:
+def _decoder(name: str, **changes: Any) -> Callable[[], PreTrainedModel]:
     """Build `<name>Config` and `<name>ForCausalLM` in a size that is made in milliseconds."""
 
     def build() -> PreTrainedModel:
@@ -41,12 +44,10 @@ def _decoder(name: str, eager: bool = False, **changes: Any) -> Callable[[], Pre
             "bos_token_id": 1,
             "eos_token_id": None,
             "pad_token_id": 0,
-            "initializer_range": 0.3,
+            "initializer_range": 0.3,  # the usual 0.02 gives nearly uniform logits in this size
             **changes,
         }
         config = getattr(tf, f"{name}Config")(**settings)
-        if eager:
-            config._attn_implementation = "eager"
         stem = name.removesuffix("Text")
         names = (f"{stem}ForCausalLM", f"{stem}LMHeadModel")
         kind = next(getattr(tf, each) for each in names if hasattr(tf, each))
@@ -55,9 +56,23 @@ def _decoder(name: str, eager: bool = False, **changes: Any) -> Callable[[], Pre
     return build
 
 
-def _sliding(layers: int = 2) -> dict[str, Any]:
-    types = ["sliding_attention" if i % 2 == 0 else "full_attention" for i in range(layers)]
-    return {"sliding_window": WINDOW, "layer_types": types}
+def _encoder_decoder(name: str, **changes: Any) -> Callable[[], PreTrainedModel]:
+    """Build `<name>Config` and `<name>ForConditionalGeneration`."""
+
+    def build() -> PreTrainedModel:
+        settings: dict[str, Any] = {
+            "vocab_size": VOCAB,
+            "d_model": 32,
+            "decoder_start_token_id": 2,
+            "bos_token_id": 1,
+            "eos_token_id": None,
+            "pad_token_id": 0,
+            **changes,
+        }
+        config = getattr(tf, f"{name}Config")(**settings)
+        return getattr(tf, f"{name}ForConditionalGeneration")(config)
+
+    return build
 
 
 def _qwen2_vl() -> PreTrainedModel:
@@ -89,21 +104,35 @@ def _qwen2_vl() -> PreTrainedModel:
     return tf.Qwen2VLForConditionalGeneration(config)
 
 
-def _encoder_decoder(name: str, **changes: Any) -> Callable[[], PreTrainedModel]:
-    def build() -> PreTrainedModel:
-        settings: dict[str, Any] = {
-            "vocab_size": VOCAB,
-            "d_model": 32,
-            "decoder_start_token_id": 2,
-            "bos_token_id": 1,
-            "eos_token_id": None,
-            "pad_token_id": 0,
-            **changes,
-        }
-        config = getattr(tf, f"{name}Config")(**settings)
-        return getattr(tf, f"{name}ForConditionalGeneration")(config)
+def _centered(build: Callable[[], PreTrainedModel]) -> Callable[[], PreTrainedModel]:
+    """Center the weights that read the MLPs' activations.
 
-    return build
+    GELU and ReLU have a positive mean. Random weights turn it into one vector, the same at every
+    position, and greedy text into one repeated token.
+    """
+
+    def centered() -> PreTrainedModel:
+        model = build()
+        for name, module in model.named_modules():
+            readers = ("dense_4h_to_h", "down_proj", "fc2", "wo")
+            if isinstance(module, nn.Linear) and name.endswith(readers):
+                module.weight.data -= module.weight.data.mean(1, keepdim=True)
+        return model
+
+    return centered
+
+
+def _t5() -> PreTrainedModel:
+    """T5 always ties its embeddings: signs in the last norm keep a token from predicting itself."""
+    settings = {"d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "initializer_factor": 1.5}
+    model = _centered(_encoder_decoder("T5", **settings))()
+    weight = model.decoder.final_layer_norm.weight.data
+    weight *= torch.randint(0, 2, weight.shape) * 2 - 1
+    return model
+
+
+def _sliding() -> dict[str, Any]:
+    return {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]}
 
 
 _BART = {
@@ -114,7 +143,7 @@ _BART = {
     "encoder_ffn_dim": 48,
     "decoder_ffn_dim": 48,
     "max_position_embeddings": 256,
-    "init_std": 0.3,
+    "init_std": 0.4,
     "forced_eos_token_id": None,
 }
 _WHISPER = {
@@ -139,143 +168,119 @@ _DEEPSEEK = {
     "qk_nope_head_dim": 8,
     "v_head_dim": 12,
     "first_k_dense_replace": 1,
+    "num_mtp_layers": 0,
 }
+_LLAMA4 = {
+    "head_dim": 8,
+    "num_local_experts": 4,
+    "intermediate_size_mlp": 48,
+    "attention_chunk_size": WINDOW,
+    "layer_types": ["chunked_attention", "full_attention"],
+    "no_rope_layers": [1, 0],
+    "moe_layers": [1],
+}
+_JAMBA = {
+    "attn_layer_period": 2,
+    "attn_layer_offset": 1,
+    "expert_layer_period": 2,
+    "num_experts": 2,
+    "mamba_d_state": 8,
+    "use_mamba_kernels": False,
+}
+_QWEN3_NEXT = {
+    "head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 2,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "shared_expert_intermediate_size": 24,
+    "layer_types": ["linear_attention", "full_attention"],
+    **_MOE,
+}
+_LFM2 = {"layer_types": ["conv", "full_attention"], "block_multiple_of": 8}
+_MAMBA2 = {"num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 2, "chunk_size": 8}
+_EAGER = {"attn_implementation": "eager"}
 _UNTIED = {"tie_word_embeddings": False}  # scaled tied embeddings would repeat one token
-_GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256}
+_WIDER = {"initializer_range": 0.5}  # where 0.3 still gives repetitive text, or near ties
+_GEMMA2 = {"head_dim": 8, "query_pre_attn_scalar": 8, **_UNTIED, **_sliding()}
+_GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256, **_UNTIED}
+_GPT_NEO = {
+    "num_layers": 2,
+    "num_heads": 4,
+    "attention_types": [[["global", "local"], 1]],
+    "window_size": WINDOW,
+    **_UNTIED,
+}
+_GPT_OSS = {
+    "head_dim": 8,
+    "num_local_experts": 4,
+    "max_position_embeddings": 131072,  # what its default YaRN factor fits
+    **_EAGER,
+    **_sliding(),
+}
+_MPT = {"d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 256, "use_cache": True}
+_OPT = {"ffn_dim": 48, "word_embed_proj_dim": 32, **_UNTIED}
+_SMOLLM3 = {"no_rope_layers": [1, 0], **_UNTIED, **_WIDER}
+_QWEN2_WINDOW = {"use_sliding_window": True, "max_window_layers": 1, "sliding_window": WINDOW}
 _DYNAMIC_ROPE = {
     "max_position_embeddings": 32,
     "rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0},
 }
 
-FAMILIES: dict[str, Family] = {
-    "llama": Family(_decoder("Llama"), "tree"),
-    "qwen2": Family(_decoder("Qwen2"), "tree"),
-    "qwen2-window": Family(
-        _decoder("Qwen2", use_sliding_window=True, max_window_layers=1, sliding_window=WINDOW),
-        "tree",
-    ),
-    "qwen3": Family(_decoder("Qwen3", head_dim=8), "tree"),
-    "mistral-window": Family(_decoder("Mistral", sliding_window=WINDOW), "tree"),
-    "gemma": Family(_decoder("Gemma", head_dim=8, **_UNTIED), "tree"),
-    # float64 under eager attention: transformers' own softmax is float32, so rounding differs
-    "gemma2": Family(_decoder("Gemma2", eager=True, head_dim=8, **_UNTIED, **_sliding()), "tree"),
-    "gemma3": Family(_decoder("Gemma3Text", head_dim=8, **_UNTIED, **_sliding()), "tree"),
-    "phi3": Family(_decoder("Phi3"), "tree"),
-    "phi3-window": Family(_decoder("Phi3", sliding_window=WINDOW), "tree"),
-    "gpt2": Family(_decoder("GPT2", **_GPT2), "tree"),
-    "gpt-bigcode": Family(_decoder("GPTBigCode", **_GPT2), "tree"),
-    "opt": Family(
-        _decoder(
-            "OPT", ffn_dim=48, word_embed_proj_dim=32, init_std=0.3, activation_function="relu"
-        ),
-        "tree",
-    ),
-    "gpt-neox": Family(_decoder("GPTNeoX"), "tree"),
-    "gptj": Family(_decoder("GPTJ", **_GPT2, rotary_dim=4), "tree", SINGLE),
-    "falcon": Family(_decoder("Falcon", alibi=False, new_decoder_architecture=False), "tree"),
-    "stablelm": Family(_decoder("StableLm"), "tree"),
-    "starcoder2": Family(_decoder("Starcoder2"), "tree"),
-    "olmo2": Family(_decoder("Olmo2"), "tree"),
-    "smollm3": Family(_decoder("SmolLM3"), "tree"),
-    "cohere2": Family(_decoder("Cohere2", logit_scale=1.0, **_sliding()), "tree"),
-    "gpt-oss": Family(
-        _decoder("GptOss", eager=True, head_dim=8, num_local_experts=4, **_sliding()), "tree"
-    ),
-    "mixtral": Family(_decoder("Mixtral", num_local_experts=4), "tree"),
-    "qwen3-moe": Family(_decoder("Qwen3Moe", head_dim=8, **_MOE), "tree"),
-    "deepseek-v3": Family(_decoder("DeepseekV3", **_DEEPSEEK), "tree", SINGLE),
-    "llama4": Family(
-        _decoder(
-            "Llama4Text",
-            head_dim=8,
-            num_local_experts=4,
-            intermediate_size_mlp=48,
-            attention_chunk_size=WINDOW,
-            layer_types=["chunked_attention", "full_attention"],
-            no_rope_layers=[1, 0],
-            moe_layers=[1],
-        ),
-        "tree",
-    ),
-    "qwen2-vl": Family(_qwen2_vl, "tree"),
-    "whisper": Family(_encoder_decoder("Whisper", **_WHISPER), "tree"),
-    "falcon-alibi": Family(_decoder("Falcon", alibi=True), "chain"),
-    "bloom": Family(_decoder("Bloom", n_layer=2, n_head=4, **_UNTIED), "chain"),
-    "mpt": Family(
-        _decoder(
-            "Mpt", d_model=32, n_heads=4, n_layers=2, max_seq_len=256, use_cache=True, **_UNTIED
-        ),
-        "chain",
-    ),
-    "gpt-neo": Family(
-        _decoder(
-            "GPTNeo",
-            num_layers=2,
-            num_heads=4,
-            attention_types=[[["global", "local"], 1]],
-            window_size=WINDOW,
-        ),
-        "chain",
-        SINGLE,
-    ),
-    "t5": Family(
-        _encoder_decoder(
-            "T5",
-            d_kv=8,
-            d_ff=48,
-            num_layers=2,
-            num_heads=4,
-            initializer_factor=1.5,
-        ),
-        "chain",
-    ),
-    "bart": Family(_encoder_decoder("Bart", **_BART), "chain"),
-    "lfm2": Family(
-        _decoder("Lfm2", layer_types=["conv", "full_attention"], block_multiple_of=8), "chain"
-    ),
-    "mamba2": Family(
-        _decoder(
-            "Mamba2", num_heads=8, head_dim=8, state_size=8, n_groups=2, expand=2, chunk_size=8
-        ),
-        "plain",
-    ),
-    "jamba": Family(
-        _decoder(
-            "Jamba",
-            attn_layer_period=2,
-            attn_layer_offset=1,
-            expert_layer_period=2,
-            num_experts=2,
-            mamba_d_state=8,
-            use_mamba_kernels=False,
-        ),
-        "plain",
-        SINGLE,
-    ),
-    "qwen3-next": Family(
-        _decoder(
-            "Qwen3Next",
-            head_dim=8,
-            linear_num_key_heads=2,
-            linear_num_value_heads=2,
-            linear_key_head_dim=8,
-            linear_value_head_dim=8,
-            shared_expert_intermediate_size=24,
-            layer_types=["linear_attention", "full_attention"],
-            **_MOE,
-        ),
-        "plain",
-        SINGLE,
-    ),
-    "llama-dynamic-rope": Family(_decoder("Llama", **_DYNAMIC_ROPE), "plain"),
-}
+_TREE = (
+    Family("llama", _decoder("Llama"), "tree"),
+    Family("qwen2", _decoder("Qwen2"), "tree"),
+    Family("qwen2-window", _decoder("Qwen2", **_QWEN2_WINDOW), "tree"),
+    Family("qwen3", _decoder("Qwen3", head_dim=8, **_WIDER), "tree"),
+    Family("mistral-window", _decoder("Mistral", sliding_window=WINDOW), "tree"),
+    Family("gemma", _decoder("Gemma", head_dim=8, **_UNTIED, **_WIDER), "tree"),
+    Family("gemma2", _decoder("Gemma2", **_EAGER, **_GEMMA2), "tree"),
+    Family("gemma3", _decoder("Gemma3Text", **_GEMMA2), "tree"),
+    Family("phi3", _decoder("Phi3"), "tree"),
+    Family("phi3-window", _decoder("Phi3", sliding_window=WINDOW, **_WIDER), "tree"),
+    Family("gpt2", _decoder("GPT2", **_GPT2), "tree"),
+    Family("gpt-bigcode", _decoder("GPTBigCode", **_GPT2), "tree"),
+    Family("opt", _centered(_decoder("OPT", **_OPT)), "tree"),
+    Family("gpt-neox", _centered(_decoder("GPTNeoX", **_WIDER)), "tree"),
+    Family("gptj", _decoder("GPTJ", **_GPT2, rotary_dim=4), "tree"),
+    Family("falcon", _centered(_decoder("Falcon", **_UNTIED)), "tree"),
+    Family("stablelm", _decoder("StableLm"), "tree"),
+    Family("starcoder2", _decoder("Starcoder2", **_UNTIED), "tree"),
+    Family("olmo2", _decoder("Olmo2"), "tree"),
+    Family("smollm3", _decoder("SmolLM3", **_SMOLLM3), "tree"),
+    Family("cohere2", _decoder("Cohere2", logit_scale=1.0, **_sliding(), **_WIDER), "tree"),
+    Family("gpt-oss", _decoder("GptOss", **_GPT_OSS), "tree"),
+    Family("mixtral", _decoder("Mixtral", num_local_experts=4), "tree"),
+    Family("qwen3-moe", _decoder("Qwen3Moe", head_dim=8, **_MOE, **_WIDER), "tree"),
+    Family("deepseek-v3", _decoder("DeepseekV3", **_DEEPSEEK), "tree"),
+    Family("llama4", _decoder("Llama4Text", **_LLAMA4), "tree"),
+    Family("qwen2-vl", _qwen2_vl, "tree"),
+    Family("whisper", _centered(_encoder_decoder("Whisper", **_WHISPER)), "tree", kind="speech"),
+)
+_CHAIN = (
+    Family("falcon-alibi", _centered(_decoder("Falcon", alibi=True, **_UNTIED)), "chain"),
+    Family("bloom", _centered(_decoder("Bloom", **_UNTIED)), "chain"),
+    Family("mpt", _centered(_decoder("Mpt", **_MPT, **_UNTIED)), "chain"),
+    Family("gpt-neo", _decoder("GPTNeo", **_GPT_NEO), "chain"),
+    Family("t5", _t5, "chain", kind="encoder-decoder"),
+    Family("bart", _centered(_encoder_decoder("Bart", **_BART)), "chain", kind="encoder-decoder"),
+    Family("lfm2", _decoder("Lfm2", **_LFM2), "chain"),
+)
+_PLAIN = (
+    Family("mamba2", _decoder("Mamba2", **_MAMBA2), "plain"),
+    Family("jamba", _decoder("Jamba", **_JAMBA), "plain"),
+    Family("qwen3-next", _decoder("Qwen3Next", **_QWEN3_NEXT), "plain"),
+    Family("llama-dynamic-rope", _decoder("Llama", **_DYNAMIC_ROPE), "plain"),
+)
+FAMILIES: dict[str, Family] = {family.name: family for family in (*_TREE, *_CHAIN, *_PLAIN)}
 
 
 @cache
-def make(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+def make(name: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> PreTrainedModel:
     """The seeded model of a family, in eval mode. Shared by the tests: leave it as you found it."""
-    torch.manual_seed(0)
-    model = FAMILIES[name].build().eval()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = FAMILIES[name].build().eval()
     if model.get_experts_implementation():  # grouped_mm knows no float64
         model.set_experts_implementation("eager")
     model.to(dtype)
@@ -290,7 +295,7 @@ def prompt(model: PreTrainedModel, length: int = 24, seed: int = 1) -> dict[str,
     if model.config.model_type == "whisper":
         sound = torch.randn(1, 8, 60, generator=generator, dtype=torch.float32)
         return {"input_features": sound.to(model.dtype)}
-    ids = torch.randint(3, 90, (1, length), generator=generator)
+    ids = torch.randint(TEXT.start, TEXT.stop, (1, length), generator=generator)
     if length >= 12:
         ids[0, -4:] = ids[0, 2:6]
-    return {"input_ids": ids}
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}

@@ -92,10 +92,20 @@ def of_call(
                 return Support(PLAIN, f"{wanted} is per token, but drafts are checked together")
     if model._valid_auto_compile_criteria(dict(model_kwargs), config):
         return Support(PLAIN, "a compiled static cache is left to transformers")
+    if _llama4_scale_start(model) < config.max_length:
+        return Support(CHAIN, "Llama 4 scales attention by cache slot in a text of this length")
     limit = _longrope_limit(model)
     if limit is not None and input_ids.shape[1] <= limit < config.max_length:
         return Support(PLAIN, f"the text may cross {limit} tokens, where longrope changes factors")
     return Support(*rollback(cache, config.max_length))
+
+
+def _llama4_scale_start(model: PreTrainedModel) -> int:
+    """The length from which layers without RoPE scale queries by slot; huge for other models."""
+    config = model.config.get_text_config(decoder=True)
+    if config.model_type == "llama4_text" and config.attn_temperature_tuning:
+        return int(config.floor_scale) - 1
+    return 1 << 62
 
 
 def _rope_types(config: Any) -> set[str]:
