@@ -52,7 +52,7 @@ def test_positions_by_slot(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = EagerEngine._inputs
 
     def by_slot(self: EagerEngine, tokens: Any, depths: Any, mask: Any) -> Any:
-        return inputs(self, tokens, np.arange(len(depths), dtype=np.int32), mask)
+        return inputs(self, tokens, np.arange(len(depths)), mask)
 
     monkeypatch.setattr(EagerEngine, "_inputs", by_slot)
     assert outputs_differ(name)

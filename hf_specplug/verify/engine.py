@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 
-from hf_specplug.drafters.base import TOP_K, Int32, TopK
+from hf_specplug.drafters.base import TOP_K, TopK
 from hf_specplug.kernels.topk import top_k as top_k_kernel
 from hf_specplug.tree import DraftTree
 from hf_specplug.verify.cache import TREE, Rollback, capacity
@@ -97,12 +97,16 @@ class EagerEngine:
     def _prepare_positions(self) -> None:
         """Positions go up by one a token from where the prompt ended."""
         self._first_past = self._past
-        self._first = None
-        if self._position_key is not None:
-            given = self._kwargs.pop(self._position_key, None)
-            if given is None:  # such models count from the cache
-                given = torch.full((1, 1), self._past, device=self._device)
-            self._first = given[..., -1:]
+        self._starts = self._shape = None
+        if self._position_key is None:
+            return
+        given = self._kwargs.pop(self._position_key, None)
+        if given is None:  # such models count from the cache
+            given = torch.full((1, 1), self._past, device=self._device)
+        self._starts = given[..., -1:]
+        values = self._starts.flatten().tolist()
+        if len(set(values)) == 1:  # the rows of mrope differ after an image
+            self._first, self._shape = values[0], self._starts.shape[:-1]
 
     def _prepare_masks(self) -> None:
         text = self._model.config.get_text_config(decoder=True)
@@ -122,11 +126,11 @@ class EagerEngine:
         tokens = np.empty(width, np.int64)
         tokens[0] = root
         tokens[1:] = tree.tokens
-        depths = np.zeros(width, np.int32)
-        depths[1:] = tree.depths()
+        seen = tree.ancestors()
+        depths = seen.sum(axis=1, dtype=np.int64) - 1
         mask: Any = None
         if width > 1 and self._tree:
-            mask = self._masks.build(tree.ancestors(), depths, self._past)
+            mask = self._masks.build(seen, depths, self._past)
         elif self._prompt_mask is not None:
             ones = self._prompt_mask.new_ones((1, self._past + width - self._prompt_mask.shape[1]))
             mask = torch.cat([self._prompt_mask, ones], dim=1)
@@ -137,13 +141,18 @@ class EagerEngine:
         self._width = width
         return outputs.logits[0]  # type: ignore[no-any-return]
 
-    def _inputs(self, tokens: NDArray[np.int64], depths: Int32, mask: Any) -> dict[str, Any]:
+    def _inputs(
+        self, tokens: NDArray[np.int64], depths: NDArray[np.int64], mask: Any
+    ) -> dict[str, Any]:
         model = self._model
         ids = torch.from_numpy(tokens)[None].to(self._device)
         positions = None
-        if self._first is not None:
+        if self._shape is not None:
+            offsets = torch.from_numpy(depths + (self._first + self._past - self._first_past))
+            positions = offsets.to(self._device).expand(*self._shape, -1)
+        elif self._starts is not None:
             offsets = torch.from_numpy(depths + (self._past - self._first_past))
-            positions = self._first + offsets.to(self._first.device)
+            positions = self._starts + offsets.to(self._starts.device)
         if self._template is None:
             inputs = self._prepare(ids, positions)
             if _is_generic(model) and not any(key in inputs for key in _PER_TOKEN):

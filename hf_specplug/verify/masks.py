@@ -104,7 +104,7 @@ class TreeMasks:
         self._buffers: dict[str | None, torch.Tensor] = {}
 
     def build(
-        self, seen: NDArray[np.bool_], depths: NDArray[np.int32], past: int
+        self, seen: NDArray[np.bool_], depths: NDArray[np.int64], past: int
     ) -> torch.Tensor | dict[str, torch.Tensor]:
         """One mask [1, 1, T, kv] per layer type (or only one) for T tokens after `past` slots.
 
@@ -126,7 +126,7 @@ class TreeMasks:
         reach: Reach,
         layer: int,
         seen: NDArray[np.bool_],
-        depths: NDArray[np.int32],
+        depths: NDArray[np.int64],
         past: int,
     ) -> torch.Tensor:
         width = len(depths)
@@ -135,7 +135,7 @@ class TreeMasks:
         begin = middle - past + offset
         limit = 0  # past slots from here on are seen by all
         if reach != Reach():
-            slots = past + depths.astype(np.int64)
+            slots = past + depths
             first = reach.first(slots, self._left)
             limit = min(past, int(first.max()))
             seen = seen & (slots[None, :] >= first[:, None])

@@ -154,7 +154,7 @@ def _probe_error(model: PreTrainedModel) -> float:
     paths = [[0]]
     for node, parent in enumerate(parents, start=1):
         paths.append([*paths[parent], node])
-    depths = np.array([len(path) - 1 for path in paths], dtype=np.int32)
+    depths = np.array([len(path) - 1 for path in paths], dtype=np.int64)
 
     forward = _forward(model)
     cache = forward(prompt, None, None, None).past_key_values
