@@ -91,9 +91,11 @@ class Rollback:
 
     def can_roll_back(self) -> bool:
         """False if the prompt brought recurrent states that no layer type had announced."""
-        return all(
-            layer.is_croppable or isinstance(layer, StaticLayer) for layer in self._cache.layers
-        )
+        for layer in self._cache.layers:
+            linear = hasattr(layer, "conv_states")  # older releases do not say more of them
+            if linear and not getattr(layer, "is_croppable", False):
+                return False
+        return True
 
     def keep(self, width: int, kept: Sequence[int]) -> None:
         """Of the last `width` slots keep those at `kept` (ascending, starting at 0), in order."""
