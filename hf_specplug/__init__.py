@@ -12,9 +12,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hf_specplug.attachment import attach, detach
     from hf_specplug.drafters.base import Drafter, register
     from hf_specplug.errors import SpecPlugError
-    from hf_specplug.plug import SpecPlug, attach, detach
+    from hf_specplug.plug import SpecPlug
     from hf_specplug.stats import Stats
     from hf_specplug.tree import DraftTree
 
@@ -26,8 +27,8 @@ _HOME = {
     "SpecPlug": "plug",
     "SpecPlugError": "errors",
     "Stats": "stats",
-    "attach": "plug",
-    "detach": "plug",
+    "attach": "attachment",
+    "detach": "attachment",
     "register": "drafters.base",
 }
 

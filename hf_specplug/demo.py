@@ -15,9 +15,10 @@ from rich.table import Table
 from rich.text import Text
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from hf_specplug.attachment import attach
 from hf_specplug.drafters.base import Drafter, Float32, Frontier, Int32, Step
 from hf_specplug.errors import OptionError
-from hf_specplug.plug import DEFAULT_DRAFTERS, SpecPlug, attach
+from hf_specplug.plug import DEFAULT_DRAFTERS, SpecPlug
 
 BUILT_IN = Path(__file__).parent / "demo_model"
 PROMPTS = (

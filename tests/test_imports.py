@@ -21,6 +21,7 @@ LAYERS = [
     ["verify"],
     ["decode"],
     ["plug"],
+    ["attachment"],
     ["demo"],
     ["cli"],
 ]
@@ -61,7 +62,7 @@ def test_imports_point_one_way(path: Path) -> None:
 def test_heavy_libraries_stay_where_they_belong(path: Path) -> None:
     own = part(path)
     top = {name.split(".")[0] for name in imported(path, whole=True)}
-    if own not in ("verify", "plug", "demo"):
+    if own not in ("verify", "plug", "attachment", "demo"):
         assert not top & {"torch", "transformers", "safetensors"}
     if own != "kernels":
         assert "numba" not in top
@@ -70,7 +71,7 @@ def test_heavy_libraries_stay_where_they_belong(path: Path) -> None:
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_files_and_functions_stay_readable(path: Path) -> None:
     source = path.read_text()
-    assert source.count("\n") <= 600
+    assert source.count("\n") <= 400
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef):
             assert node.end_lineno is not None

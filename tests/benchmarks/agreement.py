@@ -43,16 +43,8 @@ def main() -> None:
         "specplug": {"assistant": plug},
     }
     identical, agreed, total, count = dict.fromkeys(names, 0), dict.fromkeys(names, 0), 0, 0
-    for _, text in load(args.prompts, args.per_task):
-        inputs = tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}],
-            add_generation_prompt=True,
-            return_tensors="pt",
-            return_dict=True,
-        )
+    for _, inputs in load(tokenizer, args.prompts, args.per_task):
         length = inputs["input_ids"].shape[1]
-        if length > 1800:
-            continue
         settings = {"max_new_tokens": args.tokens, "do_sample": False}
         plain = model.generate(**inputs, **settings, assistant=None)[0, length:].tolist()
         total, count = total + len(plain), count + 1

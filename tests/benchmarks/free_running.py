@@ -16,19 +16,27 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from hf_specplug import attach
 
 
-def load(paths: list[str], per_task: int) -> list[tuple[str, str]]:
-    """(task, first turn), evenly spread over each task."""
+def load(tokenizer: Any, paths: list[str], per_task: int) -> list[tuple[str, Any]]:
+    """(task, inputs of `generate`): first turns, evenly spread over each task."""
     by_task: dict[str, list[str]] = defaultdict(list)
     for path in paths:
         with open(path, encoding="utf-8") as file:
             for line in file:
                 row = json.loads(line)
                 by_task[row["task"]].append(row["turns"][0])
-    return [
-        (task, texts[i * len(texts) // per_task])
-        for task, texts in sorted(by_task.items())
-        for i in range(per_task)
-    ]
+    chosen = []
+    for task, texts in sorted(by_task.items()):
+        for i in range(per_task):
+            chat = [{"role": "user", "content": texts[i * len(texts) // per_task]}]
+            inputs = tokenizer.apply_chat_template(
+                chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
+            )
+            if inputs["input_ids"].shape[1] <= MAX_PROMPT:
+                chosen.append((task, inputs))
+    return chosen
+
+
+MAX_PROMPT = 1800
 
 
 def main() -> None:
@@ -54,17 +62,8 @@ def main() -> None:
     model.register_forward_hook(count)
     table: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(lambda: [0, 0]))
     same: dict[str, int] = defaultdict(int)
-    prompts = load(args.prompts, args.per_task)
-    for task, text in prompts:
-        inputs = tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}],
-            add_generation_prompt=True,
-            return_tensors="pt",
-            return_dict=True,
-        )
+    for task, inputs in load(tokenizer, args.prompts, args.per_task):
         length = inputs["input_ids"].shape[1]
-        if length > 1800:
-            continue
         expected = None
         for name, arguments in (
             ("plain", {"assistant": None}),
