@@ -34,7 +34,6 @@ def decode(
         stats: counts what happens.
         chain: draft single paths, for models that cannot check trees.
     """
-    names = [drafter.name for drafter in search.drafters]
     with stats.phase("prefill"):
         wanted = 1
         if _needs_topk(search):
@@ -71,7 +70,7 @@ def decode(
 
         # 5. observe: drafters learn from all that was seen
         with stats.phase("observe"):
-            stats.observe(tree, visited, names)
+            stats.observe(tree, visited, search.names)
             tokens = np.concatenate([_int32([root]), tree.tokens])
             sources = np.concatenate([np.zeros(1, np.uint16), tree.sources])
             context.append(emitted)

@@ -102,7 +102,7 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
     @property
     def config(self) -> Any:
         """Read only where transformers takes `assistant_model` for a model: not attached."""
-        raise OptionError(
+        raise AttributeError(
             "a SpecPlug drafts for a model that it is attached to: call attach(model, ...) first, "
             "or pass custom_generate=SpecPlug() to generate"
         )

@@ -88,6 +88,9 @@ class TreeSearch:
         drafters: the experts; the order decides the bit in `DraftTree.sources`.
         vocab_size: ids outside [0, vocab_size) drop the drafter that named them.
         on_error: called once with a drafter that broke its contract, and the exception.
+
+    Attributes:
+        names: of all drafters, dropped or not: names[d] belongs to bit d of `DraftTree.sources`.
     """
 
     def __init__(
@@ -96,6 +99,7 @@ class TreeSearch:
         vocab_size: int,
         on_error: Callable[[Drafter, Exception], None],
     ) -> None:
+        self.names = [drafter.name for drafter in drafters]
         self._vocab = vocab_size
         self._on_error = on_error
         self._active: list[tuple[int, Drafter, Float32]] = []

@@ -104,8 +104,11 @@ def test_bad_priors(priors: Any) -> None:
     model, inputs = make("llama"), prompt(make("llama"))
     expected, _ = plain(model, inputs, max_new_tokens=20, do_sample=False)
     hostile = Hostile(lambda f: rows((int(f.nodes[0]), 1, 0)), priors)
-    output, _, plug = plugged(model, inputs, hostile, max_new_tokens=20, do_sample=False)
+    drafters = [hostile, "context"]
+    output, _, plug = plugged(model, inputs, drafters, max_new_tokens=20, do_sample=False)
     assert output.tolist() == expected.tolist()
+    assert set(plug.stats.drafted_by) - {"context"} <= {"hostile"}
+    assert plug.stats.drafted_by["context"] == plug.stats.drafted > 0
     assert "priors" in plug.stats.dropped["hostile"]
     assert hostile.asked == 0
 
