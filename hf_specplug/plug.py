@@ -174,7 +174,7 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
         self.stats.calls += 1
         vocab = int(model.config.get_text_config(decoder=True).vocab_size)
         context = Context(_prompt(model, walk.input_ids, inputs_tensor, vocab), vocab)
-        search = self._begin(context)
+        search = self._begin(context, self.drafters)
         chain = mode == CHAIN
         engine = EagerEngine(model, config, model_kwargs, Support(mode))
         try:
@@ -186,8 +186,8 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
         finally:
             engine.close()
 
-    def _begin(self, context: Context) -> TreeSearch:
-        search = TreeSearch(self.drafters, context.vocab_size, self._on_error)
+    def _begin(self, context: Context, drafters: list[Drafter]) -> TreeSearch:
+        search = TreeSearch(drafters, context.vocab_size, self._on_error)
         for drafter in search.drafters:
             try:
                 drafter.begin(context)
@@ -221,9 +221,10 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
             or known > len(tokens)
             or not (self._chain[0].tokens == tokens[:known]).all()
         ):
-            vocab = max(int(tokens.max(initial=0)) + 1, kwargs.get("vocab_size", 1 << 31))
-            context = Context(tokens, min(vocab, (1 << 31) - 1))
-            self._chain = context, self._begin(context)
+            # this loop shows no outputs of the model, nor its vocabulary: only copying can draft
+            copying = [drafter for drafter in self.drafters if not drafter.needs]
+            context = Context(tokens, (1 << 31) - 1)
+            self._chain = context, self._begin(context, copying)
         elif known < len(tokens):
             self._chain[0].append(tokens[known:])
             new = tokens[known:].astype(np.int32)

@@ -249,6 +249,16 @@ def test_candidates_are_one_chain_after_the_text() -> None:
     assert other[0, 3] == 2
 
 
+def test_candidates_leave_what_recycling_learned(model: Any) -> None:
+    plug = attach(model)
+    model.generate(**prompt(model), **SETTINGS)
+    before = plug.drafters[1].state_dict()["ids"].copy()
+    out, _ = plug.get_candidates(torch.tensor([[5, 6, 7, 8, 9, 5, 6]]))
+    assert out[0, 7:10].tolist() == [7, 8, 9]
+    assert not plug.stats.dropped
+    assert np.array_equal(plug.drafters[1].state_dict()["ids"], before)
+
+
 def test_forwards_are_fewer_in_truth(model: Any, expected: Any) -> None:
     inputs = prompt(model)
     attach(model, drafters=Replay(new_tokens(torch.tensor(expected), 30), siblings=0), nodes=32)
