@@ -71,6 +71,7 @@ def decode(
         # 5. observe: drafters learn from all that was seen
         with stats.phase("observe"):
             stats.observe(tree, visited, search.names)
+            search.learn(_int32(emitted))
             tokens = np.concatenate([_int32([root]), tree.tokens])
             sources = np.concatenate([np.zeros(1, np.uint16), tree.sources])
             context.append(emitted)

@@ -15,3 +15,7 @@ class DraftError(SpecPlugError, ValueError):
 
 class StateError(SpecPlugError, ValueError):
     """A saved drafter state does not fit the drafter, the model or this version."""
+
+
+class RecordingError(SpecPlugError, ValueError):
+    """A recording cannot be read, made or replayed; the message says why."""

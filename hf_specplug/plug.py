@@ -33,6 +33,7 @@ from hf_specplug.budget import Budget, check_nodes
 from hf_specplug.decode import decode, observe
 from hf_specplug.drafters.base import Context, Drafter, Int32, Step, create
 from hf_specplug.errors import OptionError, StateError
+from hf_specplug.mixer import Mixer
 from hf_specplug.stats import Stats
 from hf_specplug.tree import TreeSearch
 from hf_specplug.verify import support
@@ -60,6 +61,7 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
 
     Attributes:
         stats: what was drafted, accepted and spent since the last `stats.reset()`.
+        mixer: how far each drafter is believed; learned from call to call.
 
     Raises:
         OptionError: an option has a value that cannot be used.
@@ -77,6 +79,7 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
     ) -> None:
         check_nodes(nodes)
         self.drafters = create(drafters)
+        self.mixer = Mixer([drafter.name for drafter in self.drafters])
         self.nodes = nodes
         self.stats = Stats()
         self._warned: set[str] = set()
@@ -174,7 +177,7 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
         self.stats.calls += 1
         vocab = int(model.config.get_text_config(decoder=True).vocab_size)
         context = Context(_prompt(model, walk.input_ids, inputs_tensor, vocab), vocab)
-        search = self._begin(context, self.drafters)
+        search = self._begin(context, self.drafters, self.mixer)
         chain = mode == CHAIN
         engine = EagerEngine(model, config, model_kwargs, Support(mode))
         try:
@@ -186,8 +189,8 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
         finally:
             engine.close()
 
-    def _begin(self, context: Context, drafters: list[Drafter]) -> TreeSearch:
-        search = TreeSearch(drafters, context.vocab_size, self._on_error)
+    def _begin(self, context: Context, drafters: list[Drafter], mixer: Mixer) -> TreeSearch:
+        search = TreeSearch(drafters, mixer, context.vocab_size, self._on_error)
         for drafter in search.drafters:
             try:
                 drafter.begin(context)
@@ -224,10 +227,12 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
             # this loop shows no outputs of the model, nor its vocabulary: only copying can draft
             copying = [drafter for drafter in self.drafters if not drafter.needs]
             context = Context(tokens, (1 << 31) - 1)
-            self._chain = context, self._begin(context, copying)
+            mixer = Mixer([drafter.name for drafter in copying])
+            self._chain = context, self._begin(context, copying, mixer)
         elif known < len(tokens):
             self._chain[0].append(tokens[known:])
             new = tokens[known:].astype(np.int32)
+            self._chain[1].learn(new)
             none = np.empty(0, np.int32)
             observe(self._chain[1], Step(none, none.astype(np.uint16), none, new, None))
         limit = min(Budget(self.nodes).limit, _CHAIN_LENGTH)
@@ -241,11 +246,13 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
         """Nothing to do: what was accepted shows in the next `get_candidates`."""
 
     def save_state(self, path: str | os.PathLike[str]) -> None:
-        """Write what the drafters have learned across calls to a safetensors file."""
+        """Write what drafters and mixer have learned across calls to a safetensors file."""
+        parts: list[tuple[str, Drafter | Mixer]] = [(_MIXER, self.mixer)]
+        parts += [(drafter.name, drafter) for drafter in self.drafters]
         tensors = {
-            f"{drafter.name}/{key}": np.ascontiguousarray(array)
-            for drafter in self.drafters
-            for key, array in drafter.state_dict().items()
+            f"{name}/{key}": np.ascontiguousarray(array)
+            for name, part in parts
+            for key, array in part.state_dict().items()
         }
         partial = f"{os.fspath(path)}.partial"
         save_file(tensors, partial, metadata={"format": "hf_specplug drafter state 1"})
@@ -267,8 +274,9 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
             raise StateError(f"{path} cannot be read as a drafter state: {error}") from error
         states: dict[str, dict[str, Any]] = {}
         for key, array in tensors.items():
-            name, _, part = key.partition("/")
+            name, _, part = key.rpartition("/")
             states.setdefault(name, {})[part] = array
+        of_mixer = states.pop(_MIXER, {})
         drafters = {drafter.name: drafter for drafter in self.drafters}
         if unknown := set(states) - set(drafters):
             raise StateError(
@@ -277,12 +285,15 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
         fresh = {name: copy.deepcopy(drafters[name]) for name in states}
         for name, state in states.items():
             fresh[name].load_state_dict(state)
+        self.mixer.load_state_dict(of_mixer)
         self.drafters = [fresh.get(drafter.name, drafter) for drafter in self.drafters]
 
     def __repr__(self) -> str:
         names = [drafter.name for drafter in self.drafters]
         return f"SpecPlug(drafters={names}, nodes={self.nodes!r})"
 
+
+_MIXER = ""  # its place in a saved state: no drafter has this name
 
 _CHAIN_LENGTH = 10
 """Tokens proposed to transformers' own loop: as many as its prompt lookup proposes."""

@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 
 from hf_specplug.drafters.base import MAX_CHILDREN, Drafter, Float32, Frontier, Int32
 from hf_specplug.errors import DraftError
+from hf_specplug.kernels import mixer as mixing
 from hf_specplug.kernels import tree as kernels
+from hf_specplug.mixer import Mixer
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,16 @@ _REFUSALS = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class _Expert:
+    """A drafter with its place: its column of evidence and its part of the table of buckets."""
+
+    drafter: Drafter
+    column: int
+    begin: int
+    end: int
+
+
 class TreeSearch:
     """Grows one tree per step: best-first on path probability (OPT-Tree, DySpec), no depth decay.
 
@@ -86,6 +98,7 @@ class TreeSearch:
 
     Args:
         drafters: the experts; the order decides the bit in `DraftTree.sources`.
+        mixer: turns what they say into probabilities; made for these drafters in this order.
         vocab_size: ids outside [0, vocab_size) drop the drafter that named them.
         on_error: called once with a drafter that broke its contract, and the exception.
 
@@ -96,35 +109,45 @@ class TreeSearch:
     def __init__(
         self,
         drafters: Sequence[Drafter],
+        mixer: Mixer,
         vocab_size: int,
         on_error: Callable[[Drafter, Exception], None],
     ) -> None:
         self.names = [drafter.name for drafter in drafters]
+        self._mixer = mixer
         self._vocab = vocab_size
         self._on_error = on_error
-        self._active: list[tuple[int, Drafter, Float32]] = []
-        self._allocate(64)
-        for bit, drafter in enumerate(drafters):
+        self._active: list[_Expert] = []
+        tables = [np.zeros((1, 3), np.float32)]  # bucket 0: nothing named
+        end = 1
+        for column, drafter in enumerate(drafters):
             try:
-                self._active.append((1 << bit, drafter, _checked_priors(drafter)))
+                table = _table(drafter)
             except Exception as error:
                 on_error(drafter, error)
+                continue
+            tables.append(table)
+            self._active.append(_Expert(drafter, column, end, end + len(table)))
+            end += len(table)
+        self._table = np.concatenate(tables)
+        self._allocate(64)
 
     @property
     def drafters(self) -> list[Drafter]:
         """Those that have not been dropped."""
-        return [drafter for _, drafter, _ in self._active]
+        return [expert.drafter for expert in self._active]
 
     def _allocate(self, limit: int) -> None:
         capacity = 512 + 64 * limit
         self._pool = np.zeros((capacity, kernels.COLUMNS), np.int32)
-        self._chance = np.ones((capacity, 2), np.float32)
+        self._chance = np.ones((capacity, 3), np.float32)
+        self._evidence = np.zeros((capacity, len(self.names)), np.int32)
         self._chosen = np.empty(limit, np.int32)
         self._frontier = np.empty(limit, np.int32)
 
     def drop(self, drafter: Drafter, error: Exception) -> None:
         """Ask `drafter` no more."""
-        self._active = [entry for entry in self._active if entry[1] is not drafter]
+        self._active = [expert for expert in self._active if expert.drafter is not drafter]
         self._on_error(drafter, error)
 
     def grow(self, root: int, limit: int, depth: int, chain: bool = False) -> DraftTree:
@@ -136,6 +159,7 @@ class TreeSearch:
             depth: tokens ahead at most.
             chain: only one path (for models that cannot check a tree).
         """
+        self._grown = False
         if limit < 1 or depth < 1 or not self._active:
             return EMPTY
         if len(self._chosen) < limit:
@@ -148,6 +172,15 @@ class TreeSearch:
         while waiting:
             frontier = Frontier(_read_only(self._frontier[:waiting]), _read_only(pool), root)
             size = self._expand(frontier, size, turn)
+            mixing.mix(
+                pool,
+                chance,
+                self._evidence,
+                frontier.nodes,
+                self._table,
+                self._mixer.weights,
+                self._mixer.apm,
+            )
             turn += 1
             if chain:
                 number, waiting = self._follow(turn, limit, depth)
@@ -155,15 +188,40 @@ class TreeSearch:
                 number, waiting = kernels.best(
                     pool, chance, size, limit, depth, turn, self._chosen, self._frontier
                 )
+        self._grown = True
         return self._read(self._chosen[:number])
+
+    def learn(self, emitted: Int32) -> None:
+        """Let the mixer learn what the target picked, from the root of the last tree on."""
+        if self._grown:
+            mixing.learn(
+                self._pool,
+                self._chance,
+                self._evidence,
+                emitted,
+                self._table,
+                self._mixer.weights,
+                self._mixer.apm,
+                self._mixer.rates,
+            )
 
     def _expand(self, frontier: Frontier, size: int, turn: int) -> int:
         """Ask every drafter about the frontier and add what they say to the pool."""
-        for bit, drafter, priors in list(self._active):
+        for expert in list(self._active):
+            drafter = expert.drafter
             try:
                 rows = _checked_rows(drafter.expand(frontier), len(frontier.nodes))
                 grown = kernels.insert(
-                    self._pool, self._chance, size, rows, len(rows), priors, bit, self._vocab, turn
+                    self._pool,
+                    self._chance,
+                    self._evidence,
+                    size,
+                    rows,
+                    expert.column,
+                    expert.begin,
+                    expert.end,
+                    self._vocab,
+                    turn,
                 )
                 if grown < 0:
                     raise DraftError(f"drafter {drafter.name!r} {_REFUSALS[grown]}")
@@ -208,7 +266,8 @@ def _read_only(array: Int32) -> Int32:
     return view
 
 
-def _checked_priors(drafter: Drafter) -> Float32:
+def _table(drafter: Drafter) -> Float32:
+    """float32[buckets, 3]: prior, its log-odds, weight set."""
     priors = np.asarray(drafter.priors)
     if priors.dtype != np.float32 or priors.ndim != 1 or not len(priors):
         raise DraftError(
@@ -217,7 +276,13 @@ def _checked_priors(drafter: Drafter) -> Float32:
         )
     if not ((priors > 0) & (priors <= 1)).all():
         raise DraftError(f"priors of drafter {drafter.name!r} must lie in (0, 1]")
-    return np.ascontiguousarray(priors)
+    likely = priors.clip(1e-4, 1 - 1e-4)
+    sets = np.searchsorted(_SETS, priors, side="right")
+    return np.stack([priors, np.log(likely / (1 - likely)), sets], axis=1).astype(np.float32)
+
+
+_SETS = (0.1, 0.35, 0.7)
+"""The mixer has a weight set for nodes whose best prior is below each of these, and one above."""
 
 
 def _checked_rows(rows: Int32, nodes: int) -> Int32:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import json
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -179,6 +182,17 @@ class Drafter(ABC):
 
 MAX_CHILDREN = 64
 """Rows that a drafter may return per frontier node; more is an error and drops it."""
+
+@cache
+def _priors() -> dict[str, Any]:
+    file = Path(__file__).parent.parent / "priors.json"
+    return json.loads(file.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+
+
+def learned(name: str) -> Any:
+    """What `priors.json` holds under a name: numbers learned from recorded text."""
+    return _priors()[name]
+
 
 D = TypeVar("D", bound=type[Drafter])
 _registry: dict[str, type[Drafter]] = {}

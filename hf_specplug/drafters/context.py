@@ -11,38 +11,19 @@ from typing import ClassVar
 
 import numpy as np
 
-from hf_specplug.drafters.base import Context, Drafter, Float32, Frontier, Int32, Step, register
+from hf_specplug.drafters.base import (
+    Context,
+    Drafter,
+    Frontier,
+    Int32,
+    Step,
+    learned,
+    register,
+)
 from hf_specplug.kernels import ngram
 
 ORDER = 17
 """Longest n-gram counted: a match of up to 16 tokens and the token after it. More did not pay."""
-
-_LONGEST = np.array(
-    # P(accepted) at the longest match; rows: length 1, 2, 3, 4, 5-6, 7-9, 10-15, 16+;
-    # columns: share of the occurrences < .1, < .25, < .5, < .8, more.
-    # Measured on recorded answers of 20 tasks; cells without data continue their neighbours.
-    [
-        [0.044, 0.048, 0.107, 0.185, 0.359],
-        [0.030, 0.063, 0.150, 0.186, 0.567],
-        [0.030, 0.094, 0.120, 0.216, 0.586],
-        [0.030, 0.100, 0.120, 0.200, 0.654],
-        [0.030, 0.100, 0.120, 0.234, 0.701],
-        [0.030, 0.100, 0.120, 0.235, 0.764],
-        [0.030, 0.100, 0.150, 0.300, 0.840],
-        [0.030, 0.100, 0.200, 0.400, 0.964],
-    ]
-)
-_SHORTER = np.array([0.026, 0.047, 0.038, 0.097, 0.095, 0.040, 0.091, 0.091])
-_LATEST, _EARLIER = 1.25, 0.8
-"""The most recent continuation is right more often than an older one (.132 against .079)."""
-
-
-def _priors() -> Float32:
-    longest = np.stack([_LONGEST * _EARLIER, _LONGEST * _LATEST], axis=-1)
-    longest[:, -1, :] = _LONGEST[:, -1, None]  # (nearly) one continuation: nothing to tell apart
-    shorter = np.stack([_SHORTER * _EARLIER, _SHORTER * _LATEST], axis=-1)
-    return np.concatenate([longest.ravel(), shorter.ravel()]).astype(np.float32)
-
 
 @register
 class ContextDrafter(Drafter):
@@ -57,7 +38,7 @@ class ContextDrafter(Drafter):
     rows_per_node: ClassVar[int] = 24
 
     def __init__(self) -> None:
-        self.priors = _priors()
+        self.priors = np.array(learned(self.name), np.float32)
         self._clear(0)
 
     def _clear(self, tokens: int) -> None:

@@ -20,9 +20,11 @@ from hf_specplug.kernels._njit import njit
 TOKEN, PARENT, LINK, FIRST, NEXT, PREV, COUNT, TOTAL = range(8)
 COLUMNS = 8
 
-_SHARE_STEPS = (0.1, 0.25, 0.5, 0.8)
-LENGTH_BUCKETS = 8
-SHARE_BUCKETS = len(_SHARE_STEPS) + 1
+SHARES = (0.1, 0.25, 0.5, 0.8)
+LENGTHS = 8
+LONGEST_BUCKETS = 11
+SHORTER_BUCKETS = 8
+BUCKETS = LENGTHS * (LONGEST_BUCKETS + SHORTER_BUCKETS)
 
 
 @njit
@@ -160,7 +162,8 @@ def expand(nodes, table, root, matches, pool, frontier, limit, out):
                     out[rows, 1] = token
                     out[rows, 2] = _bucket(
                         length,
-                        nodes[child, COUNT] / nodes[level, TOTAL],
+                        nodes[child, COUNT],
+                        nodes[level, TOTAL],
                         child == nodes[level, FIRST],
                         level == match,
                     )
@@ -172,8 +175,12 @@ def expand(nodes, table, root, matches, pool, frontier, limit, out):
 
 
 @njit
-def _bucket(length, share, latest, longest):
-    """Evidence as a small id: length, share, latest at the longest level, else length, latest."""
+def _bucket(length, count, total, latest, longest):
+    """Evidence as a small id: at the longest match by length and share, else by length and share.
+
+    Where (nearly) all occurrences went on alike it also counts how many they are, elsewhere whether
+    this one is the latest.
+    """
     if length <= 4:
         row = length - 1
     elif length <= 6:
@@ -184,10 +191,18 @@ def _bucket(length, share, latest, longest):
         row = 6
     else:
         row = 7
-    if not longest:
-        return LENGTH_BUCKETS * SHARE_BUCKETS * 2 + row * 2 + int(latest)
-    column = 0
-    for step in _SHARE_STEPS:
+    share = count / total
+    if longest:
+        if share >= SHARES[3]:
+            column = 8 + (0 if count == 1 else (1 if count <= 3 else 2))
+        else:
+            column = int(latest)
+            for step in SHARES[:3]:
+                if share >= step:
+                    column += 2
+        return row * LONGEST_BUCKETS + column
+    column = int(latest)
+    for step in SHARES[:3]:
         if share >= step:
-            column += 1
-    return (row * SHARE_BUCKETS + column) * 2 + int(latest)
+            column += 2
+    return LENGTHS * LONGEST_BUCKETS + row * SHORTER_BUCKETS + column

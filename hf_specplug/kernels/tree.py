@@ -1,7 +1,8 @@
 """Growing and reading draft trees.
 
-A search keeps its nodes in two arrays, `pool` int32[capacity, 7] and `chance` float32[capacity, 2].
-Node 0 is the last accepted token, with path probability 1.
+A search keeps its nodes in three arrays, `pool` int32[capacity, 7], `chance` float32[capacity, 3]
+and `evidence` int16[capacity, D] for D drafters (see `kernels.mixer`). Node 0 is the last accepted
+token, with path probability 1.
 """
 
 from __future__ import annotations
@@ -12,35 +13,33 @@ from hf_specplug.kernels._njit import njit
 
 TOKEN, PARENT, DEPTH, FIRST, NEXT, SOURCES, ROUND = range(7)
 COLUMNS = 7
-PROB, PATH = range(2)
+PROB, PATH, RAW = range(3)
 
 BAD_NODE, BAD_TOKEN, BAD_BUCKET, FULL = -1, -2, -3, -4
 
 
 @njit
-def insert(pool, chance, size, rows, count, priors, source, vocab, turn):
+def insert(pool, chance, evidence, size, rows, drafter, begin, end, vocab, turn):
     """Add one drafter's candidates to the pool; return the new size, or why they were refused.
 
     Args:
-        rows: int32[count, 3], (search node, token, evidence bucket); nodes must be of round `turn`.
-        priors: float32[buckets], P(accepted | bucket).
-        source: this drafter's bit.
+        rows: int32[n, 3], (search node, token, evidence bucket); nodes must be of round `turn`.
+        drafter: its column in `evidence`; its bit in SOURCES is 1 << drafter.
+        begin, end: its buckets 0, 1, ... are [begin, end) in the table of all drafters' buckets.
 
-    A token that several drafters name under one node is one node with the highest probability of
-    theirs; siblings are never renormalised (that breaks copying). Rows are checked before any is
+    A token that several drafters name under one node is one node. Rows are checked before any is
     used.
     """
-    for i in range(count):
+    for i in range(rows.shape[0]):
         if rows[i, 0] < 0 or rows[i, 0] >= size or pool[rows[i, 0], ROUND] != turn:
             return BAD_NODE
         if rows[i, 1] < 0 or rows[i, 1] >= vocab:
             return BAD_TOKEN
-        if rows[i, 2] < 0 or rows[i, 2] >= priors.shape[0]:
+        if rows[i, 2] < 0 or rows[i, 2] >= end - begin:
             return BAD_BUCKET
-    for i in range(count):
+    for i in range(rows.shape[0]):
         parent = rows[i, 0]
         token = rows[i, 1]
-        prob = priors[rows[i, 2]]
         node = pool[parent, FIRST]
         while node != 0 and pool[node, TOKEN] != token:
             node = pool[node, NEXT]
@@ -57,12 +56,10 @@ def insert(pool, chance, size, rows, count, priors, source, vocab, turn):
             pool[node, SOURCES] = 0
             pool[node, ROUND] = 0
             pool[parent, FIRST] = node
-            chance[node, PROB] = 0.0
-            chance[node, PATH] = 0.0
-        pool[node, SOURCES] |= source
-        if prob > chance[node, PROB]:
-            chance[node, PROB] = prob
-            chance[node, PATH] = prob * chance[parent, PATH]
+            chance[node, :] = 0.0
+            evidence[node, :] = 0
+        pool[node, SOURCES] |= 1 << drafter
+        evidence[node, drafter] = begin + rows[i, 2]
     return size
 
 

@@ -1,0 +1,88 @@
+"""What a forward pass costs here: seconds by width (tokens per pass) and length of the context.
+
+Timings lie: other programs, clock rates and page faults make some longer, never shorter. So the
+lower quartile of the last few counts; and when everything is slower, whatever the width, that is
+the machine's load and not the width's price.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from statistics import median
+
+_KEPT = 9  # timings per width and context band
+_ENOUGH = 3  # timings before a width is believed
+_LOAD_OVER = 8  # steps
+_GUESSED_SLOPE = 0.02  # of one token's cost, per further token, where nothing is known yet
+
+
+class Costs:
+    """Seconds per forward pass, learned from the passes that are made anyway.
+
+    Args:
+        widths: those to be asked about, ascending; 1 first.
+
+    Example:
+        >>> costs = Costs((1, 8))
+        >>> for _ in range(3): costs.observe(1, 100, 0.02)
+        >>> costs.known(1, 100), costs.known(8, 100)
+        (True, False)
+    """
+
+    def __init__(self, widths: Sequence[int]) -> None:
+        self._widths = tuple(widths)
+        self._bands: dict[int, dict[int, deque[float]]] = {}
+        self._estimates: dict[int, dict[int, float]] = {}
+        self._ratios: deque[float] = deque(maxlen=_LOAD_OVER)
+        self._load = 1.0
+
+    def observe(self, width: int, context: int, seconds: float) -> None:
+        """Take note of one forward pass; widths that are not asked about are passed over."""
+        band = self._band(context)
+        if width not in self._widths:
+            return
+        if width in self._estimates[band]:
+            self._ratios.append(seconds / self._estimates[band][width])
+            self._load = median(self._ratios)
+        times = self._bands[band][width]
+        times.append(seconds / self._load)
+        if len(times) >= _ENOUGH:
+            self._estimates[band][width] = sorted(times)[len(times) // 4]
+
+    def known(self, width: int, context: int) -> bool:
+        """Whether there are timings enough of this width."""
+        return width in self._estimates[self._band(context)]
+
+    def curve(self, context: int) -> list[float]:
+        """Seconds for each width at the load of the moment; never less for a larger one.
+
+        Widths without timings continue the slope of the two before them.
+        """
+        known = self._estimates[self._band(context)]
+        curve: list[float] = []
+        for place, width in enumerate(self._widths):
+            if width in known:
+                seconds = known[width]
+            elif place == 0:
+                seconds = min(known.values(), default=1.0)
+            elif place == 1:
+                seconds = curve[0] * (1.0 + _GUESSED_SLOPE * (width - self._widths[0]))
+            else:
+                earlier, last = self._widths[place - 2 : place]
+                slope = (curve[-1] - curve[-2]) / (last - earlier)
+                seconds = curve[-1] + slope * (width - last)
+            curve.append(max(seconds, curve[-1] if curve else 0.0))
+        return [seconds * self._load for seconds in curve]
+
+    def _band(self, context: int) -> int:
+        """Contexts of up to 511, 1023, 2047, ... tokens; a new band starts with what is known."""
+        band = (context >> 9).bit_length()
+        if band not in self._bands:
+            nearest = min(self._bands, key=lambda other: abs(other - band), default=None)
+            old = {} if nearest is None else self._bands[nearest]
+            self._bands[band] = {
+                width: deque(old.get(width, ()), maxlen=_KEPT) for width in self._widths
+            }
+            self._estimates[band] = {} if nearest is None else dict(self._estimates[nearest])
+        return band

@@ -1,0 +1,163 @@
+"""The softmax mixer: from what several experts say of a node's children to one probability each.
+
+It works on the search's arrays (see `kernels.tree`) and on
+
+    evidence  int16[capacity, D]     at [node, d] the bucket in which drafter d named the node, in
+                                     the table of all drafters' buckets; 0 = it did not
+    table     float32[buckets, 3]    of each bucket: prior P(accepted), its log-odds, and the weight
+                                     set that it calls for
+    weights   float64[SETS, 3D + 1]  of each set: w, b and v of each drafter, then the bias
+    apm       float64[DEPTHS, BINS]  the final recalibration, over depth and log-odds
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from hf_specplug.kernels._njit import njit
+from hf_specplug.kernels.tree import DEPTH, FIRST, NEXT, PATH, PROB, RAW, ROUND, TOKEN
+
+PRIOR, LOGIT, SET = range(3)
+SETS = 4
+DEPTHS = 3
+BINS = 33
+_SPAN = 8.0  # the apm covers log-odds of -8 to 8
+_LEAST = 0.02  # of "none of mine" in the absence term
+_LARGEST = 30.0  # score
+
+
+@njit
+def _listen(pool, evidence, first, table, mass):
+    """Sum each drafter's priors over the siblings that begin at `first`; return the weight set."""
+    mass[:] = 0.0
+    chosen = 0
+    child = first
+    while child != 0:
+        for d in range(mass.shape[0]):
+            bucket = evidence[child, d]
+            if bucket != 0:
+                mass[d] += table[bucket, PRIOR]
+                chosen = max(chosen, int(table[bucket, SET]))
+        child = pool[child, NEXT]
+    return chosen
+
+
+@njit
+def _place(depth, prob):
+    """Where the apm holds this case: (row, lower bin, weight of the bin above)."""
+    row = 0 if depth <= 1 else (1 if depth <= 4 else 2)
+    odds = math.log(max(prob, 1e-9) / max(1.0 - prob, 1e-9))
+    place = (min(max(odds, -_SPAN), _SPAN) + _SPAN) * (BINS - 1) / (2.0 * _SPAN)
+    below = min(int(place), BINS - 2)
+    return row, below, place - below
+
+
+@njit
+def mix(pool, chance, evidence, nodes, table, weights, apm):
+    """Set PROB and PATH (and RAW, before recalibration) of all children of some nodes.
+
+        s_i = bias + sum over d that name i of (w_d log-odds(p_di) + b_d)
+                   + sum over d that speak, but not of i, of v_d ln(1 - sum_j p_dj)
+        P_i = exp s_i / (1 + sum_j exp s_j)
+
+    The 1 stands for "none of these"; so no renormalisation is needed.
+
+    Args:
+        nodes: int32[n], search nodes that all drafters have been asked about.
+    """
+    count = evidence.shape[1]
+    mass = np.empty(count, np.float64)
+    absent = np.empty(count, np.float64)
+    for node in nodes:
+        first = pool[node, FIRST]
+        if first == 0:
+            continue
+        chosen = weights[_listen(pool, evidence, first, table, mass)]
+        base = chosen[3 * count]
+        for d in range(count):
+            absent[d] = 0.0
+            if mass[d] > 0.0:
+                absent[d] = chosen[3 * d + 2] * math.log(max(1.0 - mass[d], _LEAST))
+                base += absent[d]
+        total = 1.0
+        child = first
+        while child != 0:
+            score = base
+            for d in range(count):
+                bucket = evidence[child, d]
+                if bucket != 0:
+                    score += chosen[3 * d] * table[bucket, LOGIT] + chosen[3 * d + 1] - absent[d]
+            odds = math.exp(min(max(score, -_LARGEST), _LARGEST))
+            chance[child, RAW] = odds
+            total += odds
+            child = pool[child, NEXT]
+        child = first
+        while child != 0:
+            raw = chance[child, RAW] / total
+            row, below, above = _place(pool[child, DEPTH], raw)
+            refined = apm[row, below] * (1.0 - above) + apm[row, below + 1] * above
+            prob = min(max(0.5 * (raw + refined), 1e-6), 1.0)
+            chance[child, RAW] = raw
+            chance[child, PROB] = prob
+            chance[child, PATH] = prob * chance[node, PATH]
+            child = pool[child, NEXT]
+
+
+@njit
+def learn(pool, chance, evidence, emitted, table, weights, apm, rates):
+    """One gradient step of the log-likelihood at each node on the path that the target took.
+
+    At the root and at every accepted node, all candidates teach, drafted or not.
+
+    Args:
+        emitted: int32[n], the tokens that the target picked, from the root on.
+        rates: of w and v, of b and bias, of the apm.
+
+    Returns:
+        The number of nodes that were learned from.
+    """
+    count = evidence.shape[1]
+    mass = np.empty(count, np.float64)
+    node = 0
+    visited = 0
+    for token in emitted:
+        if pool[node, ROUND] == 0:  # never expanded
+            break
+        visited += 1
+        first = pool[node, FIRST]
+        if first == 0:
+            break
+        chosen = weights[_listen(pool, evidence, first, table, mass)]
+        slope = np.zeros(3 * count + 1, np.float64)
+        following = 0
+        child = first
+        while child != 0:
+            raw = chance[child, RAW]
+            right = 0.0
+            if pool[child, TOKEN] == token:
+                right = 1.0
+                following = child
+            row, below, above = _place(pool[child, DEPTH], raw)
+            apm[row, below] += rates[2] * (1.0 - above) * (right - apm[row, below])
+            apm[row, below + 1] += rates[2] * above * (right - apm[row, below + 1])
+            error = right - raw
+            slope[3 * count] += error
+            for d in range(count):
+                bucket = evidence[child, d]
+                if bucket != 0:
+                    slope[3 * d] += error * table[bucket, LOGIT]
+                    slope[3 * d + 1] += error
+                elif mass[d] > 0.0:
+                    slope[3 * d + 2] += error * math.log(max(1.0 - mass[d], _LEAST))
+            child = pool[child, NEXT]
+        for d in range(count):
+            chosen[3 * d] += rates[0] * slope[3 * d]
+            chosen[3 * d + 1] += rates[1] * slope[3 * d + 1]
+            chosen[3 * d + 2] += rates[0] * slope[3 * d + 2]
+        chosen[3 * count] += rates[1] * slope[3 * count]
+        if following == 0:
+            break
+        node = following
+    return visited

@@ -1,0 +1,81 @@
+"""Evidence to probability: a softmax mixer over the drafters, with weights learned as it goes.
+
+It is context mixing, as the best text compressors do it (Mahoney's paq), applied to drafting. The
+formula is in `kernels.mixer.mix`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hf_specplug.drafters.base import learned
+from hf_specplug.errors import StateError
+from hf_specplug.kernels import mixer as kernels
+
+_RATES = np.array([0.006, 0.02, 0.02])  # of w and v, of b and bias, of the apm
+
+
+class Mixer:
+    """What has been learned about a set of drafters: how far to believe each, and in what company.
+
+    Args:
+        names: of the drafters, in the order of their source bits.
+
+    Attributes:
+        weights: float64[4, 3 D + 1]: for each weight set w, b and v of every drafter, and the bias.
+        apm: float64[3, 33], the final recalibration by depth and log-odds.
+
+    Example:
+        >>> Mixer(["context", "recycling"]).weights.shape
+        (4, 7)
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = list(names)
+        start = learned("mixer")
+        count = len(self.names)
+        self.weights = np.empty((kernels.SETS, 3 * count + 1))
+        for d, name in enumerate(self.names):
+            self.weights[:, 3 * d : 3 * d + 3] = start["drafters"].get(name, start["others"])
+        self.weights[:, -1] = start["bias"]
+        odds = np.linspace(-8.0, 8.0, kernels.BINS)
+        self.apm = np.tile(1.0 / (1.0 + np.exp(-odds)), (kernels.DEPTHS, 1))
+        self.rates = _RATES.copy()
+
+    def state_dict(self) -> dict[str, NDArray[Any]]:
+        """`NAME.weights` float64[4, 3] of each drafter, `bias` float64[4], `apm` float64[3, 33]."""
+        state = {
+            f"{name}.weights": self.weights[:, 3 * d : 3 * d + 3].copy()
+            for d, name in enumerate(self.names)
+        }
+        return {**state, "bias": self.weights[:, -1].copy(), "apm": self.apm.copy()}
+
+    def load_state_dict(self, state: dict[str, NDArray[Any]]) -> None:
+        """Take back what `state_dict` gave; drafters that it does not name stay as they are.
+
+        Raises:
+            StateError: arrays of another shape, or values that no learning leads to. Nothing is
+                changed.
+        """
+        fresh = Mixer(self.names)
+        shapes = {key: array.shape for key, array in fresh.state_dict().items()}
+        for key, array in state.items():
+            if key.endswith(".weights") and key not in shapes:
+                continue
+            if array.shape != shapes.get(key) or not np.isfinite(array).all():
+                raise StateError(
+                    f"{key!r} of a mixer must be finite numbers {list(shapes.get(key, []))}, "
+                    f"not {array.dtype}{list(array.shape)}"
+                )
+            if key == "bias":
+                fresh.weights[:, -1] = array
+            elif key == "apm":
+                fresh.apm[:] = array.clip(0.0, 1.0)
+            else:
+                place = 3 * self.names.index(key.removesuffix(".weights"))
+                fresh.weights[:, place : place + 3] = array
+        self.weights, self.apm = fresh.weights, fresh.apm

@@ -1,0 +1,130 @@
+"""`specplug record`: write down what a model found likely at every token of some texts."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from hf_specplug.attachment import attach
+from hf_specplug.drafters.base import TopK
+from hf_specplug.errors import RecordingError
+from hf_specplug.recording import Recording, Trace, load
+from hf_specplug.verify.engine import top_k
+
+_SAVE_EVERY = 60.0  # seconds of work that an interruption may lose
+_ROWS = 256  # rows of logits to sort at a time
+_LEAST = 2  # tokens of an answer
+
+
+def run(
+    model_name: str, texts: str, out: str, tokens: int, limit: int, device: str | None
+) -> Recording:
+    """Record the texts of a JSON-lines file; continue if `out` holds some of them already.
+
+    Args:
+        texts: lines with "prompt" (or "turns", of which the first is asked), and optionally "task"
+            and "response"; without a response the model answers itself, greedily.
+        tokens: of an answer at most.
+        limit: texts per task at most; 0 for all.
+        device: as torch names it.
+
+    Raises:
+        RecordingError: a line that is not understood, or `out` is something else.
+        OSError: the model or a file cannot be read.
+    """
+    console = Console(highlight=False, stderr=True)
+    lines = list(_lines(texts, limit))
+    tokenizer = AutoTokenizer.from_pretrained(model_name)
+    model = AutoModelForCausalLM.from_pretrained(model_name, dtype="auto").eval()
+    model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if model.device.type == "cpu":
+        model.float()
+    attach(model)
+    vocab = int(model.config.get_text_config(decoder=True).vocab_size)
+    traces: list[Trace] = []
+    if Path(out).exists():
+        begun = load(out)
+        if begun.model != model_name:
+            raise RecordingError(f"{out} is a recording of {begun.model}; choose another --out")
+        traces = list(begun.traces)
+    known = {trace.name for trace in traces}
+    saved = time.monotonic()
+    try:
+        for name, line in track(lines, "recording", console=console, transient=True):
+            if name not in known:
+                trace = _trace(model, tokenizer, name, line, tokens)
+                if trace is not None:
+                    traces.append(trace)
+            if time.monotonic() - saved > _SAVE_EVERY:
+                Recording(model_name, vocab, traces).save(out)
+                saved = time.monotonic()
+    finally:
+        recording = Recording(model_name, vocab, traces)
+        recording.save(out)
+    return recording
+
+
+def _lines(texts: str, limit: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(name, line), at most `limit` of each task."""
+    taken: dict[str, int] = {}
+    with open(texts, encoding="utf-8") as file:
+        for number, text in enumerate(file, start=1):
+            where = f"{texts}, line {number}"
+            try:
+                line = json.loads(text)
+            except json.JSONDecodeError as error:
+                raise RecordingError(f"{where} is not JSON: {error}") from error
+            if isinstance(line, dict) and isinstance(line.get("turns"), list) and line["turns"]:
+                line.setdefault("prompt", line["turns"][0])
+            if not isinstance(line, dict) or not isinstance(line.get("prompt"), str):
+                raise RecordingError(f'{where} needs a text under "prompt" (or a list "turns")')
+            task = str(line.get("task", "text"))
+            taken[task] = taken.get(task, 0) + 1
+            if not limit or taken[task] <= limit:
+                yield f"{Path(texts).name}:{number}", line
+
+
+def _trace(
+    model: Any, tokenizer: Any, name: str, line: dict[str, Any], tokens: int
+) -> Trace | None:
+    """The text with its rows; None if it is too short, or too long for the model."""
+    prompt = _ids(tokenizer, line["prompt"])
+    longest = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    if longest is not None and len(prompt) + tokens > longest:
+        return None
+    if isinstance(line.get("response"), str):
+        answer = tokenizer(line["response"], add_special_tokens=False)["input_ids"][:tokens]
+    else:
+        ids = torch.tensor([prompt], device=model.device)
+        output = model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False
+        )
+        answer = output[0, len(prompt) :].tolist()
+    if len(answer) < _LEAST or not prompt:
+        return None
+    whole = torch.tensor([prompt + answer], device=model.device)
+    with torch.inference_mode():
+        logits = model(whole).logits[0]
+        rows = [top_k(part) for part in logits.split(_ROWS)]
+    topk = TopK(np.concatenate([r.ids for r in rows]), np.concatenate([r.probs for r in rows]))
+    task = str(line.get("task", "text"))
+    return Trace(task, name, np.array(prompt + answer, np.int32), len(prompt), topk)
+
+
+def _ids(tokenizer: Any, prompt: str) -> list[int]:
+    if tokenizer.chat_template:
+        ids = tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], add_generation_prompt=True
+        )["input_ids"]
+    else:
+        ids = tokenizer(prompt)["input_ids"]
+    return list(ids)

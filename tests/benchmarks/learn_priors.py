@@ -1,0 +1,147 @@
+"""Learn what `hf_specplug/priors.json` holds: what evidence is worth, and how drafters mix.
+
+    specplug record --model PATH --texts traces.jsonl --out traces.safetensors
+    python -m tests.benchmarks.learn_priors traces.safetensors --out hf_specplug/priors.json
+
+Only numbers leave the recording: one probability per evidence bucket, and the mixer's weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+
+from hf_specplug import simulate
+from hf_specplug.drafters.base import Int32, create
+from hf_specplug.kernels import mixer, ngram, tree
+from hf_specplug.mixer import Mixer
+from hf_specplug.recording import Recording, load
+from hf_specplug.tree import TreeSearch
+
+GRIDS = {  # evidence buckets as tables, whose rows go from weaker to stronger evidence
+    "context": [
+        (ngram.LENGTHS, ngram.LONGEST_BUCKETS),
+        (ngram.LENGTHS, ngram.SHORTER_BUCKETS),
+    ],
+    "recycling": [(8, 8)],
+}
+STRENGTH = 20.0  # a bucket without data is worth what its row's weaker neighbour is
+NODES = 25
+
+
+class Counting(TreeSearch):
+    """Counts how often candidates of each bucket came true, and sums up the mixer's weights."""
+
+    hits = np.zeros(0)
+    seen = np.zeros(0)
+    weights: Any = 0.0
+    steps = 0
+
+    def learn(self, emitted: Int32) -> None:
+        if not self._grown:
+            return
+        cls = type(self)
+        if len(cls.hits) != len(self._table):
+            cls.hits, cls.seen = np.zeros(len(self._table)), np.zeros(len(self._table))
+        node = 0
+        for token in emitted.tolist():
+            child = int(self._pool[node, tree.FIRST]) if self._pool[node, tree.ROUND] else 0
+            node = 0
+            while child:
+                buckets = self._evidence[child][self._evidence[child] > 0]
+                cls.seen[buckets] += 1
+                if self._pool[child, tree.TOKEN] == token:
+                    cls.hits[buckets] += 1
+                    node = child
+                child = int(self._pool[child, tree.NEXT])
+            if not node:
+                break
+        super().learn(emitted)
+        cls.weights = cls.weights + self._mixer.weights
+        cls.steps += 1
+
+
+def smoothed(hits: Any, seen: Any) -> Any:
+    """Hit rates [rows, columns]; sparse cells lean on the row before, the first on the column."""
+    rates = np.empty(hits.shape)
+    above = (hits.sum(0) + 1) / (seen.sum(0) + 30)
+    for row in range(len(hits)):
+        above = rates[row] = (hits[row] + STRENGTH * above) / (seen[row] + STRENGTH)
+    return rates.clip(5e-4, 0.999)
+
+
+def run(recording: Recording, names: list[str], start: dict[str, Any]) -> dict[str, Any]:
+    """One pass: what `priors.json` should hold after it."""
+    Counting.hits = Counting.seen = np.zeros(0)
+    Counting.weights, Counting.steps = 0.0, 0
+    drafters = create(names)
+    for drafter in drafters:
+        drafter.priors = np.array(start[drafter.name], np.float32)
+    with patch.object(simulate, "TreeSearch", Counting), patch.object(
+        __import__("hf_specplug.mixer", fromlist=["learned"]), "learned", start.__getitem__
+    ):
+        result = simulate.replay(recording, drafters, NODES, mixer=Mixer(names))
+    print(f"accept length {result.total.accept_length:.3f}, {result.total.tokens} tokens")
+    found: dict[str, Any] = {}
+    begin = 1
+    for drafter in drafters:
+        table = []
+        for rows, columns in GRIDS.get(drafter.name, [(1, len(drafter.priors))]):
+            part = slice(begin, begin + rows * columns)
+            begin += rows * columns
+            grid = smoothed(
+                Counting.hits[part].reshape(rows, columns),
+                Counting.seen[part].reshape(rows, columns),
+            )
+            table += grid.ravel().round(4).tolist()
+        found[drafter.name] = table
+    weights = (Counting.weights / Counting.steps).round(3)
+    found["mixer"] = {
+        "drafters": {
+            name: weights[:, 3 * d : 3 * d + 3].tolist() for d, name in enumerate(names)
+        },
+        "others": OTHERS,
+        "bias": weights[:, -1].tolist(),
+    }
+    return found
+
+
+OTHERS = [[0.4, 1.0, 0.3]] * mixer.SETS
+"""w, b and v of a drafter about which nothing was learned."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("recording")
+    parser.add_argument("--drafters", default="context,recycling")
+    parser.add_argument("--passes", type=int, default=3)
+    parser.add_argument("--out")
+    args = parser.parse_args()
+    recording = load(args.recording)
+    names = args.drafters.split(",")
+    traces = list(recording.traces)
+    random.Random(0).shuffle(traces)  # else the weights would be those of the last task
+    recording = Recording(recording.model, recording.vocab_size, traces)
+    found: dict[str, Any] = {
+        drafter.name: np.full(len(drafter.priors), 0.1) for drafter in create(names)
+    }
+    found["mixer"] = {
+        "drafters": {},
+        "others": OTHERS,
+        "bias": [-3.0, -2.0, -1.5, -1.0],
+    }
+    for _ in range(args.passes):
+        found = run(recording, names, found)
+    if args.out:
+        lines = ",\n".join(f" {json.dumps(key)}: {json.dumps(found[key])}" for key in found)
+        with open(args.out, "w", encoding="utf-8") as file:
+            file.write(f"{{\n{lines}\n}}\n")
+
+
+if __name__ == "__main__":
+    main()
