@@ -1,17 +1,19 @@
-"""How many tokens one forward pass should check: as many as pay for their share of its time.
+"""How many tokens one forward pass should check, and which drafters to ask: what pays, is done.
 
-Expected tokens per second, from two things that are measured as decoding goes on: what a forward
-pass of each width costs on this machine, and how far the drafts' probabilities can be trusted.
+All in one currency, seconds saved: expected tokens from the drafts' probabilities, against what a
+forward pass of each width and the drafting itself were measured to cost (SmartSpec's goodput, for
+one request).
 """
 
 from __future__ import annotations
 
 from bisect import bisect
-from collections import deque
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hf_specplug.costs import Costs
 from hf_specplug.errors import OptionError
 from hf_specplug.tree import DraftTree
 
@@ -19,19 +21,11 @@ MAX_NODES = 1024
 WIDTHS = (1, 6, 8, 12, 16, 24, 32, 48, 64)
 """Tokens per forward pass to choose from; from 2 to 5 matrix kernels are mostly at their worst."""
 
-_SAMPLES = 9  # timings kept per width; the lower quartile counts: other work only makes them longer
-_FIRST = 3  # timings before a width is believed
 _PROBE_EVERY = 64  # steps after which a width other than the best is timed again
+_NEARLY = 0.99  # of the best rate: take the largest such width, as long chains are underrated
 _MEMORY = 0.98  # per step, of predicted and accepted tokens
-_GAINS = (
-    0.2,
-    0.35,
-    0.5,
-    0.8,
-    1.2,
-    2.0,
-    3.5,
-)  # expected tokens: how far a promise is kept depends on it
+_GAINS = (0.2, 0.35, 0.5, 0.8, 1.2, 2.0, 3.5)
+"""Expected tokens: how far a promise is kept depends on its size."""
 
 
 class Budget:
@@ -39,6 +33,7 @@ class Budget:
 
     Args:
         nodes: "auto", or a fixed number of tokens per forward pass (1: no draft), for measurements.
+        drafters: how many there are.
 
     Raises:
         OptionError: `nodes` is neither "auto" nor an int in [1, 1024].
@@ -51,70 +46,144 @@ class Budget:
         31
     """
 
-    def __init__(self, nodes: int | str = "auto") -> None:
+    def __init__(self, nodes: int | str = "auto", drafters: int = 1) -> None:
         check_nodes(nodes)
         self._fixed = not isinstance(nodes, str)
-        self.limit = (WIDTHS[-1] if isinstance(nodes, str) else nodes) - 1
-        self._times: dict[int, deque[float]] = {width: deque(maxlen=_SAMPLES) for width in WIDTHS}
+        self.limit = (WIDTHS[3] if isinstance(nodes, str) else nodes) - 1
+        self._costs = Costs(WIDTHS)
+        self._turns = Turns(drafters)
         self._steps = 0
         self._bucket = 0
+        self._saved = 0.0
         # predicted and accepted tokens by size of the promise, as if some promises had been kept
         self._kept = np.full((len(_GAINS) + 1, 2), 4.0)
 
-    def fit(self, tree: DraftTree) -> DraftTree:
+    def ask(self) -> list[bool]:
+        """Which drafters to ask in this step."""
+        return self._turns.all if self._fixed else self._turns.next()
+
+    def fit(self, tree: DraftTree, context: int) -> DraftTree:
         """Cut a tree to the size that pays; to nothing if drafting does not."""
         if self._fixed or not len(tree):
             return tree
         paths = tree.path_probs()
         order = np.argsort(-paths, kind="stable")
-        width = self._choose(np.cumsum(paths[order]))
+        width = self._choose(np.cumsum(paths[order]), context)
         if width > len(tree):
             return tree
         return tree.select(np.sort(order[: width - 1]))
 
-    def observe(self, tree: DraftTree, accepted: int, seconds: float) -> None:
-        """Learn from a checked tree: how many of its tokens were right, and what the step took."""
+    def observe(
+        self,
+        tree: DraftTree,
+        accepted: int,
+        context: int,
+        seconds: float,
+        asked: Sequence[bool] = (),
+        drafting: Sequence[float] = (),
+    ) -> None:
+        """Learn from a checked tree.
+
+        Args:
+            accepted: how many of its tokens were right.
+            context: tokens before it.
+            seconds: what the forward pass took.
+            asked: which drafters were asked for it, and
+            drafting: the seconds that each took.
+        """
         if self._fixed:
             return
         self._steps += 1
-        width = len(tree) + 1
-        if width in self._times:
-            self._times[width].append(seconds)
+        self._costs.observe(len(tree) + 1, context, seconds)
+        if any(asked):
+            self._turns.observe(asked, drafting, tree, self._saved, seconds)
+        self._saved = 0.0
         if len(tree):
             promise = float(tree.path_probs().sum())
             kept = self._kept[self._bucket]
             kept *= _MEMORY
             kept += promise, accepted
 
-    def _choose(self, gains: NDArray[np.float32]) -> int:
+    def _choose(self, gains: NDArray[np.float32], context: int) -> int:
         """The width of highest expected tokens per second; `gains[n - 1]` for n drafted tokens."""
+        if not self._costs.known(1, context):
+            return 1
         self._bucket = bisect(_GAINS, float(gains[min(len(gains), 11) - 1]))
         predicted, accepted = self._kept[self._bucket]
         trust = accepted / predicted
-        rates: dict[int, float] = {}
-        cost = 0.0
-        for width in WIDTHS:
+        seconds = self._costs.curve(context)
+        tokens = [1.0]
+        for width in WIDTHS[1:]:
             if width > len(gains) + 1:
                 break
-            times = self._times[width]
-            if width == 1 and len(times) < _FIRST:
-                return 1
-            if len(times) >= _FIRST:
-                cost = max(cost, sorted(times)[len(times) // 4])
-            # else: hope that it costs no more than a smaller one, and so find out
-            rates[width] = (1.0 + (trust * float(gains[width - 2]) if width > 1 else 0.0)) / cost
-        best = max(rates, key=rates.__getitem__)
-        larger = [width for width in WIDTHS if width > max(best, 12)]
-        self.limit = (larger or WIDTHS)[0 if larger else -1] - 1  # search for no more than needed
+            tokens.append(1.0 + trust * float(gains[width - 2]))
+        rates = [count / cost for count, cost in zip(tokens, seconds, strict=False)]
+        enough = _NEARLY * max(rates)
+        best = max(place for place, rate in enumerate(rates) if rate >= enough)
+        if rates[0] >= enough and rates[best] < rates[0]:
+            best = 0
+        self._saved = tokens[best] * seconds[0] - seconds[best]
+        # search for no more than one size above
+        self.limit = WIDTHS[min(max(best, 2) + 1, len(WIDTHS) - 1)] - 1
         if self._steps % _PROBE_EVERY == _PROBE_EVERY - 1:
-            return self._neighbour(best, list(rates))
-        return best
+            best = self._neighbour(best, len(rates))
+        return WIDTHS[best]
 
-    def _neighbour(self, best: int, widths: list[int]) -> int:
+    def _neighbour(self, best: int, count: int) -> int:
         """A width whose cost may have changed: no draft, or one next to the best, in turn."""
-        place = widths.index(best)
-        others = [1, widths[max(place - 1, 0)], widths[min(place + 1, len(widths) - 1)]]
+        others = [0, max(best - 1, 0), min(best + 1, count - 1)]
         return others[self._steps // _PROBE_EVERY % len(others)]
+
+
+class Turns:
+    """Asks each drafter as often as it earns: the seconds it saves, against those it takes.
+
+    Args:
+        count: how many drafters there are.
+    """
+
+    _MEMORY = 0.9  # per time asked
+    _RAREST = 16  # steps between two times, while a drafter earns nothing
+    _FREE = 0.002  # of a forward pass: cheaper ones are always asked, if only to learn
+
+    def __init__(self, count: int) -> None:
+        self.all = [True] * count
+        self._saved = [0.0] * count
+        self._spent = [0.0] * count
+        self._every = [1] * count
+        self._step = 0
+
+    def next(self) -> list[bool]:
+        """Whose turn it is."""
+        self._step += 1
+        return [self._step % every == 0 for every in self._every]
+
+    def observe(
+        self,
+        asked: Sequence[bool],
+        spent: Sequence[float],
+        tree: DraftTree,
+        saved: float,
+        step: float,
+    ) -> None:
+        """Credit what a tree saves (seconds) to those who named its nodes, by probability."""
+        paths = tree.path_probs()
+        total = float(paths.sum())
+        sources = tree.sources
+        names = np.zeros(len(sources))
+        for d in range(len(asked)):
+            names += sources >> d & 1
+        for d, was_asked in enumerate(asked):
+            if not was_asked:
+                continue
+            share = float((paths * (sources >> d & 1) / names).sum()) / total if total else 0.0
+            self._saved[d] += (1 - self._MEMORY) * (share * saved - self._saved[d])
+            self._spent[d] += (1 - self._MEMORY) * (spent[d] - self._spent[d])
+            earns = max(self._saved[d], share * saved) > self._spent[d]
+            if earns or self._spent[d] < self._FREE * step:
+                self._every[d] = 1
+            else:
+                self._every[d] = min(2 * self._every[d], self._RAREST)
 
 
 def check_nodes(nodes: int | str) -> None:

@@ -1,8 +1,8 @@
 """What a forward pass costs here: seconds by width (tokens per pass) and length of the context.
 
 Timings lie: other programs, clock rates and page faults make some longer, never shorter. So the
-lower quartile of the last few counts; and when everything is slower, whatever the width, that is
-the machine's load and not the width's price.
+lower quartile of the last few counts; and while everything takes longer than it did, whatever the
+width, that is the machine's load, and says nothing of one width against another.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from statistics import median
 
 _KEPT = 9  # timings per width and context band
 _ENOUGH = 3  # timings before a width is believed
-_LOAD_OVER = 8  # steps
+_LOAD_OVER = 8  # steps whose median slowdown is the load
+_UNLOADED = 1.3  # slowdowns up to this are noise
+_LASTING = 64  # steps after which a load is how things are
 _GUESSED_SLOPE = 0.02  # of one token's cost, per further token, where nothing is known yet
 
 
@@ -36,6 +38,7 @@ class Costs:
         self._estimates: dict[int, dict[int, float]] = {}
         self._ratios: deque[float] = deque(maxlen=_LOAD_OVER)
         self._load = 1.0
+        self._loaded = 0
 
     def observe(self, width: int, context: int, seconds: float) -> None:
         """Take note of one forward pass; widths that are not asked about are passed over."""
@@ -44,11 +47,29 @@ class Costs:
             return
         if width in self._estimates[band]:
             self._ratios.append(seconds / self._estimates[band][width])
-            self._load = median(self._ratios)
+            load = median(self._ratios)
+            self._load = load if load > _UNLOADED or load < 1 / _UNLOADED else 1.0
+        if self._load != 1.0:
+            self._loaded += 1
+            if self._loaded < _LASTING:
+                return
+            self._rescale()
+        self._loaded = 0
         times = self._bands[band][width]
-        times.append(seconds / self._load)
+        times.append(seconds)
         if len(times) >= _ENOUGH:
             self._estimates[band][width] = sorted(times)[len(times) // 4]
+
+    def _rescale(self) -> None:
+        """Take the load for how things are from now on: the same factor for every width."""
+        for estimates in self._estimates.values():
+            for width in estimates:
+                estimates[width] *= self._load
+        for band in self._bands.values():
+            for times in band.values():
+                times.extend([seconds * self._load for seconds in times])
+        self._ratios.clear()
+        self._load = 1.0
 
     def known(self, width: int, context: int) -> bool:
         """Whether there are timings enough of this width."""

@@ -49,12 +49,12 @@ def decode(
     while not walk.finished:
         with stats.phase("draft"):
             # 1. draft: one tree from all drafters
-            tree = EMPTY
-            if engine.drafts:
+            tree, asked = EMPTY, budget.ask()
+            if engine.drafts and any(asked):
                 limit = min(budget.limit, engine.room)
-                tree = search.grow(emitted[-1], limit, walk.room - 1, chain)
+                tree = search.grow(emitted[-1], limit, walk.room - 1, chain, asked)
             # 2. size: as much of it as pays
-            tree = budget.fit(tree)
+            tree = budget.fit(tree, len(context))
 
         # 3. verify: one forward pass over the last token and the tree
         start = time.perf_counter()
@@ -66,7 +66,8 @@ def decode(
         with stats.phase("accept"):
             visited, emitted = walk.accept(logits, tree)
             engine.keep(visited)
-        budget.observe(tree, len(visited) - 1, time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        budget.observe(tree, len(visited) - 1, len(context), seconds, asked, search.seconds)
 
         # 5. observe: drafters learn from all that was seen
         with stats.phase("observe"):

@@ -181,7 +181,7 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
         chain = mode == CHAIN
         engine = EagerEngine(model, config, model_kwargs, Support(mode))
         try:
-            budget = self._budgets.setdefault(model, Budget(self.nodes))
+            budget = self._budgets.setdefault(model, Budget(self.nodes, len(self.drafters)))
             decode(engine, walk, search, context, budget, self.stats, chain)
             if not engine.drafts:
                 self.note("the cache turned out to hold a recurrent state: nothing was drafted")

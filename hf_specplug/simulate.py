@@ -52,7 +52,7 @@ def replay(
     is not recorded, so recycling drafters learn a little less than in earnest.
     """
     mixer = mixer or Mixer([drafter.name for drafter in drafters])
-    budget = Budget(nodes)
+    budget = Budget(nodes, len(drafters))
     result = Result()
     for trace in progress(recording):
         _replay(trace, recording.vocab_size, drafters, mixer, budget, cost, result)
@@ -82,8 +82,11 @@ def _replay(
     place = 1
     while place < len(answer):
         start = time.perf_counter()
-        tree = search.grow(int(answer[place - 1]), budget.limit, len(answer) - place - 1)
-        tree = budget.fit(tree)
+        tree, asked = EMPTY, budget.ask()
+        if any(asked):
+            root, depth = int(answer[place - 1]), len(answer) - place - 1
+            tree = search.grow(root, budget.limit, depth, ask=asked)
+        tree = budget.fit(tree, prompt + place)
         result.draft_seconds += time.perf_counter() - start
         visited = walk(tree, answer[place:])
         emitted = answer[place : place + len(visited)]
@@ -91,7 +94,9 @@ def _replay(
             stats.observe(tree, visited, search.names)
         if cost is not None:
             seconds = cost(len(tree) + 1, prompt + place)
-            budget.observe(tree, len(visited) - 1, seconds)
+            budget.observe(
+                tree, len(visited) - 1, prompt + place, seconds, asked, search.seconds
+            )
             result.seconds[trace.task] += seconds
             result.plain_seconds[trace.task] += len(emitted) * cost(1, prompt + place)
         start = time.perf_counter()

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from hf_specplug.calibration import Calibration
 from hf_specplug.tree import DraftTree
 
 PHASES = ("prefill", "draft", "verify", "accept", "observe")
@@ -30,6 +31,7 @@ class Stats:
         seconds: time by phase: prefill, draft, verify (the forward pass), accept, observe.
         fallbacks: reason -> calls that ran as chain or plain because of it.
         dropped: drafter -> the error for which it was dropped.
+        reliability: what `calibration()` returns.
 
     Example:
         >>> stats = Stats()
@@ -50,11 +52,16 @@ class Stats:
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
     fallbacks: Counter[str] = field(default_factory=Counter)
     dropped: dict[str, str] = field(default_factory=dict)
+    reliability: Calibration = field(default_factory=Calibration)
 
     @property
     def accept_length(self) -> float:
         """Mean tokens emitted per forward pass, the target's own (bonus) token included."""
         return self.tokens / self.forwards if self.forwards else 0.0
+
+    def calibration(self) -> Calibration:
+        """How well drafts came true, against what was promised; a plot in notebooks."""
+        return self.reliability
 
     def reset(self) -> None:
         """Back to zero, as after `attach`."""
@@ -83,6 +90,7 @@ class Stats:
             self.accepted_per_position[position] += 1
         if not len(tree):
             return
+        self.reliability.observe(tree, visited)
         drafted = tree.sources.tolist()
         accepted = [drafted[index - 1] for index in visited[1:]]
         for bit, name in enumerate(names):
@@ -105,6 +113,7 @@ class Stats:
             "seconds": dict(self.seconds),
             "fallbacks": dict(self.fallbacks),
             "dropped": dict(self.dropped),
+            "calibration": self.reliability.to_dict(),
         }
 
     def rows(self) -> list[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -104,6 +105,7 @@ class TreeSearch:
 
     Attributes:
         names: of all drafters, dropped or not: names[d] belongs to bit d of `DraftTree.sources`.
+        seconds: what each of them took for the last tree.
     """
 
     def __init__(
@@ -115,9 +117,12 @@ class TreeSearch:
     ) -> None:
         self.names = [drafter.name for drafter in drafters]
         self._mixer = mixer
+        self.seconds = [0.0] * len(drafters)
+        self._grown = False
         self._vocab = vocab_size
         self._on_error = on_error
         self._active: list[_Expert] = []
+        self._asked: list[_Expert] = []
         tables = [np.zeros((1, 3), np.float32)]  # bucket 0: nothing named
         end = 1
         for column, drafter in enumerate(drafters):
@@ -148,9 +153,17 @@ class TreeSearch:
     def drop(self, drafter: Drafter, error: Exception) -> None:
         """Ask `drafter` no more."""
         self._active = [expert for expert in self._active if expert.drafter is not drafter]
+        self._asked = [expert for expert in self._asked if expert.drafter is not drafter]
         self._on_error(drafter, error)
 
-    def grow(self, root: int, limit: int, depth: int, chain: bool = False) -> DraftTree:
+    def grow(
+        self,
+        root: int,
+        limit: int,
+        depth: int,
+        chain: bool = False,
+        ask: Sequence[bool] | None = None,
+    ) -> DraftTree:
         """Draft what may follow.
 
         Args:
@@ -158,9 +171,12 @@ class TreeSearch:
             limit: nodes at most.
             depth: tokens ahead at most.
             chain: only one path (for models that cannot check a tree).
+            ask: which drafters to ask; all if not given.
         """
         self._grown = False
-        if limit < 1 or depth < 1 or not self._active:
+        self._asked = [e for e in self._active if ask is None or ask[e.column]]
+        self.seconds = [0.0] * len(self.names)
+        if limit < 1 or depth < 1 or not self._asked:
             return EMPTY
         if len(self._chosen) < limit:
             self._allocate(limit)
@@ -207,10 +223,13 @@ class TreeSearch:
 
     def _expand(self, frontier: Frontier, size: int, turn: int) -> int:
         """Ask every drafter about the frontier and add what they say to the pool."""
-        for expert in list(self._active):
+        for expert in list(self._asked):
             drafter = expert.drafter
             try:
-                rows = _checked_rows(drafter.expand(frontier), len(frontier.nodes))
+                start = time.perf_counter()
+                rows = drafter.expand(frontier)
+                self.seconds[expert.column] += time.perf_counter() - start
+                rows = _checked_rows(rows, len(frontier.nodes))
                 grown = kernels.insert(
                     self._pool,
                     self._chance,

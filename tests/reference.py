@@ -63,3 +63,49 @@ def recycled(
         for i in [*range(len(tokens)), *visited]:
             matrix[tokens[i]] = list(rows[i])
     return matrix
+
+
+Named = dict[int, float]
+"""Of one candidate: drafter -> the prior of the bucket in which it named the candidate."""
+
+
+def mixed(
+    candidates: Sequence[Named], sets: Sequence[int], weights: Sequence[Sequence[float]]
+) -> list[float]:
+    """Twin of kernels.mixer.mix at one node, before recalibration.
+
+    `sets`: the weight set that each candidate's evidence calls for; the largest is used.
+    """
+    _, scores = scored(candidates, sets, weights)
+    odds = [math.exp(score) for score in scores]
+    return [one / (1 + sum(odds)) for one in odds]
+
+
+def scored(
+    candidates: Sequence[Named], sets: Sequence[int], weights: Sequence[Sequence[float]]
+) -> tuple[list[list[float]], list[float]]:
+    """(features, score) of each candidate; a score is the sum of features times weights."""
+    chosen = weights[max(sets)]
+    drafters = (len(chosen) - 1) // 3
+    mass = [sum(named.get(d, 0.0) for named in candidates) for d in range(drafters)]
+    features = []
+    for named in candidates:
+        row = []
+        for d in range(drafters):
+            if d in named:
+                row += [math.log(named[d] / (1 - named[d])), 1.0, 0.0]
+            else:
+                row += [0.0, 0.0, math.log(max(1 - mass[d], 0.02)) if mass[d] else 0.0]
+        features.append([*row, 1.0])
+    return features, [
+        sum(x * w for x, w in zip(row, chosen, strict=True)) for row in features
+    ]
+
+
+def recalibrated(prob: float, row: Sequence[float]) -> float:
+    """Twin of the kernel's last step: half itself, half what the table says of its log-odds."""
+    odds = min(max(math.log(max(prob, 1e-9) / max(1 - prob, 1e-9)), -8.0), 8.0)
+    place = (odds + 8) * 2
+    below = min(int(place), len(row) - 2)
+    above = place - below
+    return 0.5 * (prob + row[below] * (1 - above) + row[below + 1] * above)

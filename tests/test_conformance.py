@@ -20,6 +20,7 @@ from hf_specplug.drafters.base import (
     create,
     registry,
 )
+from hf_specplug.mixer import Mixer
 from hf_specplug.tree import TreeSearch
 from tests.helpers import new_tokens, plain, plugged
 from tests.zoo import make, prompt
@@ -49,7 +50,8 @@ def grow(drafter: Drafter, context: Context, limit: int = 30) -> list[tuple[int,
     def fail(_: Drafter, error: Exception) -> None:
         raise error
 
-    tree = TreeSearch([drafter], VOCAB, fail).grow(context.last, limit, 8)
+    search = TreeSearch([drafter], Mixer([drafter.name]), VOCAB, fail)
+    tree = search.grow(context.last, limit, 8)
     return list(zip(tree.tokens.tolist(), tree.parents.tolist(), strict=True))
 
 

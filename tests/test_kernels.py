@@ -98,7 +98,7 @@ def test_best_takes_the_highest_path_probabilities(paths: list[float], limit: in
     size = len(paths) + 1
     pool = np.zeros((size, tree.COLUMNS), np.int32)
     pool[:, tree.DEPTH] = 1
-    chance = np.ones((size, 2), np.float32)
+    chance = np.ones((size, 3), np.float32)
     chance[1:, tree.PATH] = paths
     chosen, frontier = np.empty(limit, np.int32), np.empty(limit, np.int32)
     number, waiting = tree.best(pool, chance, size, limit, 9, 2, chosen, frontier)
@@ -172,14 +172,14 @@ def test_recycling_is_small() -> None:
 def test_insert_checks_every_row(row: tuple[int, int, int], answer: int) -> None:
     pool = np.zeros((8, tree.COLUMNS), np.int32)
     pool[0, tree.ROUND] = 1
-    chance = np.ones((8, 2), np.float32)
-    priors = np.array([0.5, 0.25], np.float32)
+    chance = np.ones((8, 3), np.float32)
+    evidence = np.zeros((8, 3), np.int32)
     rows = np.array([row], np.int32)
-    assert tree.insert(pool, chance, 1, rows, 1, priors, 4, 9, 1) == answer
+    assert tree.insert(pool, chance, evidence, 1, rows, 2, 5, 7, 9, 1) == answer
     if answer == 2:
         assert pool[1, tree.TOKEN] == 1
         assert pool[1, tree.SOURCES] == 4
-        assert chance[1].tolist() == [0.25, 0.25]
+        assert evidence[1].tolist() == [0, 0, 6]
 
 
 def test_the_trie_says_when_it_is_full() -> None:

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from hf_specplug import DraftTree
 from hf_specplug.drafters.base import Context, Drafter, Frontier, Int32, create
+from hf_specplug.mixer import Mixer
 from hf_specplug.tree import EMPTY, TreeSearch
+from tests import reference
 
 VOCAB = 40
 
@@ -38,24 +40,30 @@ def search(*drafters: Drafter) -> TreeSearch:
     def fail(drafter: Drafter, error: Exception) -> None:
         raise error
 
-    return TreeSearch(drafters, VOCAB, fail)
+    return TreeSearch(drafters, Mixer([drafter.name for drafter in drafters]), VOCAB, fail)
 
 
 def all_paths(
     tables: list[Table], root: int, limit: int, depth: int
 ) -> dict[tuple[int, ...], float]:
-    """Every path within `depth` and its probability: the maximum over drafters, node by node."""
+    """Every path within `depth` and its probability, as the mixer sees it, node by node."""
+    weights = Mixer([table.name for table in tables]).weights.tolist()
     paths: dict[tuple[int, ...], float] = {(): 1.0}
-    edge = [()]
+    edge: list[tuple[int, ...]] = [()]
     for _ in range(depth):
         following: list[tuple[int, ...]] = []
         for path in edge:
-            children: dict[int, float] = {}
-            for table in tables:
+            children: dict[int, reference.Named] = {}
+            for d, table in enumerate(tables):
                 for token, bucket in table.successors.get(path[-1] if path else root, []):
-                    prob = float(table.priors[bucket])
-                    children[token] = max(prob, children.get(token, 0.0))
-            for token, prob in children.items():
+                    children.setdefault(token, {})[d] = float(table.priors[bucket])
+            if not children:
+                continue
+            named = list(children.values())
+            sets = [sum(max(one.values()) >= edge for edge in (0.1, 0.35, 0.7)) for one in named]
+            for token, prob in zip(
+                children, reference.mixed(named, sets, weights), strict=True
+            ):
                 paths[(*path, token)] = paths[path] * prob
                 following.append((*path, token))
         edge = sorted(following, key=lambda path: -paths[path])[: limit + 1]
@@ -65,7 +73,11 @@ def all_paths(
 
 SUCCESSORS = st.dictionaries(
     st.integers(0, 5),
-    st.lists(st.tuples(st.integers(0, 5), st.integers(0, 3)), max_size=4),
+    st.lists(
+        st.tuples(st.integers(0, 5), st.integers(0, 3)),
+        max_size=4,
+        unique_by=lambda successor: successor[0],
+    ),
     max_size=6,
 )
 
@@ -94,16 +106,12 @@ def test_the_tree_is_the_best_one(one: dict, two: dict, limit: int, depth: int) 
 def test_sources_and_probabilities_are_those_of_the_drafters() -> None:
     one, two = Table({0: [(1, 1), (2, 2)]}, "one"), Table({0: [(1, 0), (3, 3)], 1: [(4, 1)]}, "two")
     tree = search(one, two).grow(0, 10, 5)
-    table = {
-        int(token): (float(prob), int(source))
-        for token, prob, source in zip(tree.tokens, tree.probs, tree.sources, strict=True)
-    }
-    assert table == {
-        1: (pytest.approx(0.9), 3),
-        2: (pytest.approx(0.25), 1),
-        3: (pytest.approx(0.125), 2),
-        4: (pytest.approx(0.5), 2),
-    }
+    sources = dict(zip(tree.tokens.tolist(), tree.sources.tolist(), strict=True))
+    assert sources == {1: 3, 2: 1, 3: 2, 4: 2}
+    probs = dict(zip(tree.tokens.tolist(), tree.probs.tolist(), strict=True))
+    assert probs[1] > probs[2] > probs[3]  # named by both; claimed .25; claimed .125
+    alone = search(one).grow(0, 10, 5)
+    assert probs[1] > alone.probs[alone.tokens == 1]  # two agree
 
 
 @given(st.lists(st.integers(0, 6), min_size=2, max_size=60), st.integers(1, 30))
