@@ -54,6 +54,74 @@ def demo(
         raise typer.Exit(1)
 
 
+@app.command(
+    epilog="Example: specplug record --model ./my-model --texts prompts.jsonl --out my.safetensors"
+)
+def record(
+    model: Annotated[str, typer.Option(help="Folder or Hub name of a causal LM.")],
+    texts: Annotated[
+        str,
+        typer.Option(
+            help='JSON lines with "prompt", and optionally "task" and "response" (without one the '
+            "model answers itself)."
+        ),
+    ],
+    out: Annotated[str, typer.Option(help="The recording; continued if it is there.")],
+    tokens: Annotated[int, typer.Option(min=2, help="Of an answer at most.")] = 512,
+    per_task: Annotated[int, typer.Option(min=0, help="Texts per task at most; 0: all.")] = 0,
+    device: Annotated[str | None, typer.Option(help="As torch names it.")] = None,
+) -> None:
+    """Write down what a model finds likely at every token of some texts, to be replayed."""
+    from hf_specplug import record as module
+    from hf_specplug.errors import SpecPlugError
+
+    try:
+        made = module.run(model, texts, out, tokens, per_task, device)
+    except (SpecPlugError, OSError) as error:
+        typer.echo(f"specplug record: {error}", err=True)
+        raise typer.Exit(1) from error
+    typer.echo(f"{out}: {len(made)} texts, {made.answer_tokens} tokens of answers")
+
+
+@app.command(
+    epilog="Example: specplug simulate my.safetensors --nodes auto,16,32 --cost h200-graph"
+)
+def simulate(
+    recording: Annotated[str, typer.Argument(help="A file that `specplug record` wrote.")],
+    drafters: Annotated[str, typer.Option(help="Names, with commas.")] = "context,recycling",
+    nodes: Annotated[
+        str, typer.Option(help='Tokens per forward pass to compare; "auto" needs --cost.')
+    ] = "8,16,32,64",
+    cost: Annotated[
+        str | None,
+        typer.Option(
+            help="h200-graph, h200-eager, cpu-2core, cpu-2core-bf16, or a JSON file of "
+            "milliseconds by width."
+        ),
+    ] = None,
+    tasks: Annotated[str | None, typer.Option(help="Only these, with commas.")] = None,
+    leave_one_out: Annotated[
+        bool, typer.Option(help="Also without each drafter in turn, and with each alone.")
+    ] = False,
+    published: Annotated[
+        str | None, typer.Option(help="Also as a paper drafts: rasd, token-recycling.")
+    ] = None,
+    calibration: Annotated[bool, typer.Option(help="Print predicted against accepted.")] = False,
+    out: Annotated[str | None, typer.Option(help="Write all figures as JSON.")] = None,
+) -> None:
+    """Replay a recording through drafters, without the model: accept length, cost, calibration."""
+    from hf_specplug import workbench
+    from hf_specplug.errors import SpecPlugError
+
+    try:
+        workbench.run(
+            recording, drafters, nodes, cost, tasks, leave_one_out, published, calibration, out
+        )
+    except (SpecPlugError, OSError) as error:
+        typer.echo(f"specplug simulate: {error}", err=True)
+        raise typer.Exit(1) from error
+
+
 def main() -> None:
     """Entry point of the console script."""
     app()

@@ -8,8 +8,9 @@ import numpy as np
 
 from hf_specplug.budget import Budget
 from hf_specplug.drafters.base import Context, Int32, Step
+from hf_specplug.search import TreeSearch
 from hf_specplug.stats import Stats
-from hf_specplug.tree import EMPTY, TreeSearch
+from hf_specplug.tree import EMPTY
 from hf_specplug.verify.engine import PREFILL_LOGITS, EagerEngine, top_k
 from hf_specplug.verify.walk import Walk
 

@@ -34,8 +34,9 @@ from hf_specplug.decode import decode, observe
 from hf_specplug.drafters.base import Context, Drafter, Int32, Step, create
 from hf_specplug.errors import OptionError, StateError
 from hf_specplug.mixer import Mixer
+from hf_specplug.published import search_class
+from hf_specplug.search import TreeSearch
 from hf_specplug.stats import Stats
-from hf_specplug.tree import TreeSearch
 from hf_specplug.verify import support
 from hf_specplug.verify.cache import CHAIN, PLAIN, TREE
 from hf_specplug.verify.engine import EagerEngine
@@ -58,6 +59,7 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
         drafters: names or `Drafter` objects, in the order of their source bits.
         nodes: tokens per forward pass, the last accepted one included; "auto" fits them to the
             device. A fixed number is for measurements.
+        published: "rasd" or "token-recycling" drafts as that paper does, for comparisons.
 
     Attributes:
         stats: what was drafted, accepted and spent since the last `stats.reset()`.
@@ -76,11 +78,14 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
         self,
         drafters: Iterable[str | Drafter] | str | Drafter = DEFAULT_DRAFTERS,
         nodes: int | str = "auto",
+        published: str | None = None,
     ) -> None:
         check_nodes(nodes)
+        search_class(published)
         self.drafters = create(drafters)
         self.mixer = Mixer([drafter.name for drafter in self.drafters])
         self.nodes = nodes
+        self.published = published
         self.stats = Stats()
         self._warned: set[str] = set()
         self._reset_session()
@@ -190,7 +195,8 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
             engine.close()
 
     def _begin(self, context: Context, drafters: list[Drafter], mixer: Mixer) -> TreeSearch:
-        search = TreeSearch(drafters, mixer, context.vocab_size, self._on_error)
+        make = search_class(self.published)
+        search = make(drafters, mixer, context.vocab_size, self._on_error)
         for drafter in search.drafters:
             try:
                 drafter.begin(context)

@@ -88,17 +88,18 @@ class Recording:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file; it appears whole or not at all."""
-        empty = np.zeros((0, TOP_K))
-        tensors = {
-            "tokens": np.concatenate([trace.tokens for trace in self.traces] or [np.zeros(0, "i4")]),
-            "lengths": np.array([len(trace.tokens) for trace in self.traces], np.int64),
-            "prompt_lengths": np.array([trace.prompt_length for trace in self.traces], np.int64),
-            "topk_ids": np.concatenate([trace.topk.ids for trace in self.traces] or [empty]),
-            "topk_probs": np.concatenate([trace.topk.probs for trace in self.traces] or [empty]),
+        traces = self.traces
+        parts: dict[str, tuple[list[NDArray[Any]], NDArray[Any]]] = {
+            "tokens": ([trace.tokens for trace in traces], np.zeros(0, np.int32)),
+            "topk_ids": ([trace.topk.ids for trace in traces], np.zeros((0, TOP_K), np.int32)),
+            "topk_probs": (
+                [trace.topk.probs.astype(np.float16) for trace in traces],
+                np.zeros((0, TOP_K), np.float16),
+            ),
         }
-        tensors["tokens"] = tensors["tokens"].astype(np.int32)
-        tensors["topk_ids"] = tensors["topk_ids"].astype(np.int32)
-        tensors["topk_probs"] = tensors["topk_probs"].astype(np.float16)
+        tensors = {key: np.concatenate([*found, none]) for key, (found, none) in parts.items()}
+        tensors["lengths"] = np.array([len(trace.tokens) for trace in traces], np.int64)
+        tensors["prompt_lengths"] = np.array([trace.prompt_length for trace in traces], np.int64)
         metadata = {
             "format": FORMAT,
             "model": self.model,
@@ -144,7 +145,7 @@ def _assemble(tensors: dict[str, NDArray[Any]], metadata: dict[str, str]) -> Rec
         raise ValueError("the lengths of its traces do not add up")
     if ids.shape != (len(tokens), TOP_K) or probs.shape != ids.shape:
         raise ValueError(f"rows are {ids.shape} and {probs.shape}, not {(len(tokens), TOP_K)}")
-    if len(tokens) and not (-1 <= ids.min() and max(ids.max(), tokens.max()) < vocab_size):
+    if len(tokens) and not (ids.min() >= -1 and max(ids.max(), tokens.max()) < vocab_size):
         raise ValueError(f"ids outside the vocabulary of {vocab_size}")
     traces, start = [], 0
     for task, name, length, prompt in zip(tasks, names, lengths, prompts, strict=True):

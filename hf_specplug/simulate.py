@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -11,14 +13,63 @@ from typing import Any
 import numpy as np
 
 from hf_specplug.budget import Budget
-from hf_specplug.drafters.base import Context, Drafter, Int32, Step, TopK
+from hf_specplug.drafters.base import Context, Drafter, Int32, Step, TopK, create
+from hf_specplug.errors import RecordingError
 from hf_specplug.mixer import Mixer
+from hf_specplug.published import search_class
 from hf_specplug.recording import Recording, Trace
+from hf_specplug.search import TreeSearch
 from hf_specplug.stats import Stats
-from hf_specplug.tree import EMPTY, DraftTree, TreeSearch
+from hf_specplug.tree import EMPTY, DraftTree
 
-Cost = Callable[[int, int], float]
-"""Seconds of a forward pass over (width, context length) tokens."""
+Progress = Callable[[Iterable[Trace]], Iterable[Trace]]
+
+COSTS = {
+    # milliseconds of a forward pass by width, measured
+    "h200-graph": {1: 8.05, 8: 9.15, 16: 9.55, 32: 9.67, 64: 9.94, 128: 10.45},  # 8B bf16, ctx 512
+    "h200-eager": {1: 28.6, 8: 25.2, 16: 25.6, 32: 25.7, 64: 25.5, 128: 24.6},
+    "cpu-2core": {1: 14.3, 6: 19.3, 8: 18.7, 12: 20.1, 16: 21.7, 24: 24.8, 32: 28.8, 64: 51.6},
+    "cpu-2core-bf16": {1: 9.3, 6: 9.8, 8: 10.0, 12: 10.9, 16: 11.8, 24: 13.5, 32: 15.1, 64: 22.6},
+}
+"""Built-in cost curves: Llama-3-8B's shape on one H200, a 32 M Llama on two CPU cores."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds of a forward pass by width: straight lines between measured points.
+
+    Example:
+        >>> Cost(np.array([1.0, 3.0]), np.array([0.01, 0.02]))(2)
+        0.015
+    """
+
+    widths: Any
+    seconds: Any
+
+    def __call__(self, width: int) -> float:
+        return float(np.interp(width, self.widths, self.seconds))
+
+
+def cost_curve(name: str | os.PathLike[str]) -> Cost:
+    """A built-in curve by name, or a JSON file {"1": ms, "8": ms, ...}.
+
+    Raises:
+        RecordingError: neither; or numbers that are no curve.
+    """
+    points: Any = COSTS.get(str(name))
+    if points is None:
+        try:
+            with open(name, encoding="utf-8") as file:
+                points = {int(width): float(ms) for width, ms in json.load(file).items()}
+        except (OSError, ValueError, AttributeError, TypeError) as error:
+            raise RecordingError(
+                f"a cost curve is one of {sorted(COSTS)} or a JSON file of milliseconds by width, "
+                f'{{"1": 8.0, "8": 9.1}}; {name} is not: {error}'
+            ) from error
+    widths = sorted(points)
+    if not widths or widths[0] < 1 or min(points.values()) <= 0:
+        raise RecordingError(f"the cost curve {name} needs widths from 1 and times above 0")
+    return Cost(np.array(widths), np.array([points[width] / 1e3 for width in widths]))
 
 
 @dataclass
@@ -28,53 +79,96 @@ class Result:
     Attributes:
         seconds: what the cost curve says that the forward passes would have taken, by task.
         plain_seconds: the same without drafting.
-        draft_seconds: measured time of the search and its drafters.
+        draft_seconds: what search, drafters and learning took here, by task (measured).
     """
 
     total: Stats = field(default_factory=Stats)
     by_task: dict[str, Stats] = field(default_factory=lambda: defaultdict(Stats))
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     plain_seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-    draft_seconds: float = 0.0
+    draft_seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    def speed(self, task: str | None = None) -> float | None:
+        """How many times plain decoding, drafting time included; None without a cost curve."""
+        tasks = list(self.by_task) if task is None else [task]
+        spent = sum(self.seconds[task] + self.draft_seconds[task] for task in tasks)
+        return sum(self.plain_seconds[task] for task in tasks) / spent if self.seconds else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain numbers, for JSON."""
+        steps = max(self.total.forwards, 1)
+        return {
+            "tokens_per_step": self.total.accept_length,
+            "nodes_per_step": self.total.drafted / steps,
+            "us_per_step": 1e6 * sum(self.draft_seconds.values()) / steps,
+            "ece": self.total.calibration().ece,
+            "speed": self.speed(),
+            "tasks": {
+                task: {"tokens_per_step": stats.accept_length, "speed": self.speed(task)}
+                for task, stats in self.by_task.items()
+            },
+            "stats": self.total.to_dict(),
+        }
+
+
+def simulate(
+    recording: Recording,
+    drafters: Sequence[str],
+    nodes: int | str,
+    cost: Cost | None = None,
+    published: str | None = None,
+    progress: Progress = lambda traces: traces,
+) -> Result:
+    """`replay` with new drafters, by name.
+
+    Raises:
+        OptionError: an unknown drafter, number of nodes or paper.
+        RecordingError: `nodes` is "auto" and there is no cost curve.
+    """
+    if nodes == "auto" and cost is None:
+        raise RecordingError('nodes "auto" needs a cost curve: what would it have to pay?')
+    made = create(drafters)
+    mixer = Mixer([drafter.name for drafter in made])
+    return replay(recording, made, mixer, nodes, cost, search_class(published), progress)
 
 
 def replay(
     recording: Recording,
     drafters: Sequence[Drafter],
+    mixer: Mixer,
     nodes: int | str = 16,
     cost: Cost | None = None,
-    mixer: Mixer | None = None,
-    progress: Callable[[Iterable[Trace]], Iterable[Trace]] = lambda traces: traces,
+    search: type[TreeSearch] = TreeSearch,
+    progress: Progress = lambda traces: traces,
 ) -> Result:
     """Draft every recorded answer as `generate` would, taking the recorded tokens for the target's.
 
     Only nodes on the path that was taken have rows: what the target would have said at the others
     is not recorded, so recycling drafters learn a little less than in earnest.
     """
-    mixer = mixer or Mixer([drafter.name for drafter in drafters])
     budget = Budget(nodes, len(drafters))
     result = Result()
     for trace in progress(recording):
-        _replay(trace, recording.vocab_size, drafters, mixer, budget, cost, result)
+        grower = search(drafters, mixer, recording.vocab_size, _fail)
+        _replay(trace, recording.vocab_size, grower, budget, cost, result)
     return result
+
+
+def _fail(drafter: Drafter, error: Exception) -> None:
+    raise error
 
 
 def _replay(
     trace: Trace,
     vocab_size: int,
-    drafters: Sequence[Drafter],
-    mixer: Mixer,
+    search: TreeSearch,
     budget: Budget,
     cost: Cost | None,
     result: Result,
 ) -> None:
-    def fail(drafter: Drafter, error: Exception) -> None:
-        raise error
-
     prompt, answer = trace.prompt_length, trace.answer
     context = Context(trace.tokens[:prompt], vocab_size)
-    search = TreeSearch(drafters, mixer, vocab_size, fail)
-    for drafter in drafters:
+    for drafter in search.drafters:
         drafter.begin(context)
     context.append(answer[:1])
     rows = np.arange(max(0, prompt - len(answer)), prompt)
@@ -87,25 +181,23 @@ def _replay(
             root, depth = int(answer[place - 1]), len(answer) - place - 1
             tree = search.grow(root, budget.limit, depth, ask=asked)
         tree = budget.fit(tree, prompt + place)
-        result.draft_seconds += time.perf_counter() - start
+        result.draft_seconds[trace.task] += time.perf_counter() - start
         visited = walk(tree, answer[place:])
         emitted = answer[place : place + len(visited)]
         for stats in (result.total, result.by_task[trace.task]):
             stats.observe(tree, visited, search.names)
         if cost is not None:
-            seconds = cost(len(tree) + 1, prompt + place)
-            budget.observe(
-                tree, len(visited) - 1, prompt + place, seconds, asked, search.seconds
-            )
+            seconds = cost(len(tree) + 1)
+            budget.observe(tree, len(visited) - 1, prompt + place, seconds, asked, search.seconds)
             result.seconds[trace.task] += seconds
-            result.plain_seconds[trace.task] += len(emitted) * cost(1, prompt + place)
+            result.plain_seconds[trace.task] += len(emitted) * cost(1)
         start = time.perf_counter()
         search.learn(emitted)
         context.append(emitted)
         rows = np.arange(prompt + place - 1, prompt + place - 1 + len(visited))
         sources = np.concatenate([np.zeros(1, np.uint16), tree.sources])[visited]
         _observe(search, trace, rows, np.arange(len(rows), dtype=np.int32), emitted, sources)
-        result.draft_seconds += time.perf_counter() - start
+        result.draft_seconds[trace.task] += time.perf_counter() - start
         place += len(visited)
 
 

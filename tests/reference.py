@@ -33,14 +33,16 @@ def top_k(row: Sequence[float], k: int) -> list[int]:
     return ids + [-1] * (k - len(ids))
 
 
-def continuations(text: Sequence[int], path: Sequence[int]) -> list[tuple[int, int, float, bool]]:
-    """What may follow text + path by suffix matching: (token, match length, share, latest).
+def continuations(
+    text: Sequence[int], path: Sequence[int]
+) -> list[tuple[int, int, int, int, bool]]:
+    """What may follow text + path by suffix matching: (token, match length, count, total, latest).
 
     Every suffix of text + path, longest first, down to one token; a token counts at the longest
     suffix that it follows in the text. Within a suffix the latest continuation comes first.
     """
     whole = [*text, *path]
-    found: list[tuple[int, int, float, bool]] = []
+    found: list[tuple[int, int, int, int, bool]] = []
     for length in range(min(ORDER - 1, len(whole)), 0, -1):
         suffix = whole[len(whole) - length :]
         after = [
@@ -50,7 +52,7 @@ def continuations(text: Sequence[int], path: Sequence[int]) -> list[tuple[int, i
         ]
         for i, token in enumerate(dict.fromkeys(reversed(after))):
             if token not in [entry[0] for entry in found]:
-                found.append((token, length, after.count(token) / len(after), i == 0))
+                found.append((token, length, after.count(token), len(after), i == 0))
     return found
 
 
@@ -97,9 +99,7 @@ def scored(
             else:
                 row += [0.0, 0.0, math.log(max(1 - mass[d], 0.02)) if mass[d] else 0.0]
         features.append([*row, 1.0])
-    return features, [
-        sum(x * w for x, w in zip(row, chosen, strict=True)) for row in features
-    ]
+    return features, [sum(x * w for x, w in zip(row, chosen, strict=True)) for row in features]
 
 
 def recalibrated(prob: float, row: Sequence[float]) -> float:

@@ -21,7 +21,7 @@ from hf_specplug.drafters.base import (
     registry,
 )
 from hf_specplug.mixer import Mixer
-from hf_specplug.tree import TreeSearch
+from hf_specplug.search import TreeSearch
 from tests.helpers import new_tokens, plain, plugged
 from tests.zoo import make, prompt
 

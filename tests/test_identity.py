@@ -57,7 +57,10 @@ def test_greedy(name: str, dtype: torch.dtype) -> None:
         assert plug.stats.fallbacks
     else:  # right drafts save forward passes, wrong ones cost none: one each after the prompt's
         assert forwards["right"] <= 8
-        assert forwards["some-wrong"] == (14 if FAMILIES[name].mode == "tree" else 39)
+        if FAMILIES[name].mode == "tree":
+            assert forwards["some-wrong"] == 14
+        else:  # a chain cannot hold both; the mixer learns which of them to take
+            assert forwards["some-wrong"] <= 39
         assert forwards["wrong"] == 39
     if FAMILIES[name].mode == "tree":
         assert not plug.stats.fallbacks

@@ -15,9 +15,11 @@ ROOT = Path(hf_specplug.__file__).parent
 LAYERS = [
     ["errors"],
     ["kernels"],
+    ["tree"],
     ["drafters"],
     ["mixer", "recording"],
-    ["tree"],
+    ["search"],
+    ["published"],
     ["calibration", "costs"],
     ["budget", "stats"],
     ["simulate"],
@@ -25,7 +27,7 @@ LAYERS = [
     ["decode"],
     ["plug"],
     ["attachment"],
-    ["demo", "record"],
+    ["demo", "record", "workbench"],
     ["cli"],
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

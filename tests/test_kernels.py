@@ -37,12 +37,14 @@ def expand_path(drafter: ContextDrafter, path: list[int], last: int) -> list[tup
     return [(int(token), int(bucket)) for _, token, bucket in rows]
 
 
-def bucket(length: int, share: float, latest: bool, longest: bool) -> int:
-    row = sum(length > last for last in (1, 2, 3, 4, 6, 9, 15))
+def bucket(length: int, count: int, total: int, latest: bool, longest: bool) -> int:
+    row = sum(length > edge for edge in (1, 2, 3, 4, 6, 9, 15))
+    column = 2 * sum(count / total >= step for step in (0.1, 0.25, 0.5)) + latest
     if not longest:
-        return 80 + row * 2 + latest
-    column = sum(share >= step for step in (0.1, 0.25, 0.5, 0.8))
-    return (row * 5 + column) * 2 + latest
+        return 88 + row * 8 + column
+    if count / total >= 0.8:
+        column = 8 + (count > 1) + (count > 3)
+    return row * 11 + column
 
 
 @given(TEXT, PATH, st.integers(0, 70))
@@ -61,8 +63,8 @@ def test_context_names_what_followed_every_suffix(
     expected = reference.continuations(text, path)[: drafter.rows_per_node]
     longest = max((entry[1] for entry in expected), default=0)
     assert rows == [
-        (token, bucket(length, share, latest, length == longest))
-        for token, length, share, latest in expected
+        (token, bucket(length, count, total, latest, length == longest))
+        for token, length, count, total, latest in expected
     ]
 
 
@@ -105,9 +107,14 @@ def test_best_takes_the_highest_path_probabilities(paths: list[float], limit: in
     assert chosen[:number].tolist() == reference.best(paths, limit)
     full = len(paths) >= limit
     least = min(paths[node - 1] for node in chosen[:number])
+    reaching = [node for node in chosen[:number] if not full or paths[node - 1] > np.float32(least)]
+    likeliest = max((paths[node - 1] for node in reaching), default=0.0)
     assert frontier[:waiting].tolist() == [
-        node for node in chosen[:number] if not full or paths[node - 1] > np.float32(least)
+        node
+        for node in reaching
+        if np.float32(paths[node - 1]) >= tree.AHEAD * np.float32(likeliest)
     ]
+    assert (pool[frontier[:waiting], tree.ROUND] == 2).all()
 
 
 NUMBERS = st.one_of(st.integers(-3, 3).map(float), st.sampled_from([np.nan, np.inf, -np.inf]))

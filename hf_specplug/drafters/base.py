@@ -17,9 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hf_specplug.errors import OptionError, StateError
-
-Int32 = NDArray[np.int32]
-Float32 = NDArray[np.float32]
+from hf_specplug.tree import Float32 as Float32
+from hf_specplug.tree import Int32 as Int32
 
 
 class Context:
@@ -182,6 +181,7 @@ class Drafter(ABC):
 
 MAX_CHILDREN = 64
 """Rows that a drafter may return per frontier node; more is an error and drops it."""
+
 
 @cache
 def _priors() -> dict[str, Any]:

@@ -25,6 +25,7 @@ from hf_specplug.kernels import ngram
 ORDER = 17
 """Longest n-gram counted: a match of up to 16 tokens and the token after it. More did not pay."""
 
+
 @register
 class ContextDrafter(Drafter):
     """Continues each path by what followed its longest suffix in prompt and output so far.

@@ -29,6 +29,7 @@ from hf_specplug.kernels import adjacency
 WIDTH = TOP_K
 """Successors kept per token: 8, as in the paper (section 3.1)."""
 
+
 @register
 class RecyclingDrafter(Drafter):
     """Proposes what the target last found likely after the same token.

@@ -15,6 +15,9 @@ TOKEN, PARENT, DEPTH, FIRST, NEXT, SOURCES, ROUND = range(7)
 COLUMNS = 7
 PROB, PATH, RAW = range(3)
 
+AHEAD = 0.3
+"""A round expands the likeliest node and those that are at least this fraction as likely."""
+
 BAD_NODE, BAD_TOKEN, BAD_BUCKET, FULL = -1, -2, -3, -4
 
 
@@ -96,6 +99,7 @@ def best(pool, chance, size, limit, depth, turn, chosen, frontier):
         spare += 1
     number = 0
     waiting = 0
+    likeliest = np.float32(0.0)  # of those to be expanded
     for node in range(1, size):
         path = chance[node, PATH]
         if path < least or (full and path == least and spare <= 0):
@@ -106,10 +110,17 @@ def best(pool, chance, size, limit, depth, turn, chosen, frontier):
         number += 1
         reaches = path > least or not full  # a child is never likelier than its parent
         if reaches and pool[node, ROUND] == 0 and pool[node, DEPTH] < depth:
-            pool[node, ROUND] = turn
             frontier[waiting] = node
             waiting += 1
-    return number, waiting
+            likeliest = max(likeliest, path)
+    ready = 0
+    for i in range(waiting):
+        node = frontier[i]
+        if chance[node, PATH] >= AHEAD * likeliest:
+            pool[node, ROUND] = turn
+            frontier[ready] = node
+            ready += 1
+    return number, ready
 
 
 @njit

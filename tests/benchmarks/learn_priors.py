@@ -18,10 +18,11 @@ import numpy as np
 
 from hf_specplug import simulate
 from hf_specplug.drafters.base import Int32, create
-from hf_specplug.kernels import mixer, ngram, tree
+from hf_specplug.kernels import mixer as mixing
+from hf_specplug.kernels import ngram, tree
 from hf_specplug.mixer import Mixer
 from hf_specplug.recording import Recording, load
-from hf_specplug.tree import TreeSearch
+from hf_specplug.search import TreeSearch
 
 GRIDS = {  # evidence buckets as tables, whose rows go from weaker to stronger evidence
     "context": [
@@ -82,10 +83,9 @@ def run(recording: Recording, names: list[str], start: dict[str, Any]) -> dict[s
     drafters = create(names)
     for drafter in drafters:
         drafter.priors = np.array(start[drafter.name], np.float32)
-    with patch.object(simulate, "TreeSearch", Counting), patch.object(
-        __import__("hf_specplug.mixer", fromlist=["learned"]), "learned", start.__getitem__
-    ):
-        result = simulate.replay(recording, drafters, NODES, mixer=Mixer(names))
+    with patch("hf_specplug.mixer.learned", start.__getitem__):
+        mixer = Mixer(names)
+    result = simulate.replay(recording, drafters, mixer, NODES, search=Counting)
     print(f"accept length {result.total.accept_length:.3f}, {result.total.tokens} tokens")
     found: dict[str, Any] = {}
     begin = 1
@@ -101,18 +101,14 @@ def run(recording: Recording, names: list[str], start: dict[str, Any]) -> dict[s
             table += grid.ravel().round(4).tolist()
         found[drafter.name] = table
     weights = (Counting.weights / Counting.steps).round(3)
+    of_drafters = {name: weights[:, 3 * d : 3 * d + 3] for d, name in enumerate(names)}
     found["mixer"] = {
-        "drafters": {
-            name: weights[:, 3 * d : 3 * d + 3].tolist() for d, name in enumerate(names)
-        },
-        "others": OTHERS,
+        "drafters": {name: of_drafters[name].tolist() for name in names},
+        # a drafter about which nothing was learned is taken for an average one
+        "others": np.mean(list(of_drafters.values()), axis=0).round(3).tolist(),
         "bias": weights[:, -1].tolist(),
     }
     return found
-
-
-OTHERS = [[0.4, 1.0, 0.3]] * mixer.SETS
-"""w, b and v of a drafter about which nothing was learned."""
 
 
 def main() -> None:
@@ -132,7 +128,7 @@ def main() -> None:
     }
     found["mixer"] = {
         "drafters": {},
-        "others": OTHERS,
+        "others": [[0.5, 1.5, 0.2]] * mixing.SETS,
         "bias": [-3.0, -2.0, -1.5, -1.0],
     }
     for _ in range(args.passes):

@@ -1,0 +1,114 @@
+"""Whether drafted tokens come true as often as the mixer said they would."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hf_specplug.tree import DraftTree
+
+BINS = 20
+
+
+def _zeros() -> NDArray[np.float64]:
+    return np.zeros(BINS)
+
+
+@dataclass
+class Calibration:
+    """Predicted against realised acceptance of drafted nodes whose parent was accepted.
+
+    Attributes:
+        count: float64[20], nodes by predicted probability: [0, .05), [.05, .1), ...
+        predicted: float64[20], the sum of their probabilities.
+        accepted: float64[20], how many of them were accepted.
+
+    Example:
+        >>> calibration = Calibration()
+        >>> calibration.ece
+        0.0
+    """
+
+    count: NDArray[np.float64] = field(default_factory=_zeros)
+    predicted: NDArray[np.float64] = field(default_factory=_zeros)
+    accepted: NDArray[np.float64] = field(default_factory=_zeros)
+
+    def observe(self, tree: DraftTree, visited: Sequence[int]) -> None:
+        """Count a checked tree: `visited` accepted indices, 0 = root."""
+        taken = np.zeros(len(tree) + 1, np.bool_)
+        taken[visited] = True
+        tested = taken[tree.parents + 1]
+        probs = tree.probs[tested]
+        bins = np.minimum((probs * BINS).astype(np.intp), BINS - 1)
+        self.count += np.bincount(bins, minlength=BINS)
+        self.predicted += np.bincount(bins, probs, BINS)
+        self.accepted += np.bincount(bins, taken[1:][tested], BINS)
+
+    @property
+    def ece(self) -> float:
+        """Expected calibration error: mean |predicted - realised| over the bins, by nodes."""
+        total = self.count.sum()
+        return float(np.abs(self.predicted - self.accepted).sum() / total) if total else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The bins as lists, and the error."""
+        return {
+            "count": self.count.astype(int).tolist(),
+            "predicted": self.predicted.round(4).tolist(),
+            "accepted": self.accepted.astype(int).tolist(),
+            "ece": self.ece,
+        }
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Calibration) and self.to_dict() == other.to_dict()
+
+    def __repr__(self) -> str:
+        lines = ["predicted  accepted  nodes"]
+        for count, predicted, accepted in zip(
+            self.count, self.predicted, self.accepted, strict=True
+        ):
+            if count:
+                lines.append(f"{predicted / count:9.3f}  {accepted / count:8.3f}  {count:5.0f}")
+        return "\n".join([*lines, f"expected calibration error {self.ece:.4f}"])
+
+    def _repr_html_(self) -> str:
+        """A reliability plot, for notebooks: on the diagonal, promises are kept."""
+        side, left, top = 220, 40, 12
+        most = self.count.max() or 1.0
+        dots = "".join(
+            f"<circle cx='{left + side * predicted / count:.1f}' "
+            f"cy='{top + side * (1 - accepted / count):.1f}' "
+            f"r='{2 + 6 * (count / most) ** 0.5:.1f}' fill='#4c78a8' fill-opacity='0.8'>"
+            f"<title>{count:.0f} nodes: predicted {predicted / count:.3f}, "
+            f"accepted {accepted / count:.3f}</title></circle>"
+            for count, predicted, accepted in zip(
+                self.count, self.predicted, self.accepted, strict=True
+            )
+            if count
+        )
+        ticks = "".join(
+            f"<text x='{left + side * tick:.0f}' y='{top + side + 14}' text-anchor='middle'>"
+            f"{tick:g}</text>"
+            f"<text x='{left - 4}' y='{top + side * (1 - tick) + 4:.0f}' text-anchor='end'>"
+            f"{tick:g}</text>"
+            for tick in (0, 0.5, 1)
+        )
+        middle = top + side / 2
+        return (
+            f"<svg width='{left + side + 14}' height='{top + side + 48}' font-size='11' "
+            f"font-family='sans-serif' fill='currentColor'>"
+            f"<rect x='{left}' y='{top}' width='{side}' height='{side}' fill='none' "
+            f"stroke='currentColor' stroke-opacity='0.4'/>"
+            f"<line x1='{left}' y1='{top + side}' x2='{left + side}' y2='{top}' "
+            f"stroke='currentColor' stroke-opacity='0.4' stroke-dasharray='4'/>{ticks}{dots}"
+            f"<text x='{left + side / 2:.0f}' y='{top + side + 28}' text-anchor='middle'>"
+            f"predicted</text>"
+            f"<text x='12' y='{middle:.0f}' text-anchor='middle' "
+            f"transform='rotate(-90 12 {middle:.0f})'>accepted</text>"
+            f"<text x='{left}' y='{top + side + 44}'>expected calibration error {self.ece:.4f}"
+            f"</text></svg>"
+        )

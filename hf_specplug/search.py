@@ -1,0 +1,258 @@
+"""The best-first search that grows one draft tree from what all drafters say."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hf_specplug.drafters.base import MAX_CHILDREN, Drafter, Float32, Frontier, Int32
+from hf_specplug.errors import DraftError
+from hf_specplug.kernels import mixer as mixing
+from hf_specplug.kernels import tree as kernels
+from hf_specplug.mixer import Mixer
+from hf_specplug.tree import EMPTY, DraftTree
+
+_REFUSALS = {
+    kernels.BAD_NODE: "named a node that it was not asked about",
+    kernels.BAD_TOKEN: "named a token outside the vocabulary",
+    kernels.BAD_BUCKET: "named an evidence bucket that it has no prior for",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Expert:
+    """A drafter with its place: its column of evidence and its part of the table of buckets."""
+
+    drafter: Drafter
+    column: int
+    begin: int
+    end: int
+
+
+class TreeSearch:
+    """Grows one tree per step: best-first on path probability (OPT-Tree, DySpec), no depth decay.
+
+    In each round all nodes that could still have children in the tree are expanded, by every
+    drafter, in one call each. A path may thus mix drafters: a recycled token is continued by a
+    copied span.
+
+    Args:
+        drafters: the experts; the order decides the bit in `DraftTree.sources`.
+        mixer: turns what they say into probabilities; made for these drafters in this order.
+        vocab_size: ids outside [0, vocab_size) drop the drafter that named them.
+        on_error: called once with a drafter that broke its contract, and the exception.
+
+    Attributes:
+        names: of all drafters, dropped or not: names[d] belongs to bit d of `DraftTree.sources`.
+        seconds: what each of them took for the last tree.
+    """
+
+    def __init__(
+        self,
+        drafters: Sequence[Drafter],
+        mixer: Mixer,
+        vocab_size: int,
+        on_error: Callable[[Drafter, Exception], None],
+    ) -> None:
+        self.names = [drafter.name for drafter in drafters]
+        self._mixer = mixer
+        self.seconds = [0.0] * len(drafters)
+        self._grown = False
+        self._vocab = vocab_size
+        self._on_error = on_error
+        self._active: list[_Expert] = []
+        self._asked: list[_Expert] = []
+        tables = [np.zeros((1, 3), np.float32)]  # bucket 0: nothing named
+        end = 1
+        for column, drafter in enumerate(drafters):
+            try:
+                table = _table(drafter)
+            except Exception as error:
+                on_error(drafter, error)
+                continue
+            tables.append(table)
+            self._active.append(_Expert(drafter, column, end, end + len(table)))
+            end += len(table)
+        self._table = np.concatenate(tables)
+        self._allocate(64)
+
+    @property
+    def drafters(self) -> list[Drafter]:
+        """Those that have not been dropped."""
+        return [expert.drafter for expert in self._active]
+
+    def _allocate(self, limit: int) -> None:
+        capacity = 512 + 64 * limit
+        self._pool = np.zeros((capacity, kernels.COLUMNS), np.int32)
+        self._chance = np.ones((capacity, 3), np.float32)
+        self._evidence = np.zeros((capacity, len(self.names)), np.int32)
+        self._chosen = np.empty(limit, np.int32)
+        self._frontier = np.empty(limit, np.int32)
+
+    def drop(self, drafter: Drafter, error: Exception) -> None:
+        """Ask `drafter` no more."""
+        self._active = [expert for expert in self._active if expert.drafter is not drafter]
+        self._asked = [expert for expert in self._asked if expert.drafter is not drafter]
+        self._on_error(drafter, error)
+
+    def grow(
+        self,
+        root: int,
+        limit: int,
+        depth: int,
+        chain: bool = False,
+        ask: Sequence[bool] | None = None,
+    ) -> DraftTree:
+        """Draft what may follow.
+
+        Args:
+            root: the last accepted token.
+            limit: nodes at most.
+            depth: tokens ahead at most.
+            chain: only one path (for models that cannot check a tree).
+            ask: which drafters to ask; all if not given.
+        """
+        self._grown = False
+        self._asked = [e for e in self._active if ask is None or ask[e.column]]
+        self.seconds = [0.0] * len(self.names)
+        if limit < 1 or depth < 1 or not self._asked:
+            return EMPTY
+        if len(self._chosen) < limit:
+            self._allocate(limit)
+        pool, chance = self._pool, self._chance
+        pool[0, kernels.FIRST] = 0
+        pool[0, kernels.ROUND] = 1
+        self._frontier[0] = 0
+        size, waiting, turn = 1, 1, 1
+        while waiting:
+            frontier = Frontier(_read_only(self._frontier[:waiting]), _read_only(pool), root)
+            size = self._expand(frontier, size, turn)
+            mixing.mix(
+                pool,
+                chance,
+                self._evidence,
+                frontier.nodes,
+                self._table,
+                self._mixer.weights,
+                self._mixer.apm,
+            )
+            turn += 1
+            if chain:
+                number, waiting = self._follow(turn, limit, depth)
+            else:
+                number, waiting = kernels.best(
+                    pool, chance, size, limit, depth, turn, self._chosen, self._frontier
+                )
+        self._grown = True
+        return self._read(self._chosen[:number])
+
+    def learn(self, emitted: Int32) -> None:
+        """Let the mixer learn what the target picked, from the root of the last tree on."""
+        if self._grown:
+            mixing.learn(
+                self._pool,
+                self._chance,
+                self._evidence,
+                emitted,
+                self._table,
+                self._mixer.weights,
+                self._mixer.apm,
+                self._mixer.rates,
+            )
+
+    def _expand(self, frontier: Frontier, size: int, turn: int) -> int:
+        """Ask every drafter about the frontier and add what they say to the pool."""
+        for expert in list(self._asked):
+            drafter = expert.drafter
+            try:
+                start = time.perf_counter()
+                rows = drafter.expand(frontier)
+                self.seconds[expert.column] += time.perf_counter() - start
+                rows = _checked_rows(rows, len(frontier.nodes))
+                grown = kernels.insert(
+                    self._pool,
+                    self._chance,
+                    self._evidence,
+                    size,
+                    rows,
+                    expert.column,
+                    expert.begin,
+                    expert.end,
+                    self._vocab,
+                    turn,
+                )
+                if grown < 0:
+                    raise DraftError(f"drafter {drafter.name!r} {_REFUSALS[grown]}")
+                size = grown
+            except Exception as error:
+                self.drop(drafter, error)
+        return size
+
+    def _follow(self, turn: int, limit: int, depth: int) -> tuple[int, int]:
+        """Chain search: go on from the likeliest child of the last node."""
+        pool, chance = self._pool, self._chance
+        number = turn - 2
+        node = int(pool[self._frontier[0], kernels.FIRST])
+        likeliest, path = 0, 0.0
+        while node:
+            if chance[node, kernels.PATH] > path:
+                likeliest, path = node, float(chance[node, kernels.PATH])
+            node = int(pool[node, kernels.NEXT])
+        if not likeliest:
+            return number, 0
+        self._chosen[number] = self._frontier[0] = likeliest
+        pool[likeliest, kernels.ROUND] = turn
+        number += 1
+        return number, int(number < min(limit, depth))
+
+    def _read(self, chosen: Int32) -> DraftTree:
+        """The chosen search nodes as a tree of their own."""
+        rows = self._pool[chosen]
+        parents = np.searchsorted(chosen, rows[:, kernels.PARENT]).astype(np.int32)
+        parents[rows[:, kernels.PARENT] == 0] = -1
+        return DraftTree(
+            tokens=rows[:, kernels.TOKEN].copy(),
+            parents=parents,
+            probs=self._chance[chosen, kernels.PROB],
+            sources=rows[:, kernels.SOURCES].astype(np.uint16),
+        )
+
+
+def _read_only(array: Int32) -> Int32:
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
+def _table(drafter: Drafter) -> Float32:
+    """float32[buckets, 3]: prior, its log-odds, weight set."""
+    priors = np.asarray(drafter.priors)
+    if priors.dtype != np.float32 or priors.ndim != 1 or not len(priors):
+        raise DraftError(
+            f"priors of drafter {drafter.name!r} must be float32[buckets], "
+            f"not {priors.dtype}{list(priors.shape)}"
+        )
+    if not ((priors > 0) & (priors <= 1)).all():
+        raise DraftError(f"priors of drafter {drafter.name!r} must lie in (0, 1]")
+    likely = priors.clip(1e-4, 1 - 1e-4)
+    sets = np.searchsorted(_SETS, priors, side="right")
+    return np.stack([priors, np.log(likely / (1 - likely)), sets], axis=1).astype(np.float32)
+
+
+_SETS = (0.1, 0.35, 0.7)
+"""The mixer has a weight set for nodes whose best prior is below each of these, and one above."""
+
+
+def _checked_rows(rows: Int32, nodes: int) -> Int32:
+    if not isinstance(rows, np.ndarray) or rows.dtype != np.int32 or rows.ndim != 2:
+        given = f"{rows.dtype}{list(rows.shape)}" if isinstance(rows, np.ndarray) else type(rows)
+        raise DraftError(f"expand must return int32[rows, 3], not {given}")
+    if rows.shape[1] != 3 or len(rows) > nodes * MAX_CHILDREN:
+        raise DraftError(
+            f"expand must return at most {MAX_CHILDREN} rows of 3 per node, "
+            f"not {list(rows.shape)} for {nodes} nodes"
+        )
+    return np.ascontiguousarray(rows)
