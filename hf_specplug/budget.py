@@ -54,7 +54,7 @@ class Budget:
         self._turns = Turns(drafters)
         self._steps = 0
         self._bucket = 0
-        self._saved = 0.0
+        self._saved: float | None = 0.0
         # predicted and accepted tokens by size of the promise, as if some promises had been kept
         self._kept = np.full((len(_GAINS) + 1, 2), 4.0)
 
@@ -95,7 +95,7 @@ class Budget:
             return
         self._steps += 1
         self._costs.observe(len(tree) + 1, context, seconds)
-        if any(asked):
+        if any(asked) and self._saved is not None:
             self._turns.observe(asked, drafting, tree, self._saved, seconds)
         self._saved = 0.0
         if len(tree):
@@ -127,6 +127,7 @@ class Budget:
         self.limit = WIDTHS[min(max(best, 2) + 1, len(WIDTHS) - 1)] - 1
         if self._steps % _PROBE_EVERY == _PROBE_EVERY - 1:
             best = self._neighbour(best, len(rates))
+            self._saved = None  # says nothing of the drafters
         return WIDTHS[best]
 
     def _neighbour(self, best: int, count: int) -> int:
@@ -167,23 +168,26 @@ class Turns:
         step: float,
     ) -> None:
         """Credit what a tree saves (seconds) to those who named its nodes, by probability."""
-        paths = tree.path_probs()
-        total = float(paths.sum())
-        sources = tree.sources
-        names = np.zeros(len(sources))
-        for d in range(len(asked)):
-            names += sources >> d & 1
+        shares = _shares(tree, len(asked)) if saved else [0.0] * len(asked)
         for d, was_asked in enumerate(asked):
             if not was_asked:
                 continue
-            share = float((paths * (sources >> d & 1) / names).sum()) / total if total else 0.0
-            self._saved[d] += (1 - self._MEMORY) * (share * saved - self._saved[d])
+            earned = shares[d] * saved
+            self._saved[d] += (1 - self._MEMORY) * (earned - self._saved[d])
             self._spent[d] += (1 - self._MEMORY) * (spent[d] - self._spent[d])
-            earns = max(self._saved[d], share * saved) > self._spent[d]
-            if earns or self._spent[d] < self._FREE * step:
+            pays = max(self._saved[d], earned) > self._spent[d]
+            if pays or self._spent[d] < self._FREE * step:
                 self._every[d] = 1
             else:
                 self._every[d] = min(2 * self._every[d], self._RAREST)
+
+
+def _shares(tree: DraftTree, drafters: int) -> list[float]:
+    """Each drafter's part in a tree: path probability of its nodes; with others, it shares them."""
+    paths = tree.path_probs()
+    named = (tree.sources[:, None] >> np.arange(drafters, dtype=np.uint16)) & 1
+    credit = (paths / named.sum(axis=1)) @ named
+    return (credit / paths.sum()).tolist()  # type: ignore[no-any-return]
 
 
 def check_nodes(nodes: int | str) -> None:

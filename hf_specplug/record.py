@@ -43,6 +43,12 @@ def run(
     """
     console = Console(highlight=False, stderr=True)
     lines = list(_lines(texts, limit))
+    traces: list[Trace] = []
+    if Path(out).exists():
+        begun = load(out)
+        if begun.model != model_name:
+            raise RecordingError(f"{out} is a recording of {begun.model}; choose another --out")
+        traces = list(begun.traces)
     tokenizer = AutoTokenizer.from_pretrained(model_name)
     model = AutoModelForCausalLM.from_pretrained(model_name, dtype="auto").eval()
     model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -50,12 +56,6 @@ def run(
         model.float()
     attach(model)
     vocab = int(model.config.get_text_config(decoder=True).vocab_size)
-    traces: list[Trace] = []
-    if Path(out).exists():
-        begun = load(out)
-        if begun.model != model_name:
-            raise RecordingError(f"{out} is a recording of {begun.model}; choose another --out")
-        traces = list(begun.traces)
     known = {trace.name for trace in traces}
     saved = time.monotonic()
     try:

@@ -90,9 +90,11 @@ class Result:
 
     def speed(self, task: str | None = None) -> float | None:
         """How many times plain decoding, drafting time included; None without a cost curve."""
+        if not self.seconds:
+            return None
         tasks = list(self.by_task) if task is None else [task]
         spent = sum(self.seconds[task] + self.draft_seconds[task] for task in tasks)
-        return sum(self.plain_seconds[task] for task in tasks) / spent if self.seconds else None
+        return sum(self.plain_seconds[task] for task in tasks) / spent
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain numbers, for JSON."""

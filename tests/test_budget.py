@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hf_specplug import DraftTree
-from hf_specplug.budget import WIDTHS, Budget
+from hf_specplug.budget import WIDTHS, Budget, Turns
 
 
 def draft(prob: float, size: int) -> DraftTree:
@@ -25,13 +25,14 @@ def run(budget: Budget, prob: float, cost: Callable[[int], float], steps: int) -
     """Widths chosen in the last steps, when drafts are right as often as they say."""
     rng = np.random.default_rng(0)
     widths = []
-    for _ in range(steps):
-        tree = budget.fit(draft(prob, budget.limit))
+    for step in range(steps):
+        tree = budget.fit(draft(prob, budget.limit), 100)
         accepted = 0
         while accepted < len(tree) and rng.random() < prob:
             accepted += 1
         noise = 10.0 if rng.random() < 0.1 else 1.0  # a busy moment now and then
-        budget.observe(tree, accepted, cost(len(tree) + 1) * noise)
+        noise *= 3.0 if steps // 3 < step < steps // 3 + 50 else 1.0  # and a busy time
+        budget.observe(tree, accepted, 100, cost(len(tree) + 1) * noise)
         widths.append(len(tree) + 1)
     return widths[-200:]
 
@@ -71,9 +72,9 @@ def test_the_best_width_in_between() -> None:
 def test_promises_that_are_not_kept_are_trusted_less() -> None:
     budget = Budget()
     for _ in range(600):
-        tree = budget.fit(draft(0.9, budget.limit))
-        budget.observe(tree, 0, cpu(len(tree) + 1))
-    assert len(budget.fit(draft(0.9, budget.limit))) == 0
+        tree = budget.fit(draft(0.9, budget.limit), 100)
+        budget.observe(tree, 0, 100, cpu(len(tree) + 1))
+    assert len(budget.fit(draft(0.9, budget.limit), 100)) == 0
 
 
 def test_it_notices_when_drafting_pays_again() -> None:
@@ -86,7 +87,7 @@ def test_the_cut_tree_keeps_the_likeliest_nodes() -> None:
     budget = Budget()
     for width in WIDTHS:
         for _ in range(3):
-            budget.observe(draft(0.5, width - 1), 0, 1.0 if width <= 6 else 100.0)
+            budget.observe(draft(0.5, width - 1), 0, 100, 1.0 if width <= 6 else 100.0)
     budget._kept[:] = 4.0
     tree = DraftTree(
         np.arange(9, dtype=np.int32),
@@ -94,7 +95,7 @@ def test_the_cut_tree_keeps_the_likeliest_nodes() -> None:
         np.array([0.5, 0.4, 0.9, 0.1, 0.2, 0.9, 0.01, 0.02, 0.03], np.float32),
         np.ones(9, np.uint16),
     )
-    assert budget.fit(tree).tokens.tolist() == [0, 1, 2, 4, 5]
+    assert budget.fit(tree, 100).tokens.tolist() == [0, 1, 2, 4, 5]
 
 
 @pytest.mark.parametrize("nodes", [1, 5, 100])
@@ -102,4 +103,39 @@ def test_fixed(nodes: int) -> None:
     budget = Budget(nodes)
     assert budget.limit == nodes - 1
     tree = draft(0.01, 7)
-    assert budget.fit(tree) is tree
+    assert budget.fit(tree, 100) is tree
+
+
+def asked(
+    turns: Turns, steps: int, saved: float, spent: tuple[float, float], sources: int
+) -> np.ndarray:
+    """How often each of two drafters is asked, when the trees of `sources` save `saved`."""
+    count = np.zeros(2)
+    tree = draft(0.5, 4)
+    tree.sources[:] = sources
+    for _ in range(steps):
+        mask = turns.next()
+        count += mask
+        if any(mask):
+            turns.observe(mask, [t * m for t, m in zip(spent, mask, strict=True)], tree, saved, 1.0)
+    return count
+
+
+def test_drafters_are_asked_as_often_as_they_earn() -> None:
+    turns = Turns(2)
+    assert asked(turns, 320, 0.1, (0.01, 0.01), 3).tolist() == [320, 320]
+    only_first = asked(turns, 320, 0.1, (0.01, 0.01), 1)
+    assert only_first[0] == 320
+    assert only_first[1] < 50
+    assert (asked(turns, 320, 0.0, (0.01, 0.01), 3) < 60).all()
+    assert (asked(turns, 64, 0.1, (0.01, 0.01), 3) > 40).all()  # it pays again
+
+
+def test_what_costs_nothing_is_always_asked() -> None:
+    assert asked(Turns(2), 100, 0.0, (0.0001, 0.5), 3).tolist()[0] == 100
+
+
+def test_an_expensive_drafter_must_earn_more() -> None:
+    count = asked(Turns(2), 320, 0.1, (0.01, 0.2), 3)
+    assert count[0] == 320
+    assert count[1] < 50

@@ -1,0 +1,148 @@
+"""Recordings: written and read back, made by a model, damaged ones refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from hf_specplug import record
+from hf_specplug.demo import BUILT_IN
+from hf_specplug.drafters.base import TOP_K, TopK
+from hf_specplug.errors import RecordingError
+from hf_specplug.recording import FORMAT, Recording, Trace, load
+
+TEXTS = [
+    {
+        "task": "code",
+        "prompt": "Write a function that adds.",
+        "response": "def add(a, b):\n  a + b",
+    },
+    {"task": "code", "turns": ["Write a function that multiplies.", "Now one that divides."]},
+    {"prompt": "What is a list?"},
+]
+
+
+def trace(name: str, task: str, tokens: list[int], prompt: int) -> Trace:
+    rng = np.random.default_rng(len(tokens))
+    ids = rng.integers(0, 50, (len(tokens), TOP_K)).astype(np.int32)
+    probs = rng.random((len(tokens), TOP_K)).astype(np.float16).astype(np.float32)
+    return Trace(task, name, np.array(tokens, np.int32), prompt, TopK(ids, probs))
+
+
+def recording() -> Recording:
+    return Recording("m", 50, [trace("1", "a", [1, 2, 3], 2), trace("2", "b", [4, 5, 6, 7], 1)])
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    made = recording()
+    made.save(tmp_path / "r")
+    back = load(tmp_path / "r")
+    assert (back.model, back.vocab_size, len(back), back.answer_tokens) == ("m", 50, 2, 4)
+    for one, other in zip(made, back, strict=True):
+        assert (one.task, one.name, one.prompt_length) == (
+            other.task,
+            other.name,
+            other.prompt_length,
+        )
+        np.testing.assert_array_equal(one.tokens, other.tokens)
+        np.testing.assert_array_equal(one.topk.ids, other.topk.ids)
+        np.testing.assert_array_equal(one.topk.probs, other.topk.probs)
+    assert [t.name for t in back.where(["b"])] == ["2"]
+    with pytest.raises(RecordingError, match=r"no task \['c'\] here; there are \['a', 'b'\]"):
+        back.where(["c"])
+    Recording("m", 50, []).save(tmp_path / "none")
+    assert len(load(tmp_path / "none")) == 0
+
+
+def test_damaged_files_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "r"
+    path.write_bytes(b"nonsense")
+    with pytest.raises(RecordingError, match="cannot be read as a recording"):
+        load(path)
+    save_file({"x": np.zeros(3)}, path)
+    with pytest.raises(RecordingError, match="make one with `specplug record`"):
+        load(path)
+    recording().save(path)
+    whole = load_file(path)
+    metadata = {"format": FORMAT, "model": "m", "vocab_size": "50", "tasks": '["a", "b"]'}
+    metadata["names"] = '["1", "2"]'
+    for key, value in {
+        "lengths": np.array([3, 5]),
+        "prompt_lengths": np.array([2, 9]),
+        "tokens": np.full(7, 50, np.int32),
+        "topk_ids": np.zeros((6, 8), np.int32),
+        "topk_probs": np.zeros((7, 3), np.float16),
+    }.items():
+        save_file({**whole, key: value}, path, metadata=metadata)
+        with pytest.raises(RecordingError, match="is a damaged recording"):
+            load(path)
+    save_file({key: whole[key] for key in list(whole)[1:]}, path, metadata=metadata)
+    with pytest.raises(RecordingError, match="is a damaged recording"):
+        load(path)
+    for change in ({"tasks": "["}, {"tasks": '["a"]'}, {"vocab_size": "many"}):
+        save_file(whole, path, metadata={**metadata, **change})
+        with pytest.raises(RecordingError, match="is a damaged recording"):
+            load(path)
+
+
+def test_a_model_is_recorded(tmp_path: Path) -> None:
+    texts, out = tmp_path / "t.jsonl", tmp_path / "r"
+    texts.write_text("\n".join(map(json.dumps, TEXTS)))
+    made = record.run(str(BUILT_IN), str(texts), str(out), 24, 0, "cpu")
+    assert [t.task for t in made] == ["code", "code", "text"]
+    back = load(out)
+    tokenizer = AutoTokenizer.from_pretrained(BUILT_IN)
+    model = AutoModelForCausalLM.from_pretrained(BUILT_IN, dtype=torch.float32)
+    assert tokenizer.decode(back.traces[0].answer) == TEXTS[0]["response"]
+    for one in back:
+        with torch.no_grad():
+            probs = model(torch.tensor(one.tokens[None]).long()).logits[0].softmax(-1)
+        best = probs.topk(TOP_K)
+        np.testing.assert_allclose(one.topk.probs, best.values, atol=1e-3)
+        if one is not back.traces[0]:  # its own answer: the likeliest token each time
+            assert (one.topk.ids[one.prompt_length - 1 : -1, 0] == one.answer).all()
+
+
+def test_an_interrupted_recording_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts, out = tmp_path / "t.jsonl", tmp_path / "r"
+    texts.write_text("\n".join(map(json.dumps, TEXTS)))
+    arguments = (str(BUILT_IN), str(texts), str(out), 8, 0, "cpu")
+    make = record._trace
+    done = []
+
+    def interrupted(*given: object) -> Trace | None:
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(given[2])
+        return make(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(record, "_trace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        record.run(*arguments)
+    assert len(load(out)) == 2
+    monkeypatch.setattr(record, "_trace", lambda *given: (done.append(given[2]), make(*given))[1])
+    assert len(record.run(*arguments)) == 3
+    assert len(done) == len(set(done)) == 3  # nothing twice
+    with pytest.raises(RecordingError, match=r"is a recording of .*; choose another --out"):
+        record.run("elsewhere", *arguments[1:])
+
+
+@pytest.mark.parametrize("line", ["nonsense", "[1]", '{"task": "a"}', '{"turns": []}'])
+def test_bad_texts(tmp_path: Path, line: str) -> None:
+    texts = tmp_path / "t.jsonl"
+    texts.write_text(f"{json.dumps(TEXTS[0])}\n{line}\n")
+    with pytest.raises(RecordingError, match="line 2"):
+        record.run(str(BUILT_IN), str(texts), str(tmp_path / "r"), 8, 0, "cpu")
+
+
+def test_at_most_so_many_of_a_task(tmp_path: Path) -> None:
+    texts = tmp_path / "t.jsonl"
+    texts.write_text("\n".join(map(json.dumps, TEXTS)))
+    made = record.run(str(BUILT_IN), str(texts), str(tmp_path / "r"), 8, 1, "cpu")
+    assert [t.task for t in made] == ["code", "text"]
