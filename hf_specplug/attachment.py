@@ -156,6 +156,7 @@ def attach(
     model: Any,
     drafters: Iterable[str | Drafter] | str | Drafter = DEFAULT_DRAFTERS,
     nodes: int | str = "auto",
+    pack: bool = True,
 ) -> SpecPlug:
     """Make `model.generate` draft from now on: the one line. Returns the plug, with its `stats`.
 
@@ -164,7 +165,7 @@ def attach(
 
     Args:
         model: anything with transformers' `generate`.
-        drafters, nodes: see `SpecPlug`.
+        drafters, nodes, pack: see `SpecPlug`.
 
     Raises:
         OptionError: the model cannot generate, or an option has a value that cannot be used.
@@ -178,7 +179,7 @@ def attach(
         raise OptionError(
             f"attach takes a transformers model with generate, not {type(model).__name__}"
         )
-    plug = SpecPlug(drafters=drafters, nodes=nodes)
+    plug = SpecPlug(drafters=drafters, nodes=nodes, pack=pack)
     detach(model)
     vars(model)["generate"] = _AttachedGenerate(model, plug)
     return plug

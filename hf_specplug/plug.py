@@ -40,6 +40,7 @@ from hf_specplug.stats import Stats
 from hf_specplug.verify import support
 from hf_specplug.verify.cache import CHAIN, PLAIN, TREE
 from hf_specplug.verify.engine import EagerEngine
+from hf_specplug.verify.packed import PackedLinears
 from hf_specplug.verify.support import Support
 from hf_specplug.verify.walk import Walk
 
@@ -59,6 +60,8 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
         drafters: names or `Drafter` objects, in the order of their source bits.
         nodes: tokens per forward pass, the last accepted one included; "auto" fits them to the
             device. A fixed number is for measurements.
+        pack: on a CPU, keep a second copy of the weights in a layout that is faster for a few
+            tokens, if memory allows; False to save it, or to measure drafting alone.
         published: "rasd" or "token-recycling" drafts as that paper does, for comparisons.
 
     Attributes:
@@ -79,6 +82,7 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
         drafters: Iterable[str | Drafter] | str | Drafter = DEFAULT_DRAFTERS,
         nodes: int | str = "auto",
         published: str | None = None,
+        pack: bool = True,
     ) -> None:
         check_nodes(nodes)
         search_class(published)
@@ -86,6 +90,7 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
         self.mixer = Mixer([drafter.name for drafter in self.drafters])
         self.nodes = nodes
         self.published = published
+        self.pack = pack
         self.stats = Stats()
         self._warned: set[str] = set()
         self._reset_session()
@@ -95,11 +100,12 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
         self._lock = threading.Lock()
         self._of_model: WeakKeyDictionary[PreTrainedModel, dict[str, Support]] = WeakKeyDictionary()
         self._budgets: WeakKeyDictionary[PreTrainedModel, Budget] = WeakKeyDictionary()
+        self._packed: WeakKeyDictionary[PreTrainedModel, PackedLinears] = WeakKeyDictionary()
         self._chain: tuple[Context, TreeSearch] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
-        for name in ("_lock", "_of_model", "_budgets", "_chain"):
+        for name in ("_lock", "_of_model", "_budgets", "_packed", "_chain"):
             del state[name]
         return state
 
@@ -184,7 +190,10 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
         context = Context(_prompt(model, walk.input_ids, inputs_tensor, vocab), vocab)
         search = self._begin(context, self.drafters, self.mixer)
         chain = mode == CHAIN
-        engine = EagerEngine(model, config, model_kwargs, Support(mode))
+        packed = None
+        if self.pack and model.device.type == "cpu":
+            packed = self._packed.setdefault(model, PackedLinears())
+        engine = EagerEngine(model, config, model_kwargs, Support(mode), packed)
         try:
             budget = self._budgets.setdefault(model, Budget(self.nodes, len(self.drafters)))
             decode(engine, walk, search, context, budget, self.stats, chain)

@@ -17,6 +17,7 @@ from hf_specplug.kernels.topk import top_k as top_k_kernel
 from hf_specplug.tree import DraftTree
 from hf_specplug.verify.cache import TREE, Rollback, capacity
 from hf_specplug.verify.masks import TreeMasks
+from hf_specplug.verify.packed import PackedLinears
 from hf_specplug.verify.support import Support, position_argument
 
 _PER_TOKEN = ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
@@ -31,6 +32,7 @@ class EagerEngine:
     Args:
         model_kwargs: what `generate` prepared for the model; taken over and changed.
         support: whether trees or only chains may be checked.
+        packed: the model's weights in a faster layout, if it is to be used.
 
     Attributes:
         cache: the key-value cache, once the prompt has run.
@@ -43,8 +45,10 @@ class EagerEngine:
         config: GenerationConfig,
         model_kwargs: dict[str, Any],
         support: Support,
+        packed: PackedLinears | None = None,
     ) -> None:
         self._model = model
+        self._packed = packed
         self._device = model.device  # the property walks all parameters: too slow for every step
         self._config = config
         self._kwargs = model_kwargs
@@ -87,6 +91,9 @@ class EagerEngine:
         if self._tree:
             self._prepare_masks()
         self._undo.enter_context(model._optimize_model_for_decode())  # as plain decoding does
+        if self._packed is not None:
+            self._undo.callback(self._packed.close)
+            self._packed.open(model)
         return outputs.logits[0, -wanted:]  # type: ignore[no-any-return]
 
     @property
@@ -135,6 +142,8 @@ class EagerEngine:
             ones = self._prompt_mask.new_ones((1, self._past + width - self._prompt_mask.shape[1]))
             mask = torch.cat([self._prompt_mask, ones], dim=1)
         inputs = self._inputs(tokens, depths, mask)
+        if self._packed is not None:
+            self._packed.step()
         with self._grouped_heads:
             outputs = self._model(**inputs, return_dict=True)
         self._past += width
