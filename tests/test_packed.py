@@ -202,10 +202,9 @@ def test_a_compiled_model_is_left_alone() -> None:
     assert not linears._packed
 
 
+@forced
 @pytest.mark.parametrize(("spare", "packs"), [(0.0, False), (1e12, True)])
-def test_memory_decides(
-    _forced: None, monkeypatch: pytest.MonkeyPatch, spare: float, packs: bool
-) -> None:
+def test_memory_decides(monkeypatch: pytest.MonkeyPatch, spare: float, packs: bool) -> None:
     monkeypatch.setattr(packed, "available_memory", lambda: spare)
     linears = PackedLinears()
     linears.open(Layers())

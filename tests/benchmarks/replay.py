@@ -74,8 +74,9 @@ def methods(model: Any, sizes: list[str]) -> dict[str, tuple[dict[str, Any], Spe
     }
     for size in sizes:
         nodes: int | str = size if size == "auto" else int(size)
-        plug = SpecPlug(nodes=nodes)
-        table[f"specplug-{size}"] = ({"assistant": plug}, plug)
+        for name, pack in ((f"specplug-{size}", True), (f"{size}-unpacked", False)):
+            plug = SpecPlug(nodes=nodes, pack=pack)
+            table[name] = ({"assistant": plug}, plug)
     return table
 
 
@@ -121,7 +122,7 @@ def main() -> None:
     attach(model)
     traces = load(args.traces, tokenizer, args.per_task, args.tokens, args.seed)
     table = methods(model, args.sizes.split(","))
-    for arguments, plug in table.values():  # compile kernels, touch memory
+    for arguments, plug in table.values():  # compile kernels, touch memory, pack
         measure(model.generate, traces[0], arguments)
         if plug is not None:
             plug.stats.reset()
