@@ -25,11 +25,19 @@ def specplug(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["demo", "--help"], []])
-def test_help_shows_an_example(arguments: list[str]) -> None:
-    result = specplug(*arguments)
-    assert result.returncode == (0 if arguments else 2)
-    assert "Example: specplug demo" in result.stdout + result.stderr
+@pytest.mark.parametrize("command", ["demo", "record", "simulate"])
+def test_every_command_shows_an_example(command: str) -> None:
+    result = specplug(command, "--help")
+    assert result.returncode == 0
+    assert f"Example: specplug {command}" in result.stdout
+
+
+def test_help_names_every_command() -> None:
+    for arguments, code in ((["--help"], 0), ([], 2)):
+        result = specplug(*arguments)
+        assert result.returncode == code
+        text = result.stdout + result.stderr
+        assert all(command in text for command in ("demo", "record", "simulate", "Example:"))
 
 
 def test_version() -> None:

@@ -10,20 +10,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import random
 import statistics
-import subprocess
 import time
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
 import torch
-import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LogitsProcessor, LogitsProcessorList
 
-from hf_specplug import SpecPlug, __version__, attach
+from hf_specplug import SpecPlug, attach
+from tests.benchmarks import report
 
 MIN_ANSWER = 32
 
@@ -151,24 +149,8 @@ def main() -> None:
         if plug is not None:
             print(plug.stats)
     if args.out:
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-        ).stdout.strip()
-        report = {
-            "machine": f"{platform.machine()}, {args.threads} threads",
-            "versions": {
-                "hf_specplug": __version__,
-                "torch": torch.__version__,
-                "transformers": transformers.__version__,
-            },
-            "commit": commit,
-            "arguments": vars(args),
-            "ratios": ratios,
-            "rows": rows,
-            "stats": {name: plug.stats.to_dict() for name, (_, plug) in table.items() if plug},
-        }
-        with open(args.out, "w", encoding="utf-8") as file:
-            json.dump(report, file, indent=1)
+        stats = {name: plug.stats.to_dict() for name, (_, plug) in table.items() if plug}
+        report.write(args.out, args, ratios=ratios, rows=rows, stats=stats)
 
 
 if __name__ == "__main__":
