@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import weakref
 from collections.abc import Iterable
 from typing import Any
 
@@ -180,6 +181,7 @@ def attach(
             f"attach takes a transformers model with generate, not {type(model).__name__}"
         )
     plug = SpecPlug(drafters=drafters, nodes=nodes, pack=pack)
+    plug._attached = weakref.ref(model)
     detach(model)
     vars(model)["generate"] = _AttachedGenerate(model, plug)
     return plug

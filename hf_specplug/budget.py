@@ -34,6 +34,7 @@ class Budget:
     Args:
         nodes: "auto", or a fixed number of tokens per forward pass (1: no draft), for measurements.
         drafters: how many there are.
+        padded: the widths to which trees are padded, where they are.
 
     Raises:
         OptionError: `nodes` is neither "auto" nor an int in [1, 1024].
@@ -46,11 +47,15 @@ class Budget:
         31
     """
 
-    def __init__(self, nodes: int | str = "auto", drafters: int = 1) -> None:
+    def __init__(
+        self, nodes: int | str = "auto", drafters: int = 1, padded: Sequence[int] | None = None
+    ) -> None:
         check_nodes(nodes)
         self._fixed = not isinstance(nodes, str)
-        self.limit = (WIDTHS[3] if isinstance(nodes, str) else nodes) - 1
-        self._costs = Costs(WIDTHS)
+        self._padded = padded is not None
+        self._widths = WIDTHS if padded is None else tuple(padded)
+        self.limit = (self._widths[3] if isinstance(nodes, str) else nodes) - 1
+        self._costs = Costs(self._widths)
         self._turns = Turns(drafters)
         self._steps = 0
         self._bucket = 0
@@ -68,7 +73,10 @@ class Budget:
             return tree
         paths = tree.path_probs()
         order = np.argsort(-paths, kind="stable")
-        width = self._choose(np.cumsum(paths[order]), context)
+        gains = np.cumsum(paths[order])
+        if self._padded:  # what is not filled costs the same
+            gains = np.pad(gains, (0, self._width(len(tree) + 1) - len(tree) - 1), mode="edge")
+        width = self._choose(gains, context)
         if width > len(tree):
             return tree
         return tree.select(np.sort(order[: width - 1]))
@@ -94,7 +102,7 @@ class Budget:
         if self._fixed:
             return
         self._steps += 1
-        self._costs.observe(len(tree) + 1, context, seconds)
+        self._costs.observe(self._width(len(tree) + 1), context, seconds)
         if any(asked) and self._saved is not None:
             self._turns.observe(asked, drafting, tree, self._saved, seconds)
         self._saved = 0.0
@@ -103,6 +111,12 @@ class Budget:
             kept = self._kept[self._bucket]
             kept *= _MEMORY
             kept += promise, accepted
+
+    def _width(self, count: int) -> int:
+        """The width at which `count` tokens are checked."""
+        if not self._padded:
+            return count
+        return next((width for width in self._widths if width >= count), count)
 
     def _choose(self, gains: NDArray[np.float32], context: int) -> int:
         """The width of highest expected tokens per second; `gains[n - 1]` for n drafted tokens."""
@@ -113,7 +127,7 @@ class Budget:
         trust = accepted / predicted
         seconds = self._costs.curve(context)
         tokens = [1.0]
-        for width in WIDTHS[1:]:
+        for width in self._widths[1:]:
             if width > len(gains) + 1:
                 break
             tokens.append(1.0 + trust * float(gains[width - 2]))
@@ -124,11 +138,11 @@ class Budget:
             best = 0
         self._saved = tokens[best] * seconds[0] - seconds[best]
         # search for no more than one size above
-        self.limit = WIDTHS[min(max(best, 2) + 1, len(WIDTHS) - 1)] - 1
+        self.limit = self._widths[min(max(best, 2) + 1, len(self._widths) - 1)] - 1
         if self._steps % _PROBE_EVERY == _PROBE_EVERY - 1:
             best = self._neighbour(best, len(rates))
             self._saved = None  # says nothing of the drafters
-        return WIDTHS[best]
+        return self._widths[best]
 
     def _neighbour(self, best: int, count: int) -> int:
         """A width whose cost may have changed: no draft, or one next to the best, in turn."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -10,13 +12,14 @@ from hf_specplug.budget import Budget
 from hf_specplug.drafters.base import Context, Int32, Step
 from hf_specplug.search import TreeSearch
 from hf_specplug.stats import Stats
-from hf_specplug.tree import EMPTY
-from hf_specplug.verify.engine import PREFILL_LOGITS, EagerEngine, top_k
+from hf_specplug.tree import EMPTY, DraftTree
+from hf_specplug.verify.engine import PREFILL_LOGITS, Engine
+from hf_specplug.verify.outputs import Outputs
 from hf_specplug.verify.walk import Walk
 
 
 def decode(
-    engine: EagerEngine,
+    engine: Engine,
     walk: Walk,
     search: TreeSearch,
     context: Context,
@@ -36,49 +39,78 @@ def decode(
         chain: draft single paths, for models that cannot check trees.
     """
     with stats.phase("prefill"):
-        wanted = 1
-        if _needs_topk(search):
-            wanted = max(1, _prompt_rows(walk, context))
-        logits = engine.prefill(walk.input_ids, wanted)
-        prompt = context.tokens[len(context) - min(len(context), len(logits)) :].copy()
-        visited, emitted = walk.accept(logits[-1:], EMPTY)
-        context.append(emitted)
-        topk = top_k(logits[-len(prompt) :]) if _needs_topk(search) and len(prompt) else None
-        unnamed = np.zeros(len(prompt), np.uint16)
-        observe(search, Step(prompt, unnamed, _int32([]), _int32(emitted), topk))
+        emitted = _prefill(engine, walk, search, context)
+    walk.show()
+    late: Callable[[], None] = _nothing
+    try:
+        while not walk.finished:
+            with stats.phase("draft"):
+                # 1. draft: one tree from all drafters
+                tree, asked = EMPTY, budget.ask()
+                if engine.drafts and any(asked):
+                    limit = min(budget.limit, engine.room)
+                    tree = search.grow(emitted[-1], limit, walk.room - 1, chain, asked)
+                # 2. size: as much of it as pays
+                tree = budget.fit(tree, len(context))
 
-    while not walk.finished:
-        with stats.phase("draft"):
-            # 1. draft: one tree from all drafters
-            tree, asked = EMPTY, budget.ask()
-            if engine.drafts and any(asked):
-                limit = min(budget.limit, engine.room)
-                tree = search.grow(emitted[-1], limit, walk.room - 1, chain, asked)
-            # 2. size: as much of it as pays
-            tree = budget.fit(tree, len(context))
+            # 3. verify: one forward pass over the last token and the tree
+            start = time.perf_counter()
+            with stats.phase("verify"):
+                root = emitted[-1]
+                outputs = engine.step(root, tree)
+                late()  # while a device computes
+                outputs.wait()
 
-        # 3. verify: one forward pass over the last token and the tree
-        start = time.perf_counter()
-        with stats.phase("verify"):
-            root = emitted[-1]
-            logits = engine.step(root, tree)
+            # 4. accept: what the target says, as far as the tree foresaw it
+            with stats.phase("accept"):
+                visited, emitted = walk.accept(outputs, tree)
+                engine.keep(visited)
+            seconds = time.perf_counter() - start
+            budget.observe(tree, len(visited) - 1, len(context), seconds, asked, search.seconds)
 
-        # 4. accept: what the target says, as far as the tree foresaw it
-        with stats.phase("accept"):
-            visited, emitted = walk.accept(logits, tree)
-            engine.keep(visited)
-        seconds = time.perf_counter() - start
-        budget.observe(tree, len(visited) - 1, len(context), seconds, asked, search.seconds)
+            # 5. observe: drafters learn from all that was seen
+            with stats.phase("observe"):
+                search.learn(_int32(emitted))
+                tokens = np.concatenate([_int32([root]), tree.tokens])
+                sources = np.concatenate([np.zeros(1, np.uint16), tree.sources])
+                context.append(emitted)
+                topk = outputs.topk() if _needs_topk(search) else None
+                observe(search, Step(tokens, sources, _int32(visited), _int32(emitted), topk))
+                late = partial(_report, walk, stats, tree, visited, search.names)
+                if not engine.overlaps:
+                    late()
+                    late = _nothing
+    finally:
+        late()
 
-        # 5. observe: drafters learn from all that was seen
-        with stats.phase("observe"):
-            stats.observe(tree, visited, search.names)
-            search.learn(_int32(emitted))
-            tokens = np.concatenate([_int32([root]), tree.tokens])
-            sources = np.concatenate([np.zeros(1, np.uint16), tree.sources])
-            context.append(emitted)
-            topk = top_k(logits) if _needs_topk(search) else None
-            observe(search, Step(tokens, sources, _int32(visited), _int32(emitted), topk))
+
+def _prefill(engine: Engine, walk: Walk, search: TreeSearch, context: Context) -> list[int]:
+    """Run the prompt, show it to the drafters, and return the first token."""
+    wanted = 1
+    if _needs_topk(search):
+        wanted = max(1, _prompt_rows(walk, context))
+    logits = engine.prefill(walk.input_ids, wanted)
+    prompt = context.tokens[len(context) - min(len(context), len(logits)) :].copy()
+    _, emitted = walk.accept(Outputs(logits[-1:]), EMPTY)
+    context.append(emitted)
+    topk = None
+    if _needs_topk(search) and len(prompt):
+        topk = Outputs(logits[-len(prompt) :]).topk()
+    unnamed = np.zeros(len(prompt), np.uint16)
+    observe(search, Step(prompt, unnamed, _int32([]), _int32(emitted), topk))
+    return emitted
+
+
+def _report(
+    walk: Walk, stats: Stats, tree: DraftTree, visited: list[int], names: list[str]
+) -> None:
+    """What nobody waits for before the next forward pass can start."""
+    walk.show()
+    stats.observe(tree, visited, names)
+
+
+def _nothing() -> None:
+    pass
 
 
 def observe(search: TreeSearch, step: Step) -> None:

@@ -7,14 +7,13 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 from transformers import (
     GenerationConfig,
     LogitsProcessorList,
@@ -29,6 +28,7 @@ from transformers.generation.utils import (
     GenerateEncoderDecoderOutput,
 )
 
+from hf_specplug import state
 from hf_specplug.budget import Budget, check_nodes
 from hf_specplug.decode import decode, observe
 from hf_specplug.drafters.base import Context, Drafter, Int32, Step, create
@@ -36,12 +36,10 @@ from hf_specplug.errors import OptionError, StateError
 from hf_specplug.mixer import Mixer
 from hf_specplug.published import search_class
 from hf_specplug.search import TreeSearch
+from hf_specplug.session import Session
 from hf_specplug.stats import Stats
-from hf_specplug.verify import support
-from hf_specplug.verify.cache import CHAIN, PLAIN, TREE
-from hf_specplug.verify.engine import EagerEngine
-from hf_specplug.verify.packed import PackedLinears
-from hf_specplug.verify.support import Support
+from hf_specplug.verify.cache import CHAIN, PLAIN
+from hf_specplug.verify.engine import Engine
 from hf_specplug.verify.walk import Walk
 
 logger = logging.getLogger("hf_specplug")
@@ -98,19 +96,18 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
     def _reset_session(self) -> None:
         """State that belongs to this process, or to a call in progress."""
         self._lock = threading.Lock()
-        self._of_model: WeakKeyDictionary[PreTrainedModel, dict[str, Support]] = WeakKeyDictionary()
-        self._budgets: WeakKeyDictionary[PreTrainedModel, Budget] = WeakKeyDictionary()
-        self._packed: WeakKeyDictionary[PreTrainedModel, PackedLinears] = WeakKeyDictionary()
+        self._sessions: WeakKeyDictionary[PreTrainedModel, Session] = WeakKeyDictionary()
         self._chain: tuple[Context, TreeSearch] | None = None
+        self._attached: Callable[[], PreTrainedModel | None] = _nothing
 
     def __getstate__(self) -> dict[str, Any]:
-        state = dict(self.__dict__)
-        for name in ("_lock", "_of_model", "_budgets", "_packed", "_chain"):
-            del state[name]
-        return state
+        kept = dict(self.__dict__)
+        for name in ("_lock", "_sessions", "_chain", "_attached"):
+            del kept[name]
+        return kept
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
+    def __setstate__(self, saved: dict[str, Any]) -> None:
+        self.__dict__.update(saved)
         self._reset_session()
 
     @property
@@ -140,62 +137,89 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
             "stopping_criteria": stopping_criteria,
             "generation_config": generation_config,
         }
-        mode = self._choose(model, input_ids, generation_config, model_kwargs)
-        if mode == PLAIN or not self._lock.acquire(blocking=False):
-            if mode != PLAIN:
+        session = self._session(model)
+        choice, static = session.choose(model, input_ids, generation_config, model_kwargs)
+        if choice.reason:
+            self.note(choice.reason)
+        if choice.mode == PLAIN or not self._lock.acquire(blocking=False):
+            if choice.mode != PLAIN:
                 self.note("the plug was busy with another call")
             return _plain(model, input_ids, arguments, streamer, model_kwargs)
         try:
             walk = Walk(input_ids, logits_processor, stopping_criteria, generation_config, streamer)
-            cache = self._draft(model, walk, generation_config, model_kwargs, mode, inputs_tensor)
+            engine = session.engine(model, generation_config, model_kwargs, choice, static)
+            vocab = int(model.config.get_text_config(decoder=True).vocab_size)
+            context = Context(_prompt(model, input_ids, inputs_tensor, vocab), vocab)
+            chain = choice.mode == CHAIN
+            cache = self._draft(walk, engine, session.budget(static), context, chain)
         finally:
             self._lock.release()
         if streamer is not None:
             streamer.end()
         return _result(model, walk, generation_config, cache)
 
-    def _choose(
-        self,
-        model: PreTrainedModel,
-        input_ids: torch.Tensor,
-        config: GenerationConfig,
-        model_kwargs: dict[str, Any],
-    ) -> str:
-        """Tree, chain or plain for this call; the reason for less than a tree goes to `stats`."""
-        known = self._of_model.setdefault(model, {})
-        attention = str(model.config.get_text_config(decoder=True)._attn_implementation)
-        if attention not in known:
-            known[attention] = support.of_model(model)
-        choice = known[attention]
-        if choice.mode != PLAIN:
-            of_call = support.of_call(model, input_ids, config, model_kwargs)
-            if of_call.mode == PLAIN or choice.mode == TREE:
-                choice = of_call
-        if choice.reason:
-            self.note(choice.reason)
-        return choice.mode
+    def warmup(
+        self, model: PreTrainedModel | None = None, max_length: int = 1024, **settings: Any
+    ) -> float:
+        """Do ahead what the first calls would wait for: compile, capture, lay out weights.
+
+        Args:
+            model: if the plug is not attached.
+            max_length: tokens of prompt and answer that calls will have at most.
+            settings: of `generate`, if calls will have them: `cache_implementation`, ...
+
+        Returns:
+            The seconds it took.
+
+        Raises:
+            OptionError: there is no model, or no positive `max_length`.
+        """
+        model = self._attached() if model is None else model
+        if model is None:
+            raise OptionError("warmup needs a model: attach(model) first, or warmup(model)")
+        if not isinstance(max_length, int) or max_length < 1:
+            raise OptionError(f"max_length must be a number of tokens from 1, not {max_length!r}")
+
+        def warm(
+            model: PreTrainedModel, input_ids: torch.Tensor, generation_config: Any, **rest: Any
+        ) -> torch.Tensor:
+            kwargs = {key: rest[key] for key in rest if key not in _NOT_FOR_THE_MODEL}
+            session = self._session(model)
+            choice, static = session.choose(model, input_ids, generation_config, kwargs)
+            if choice.mode != PLAIN:
+                engine = session.engine(model, generation_config, kwargs, choice, static)
+                try:
+                    engine.prefill(input_ids, 1)
+                    engine.warm(max_length)
+                finally:
+                    engine.close()
+            return input_ids
+
+        start = time.perf_counter()
+        inputs = {"input_ids": torch.ones((1, 4), dtype=torch.int64, device=model.device)}
+        short = {**settings, "do_sample": False}
+        type(model).generate(model, **inputs, **short, max_new_tokens=2, custom_generate=self)
+        with self._lock:
+            type(model).generate(model, **inputs, **short, max_new_tokens=2, custom_generate=warm)
+        return time.perf_counter() - start
+
+    def _session(self, model: PreTrainedModel) -> Session:
+        if model not in self._sessions:
+            self._sessions[model] = Session(self.nodes, len(self.drafters), self.pack)
+        return self._sessions[model]
 
     def _draft(
         self,
-        model: PreTrainedModel,
         walk: Walk,
-        config: GenerationConfig,
-        model_kwargs: dict[str, Any],
-        mode: str,
-        inputs_tensor: torch.Tensor | None,
+        engine: Engine,
+        budget: Budget,
+        context: Context,
+        chain: bool,
     ) -> Any:
         """Run the loop until `walk` is finished; return the cache."""
         self.stats.calls += 1
-        vocab = int(model.config.get_text_config(decoder=True).vocab_size)
-        context = Context(_prompt(model, walk.input_ids, inputs_tensor, vocab), vocab)
         search = self._begin(context, self.drafters, self.mixer)
-        chain = mode == CHAIN
-        packed = None
-        if self.pack and model.device.type == "cpu":
-            packed = self._packed.setdefault(model, PackedLinears())
-        engine = EagerEngine(model, config, model_kwargs, Support(mode), packed)
         try:
-            budget = self._budgets.setdefault(model, Budget(self.nodes, len(self.drafters)))
             decode(engine, walk, search, context, budget, self.stats, chain)
             if not engine.drafts:
                 self.note("the cache turned out to hold a recurrent state: nothing was drafted")
@@ -262,16 +286,9 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
 
     def save_state(self, path: str | os.PathLike[str]) -> None:
         """Write what drafters and mixer have learned across calls to a safetensors file."""
-        parts: list[tuple[str, Drafter | Mixer]] = [(_MIXER, self.mixer)]
-        parts += [(drafter.name, drafter) for drafter in self.drafters]
-        tensors = {
-            f"{name}/{key}": np.ascontiguousarray(array)
-            for name, part in parts
-            for key, array in part.state_dict().items()
-        }
-        partial = f"{os.fspath(path)}.partial"
-        save_file(tensors, partial, metadata={"format": "hf_specplug drafter state 1"})
-        os.replace(partial, path)
+        parts: dict[str, Drafter | Mixer] = {_MIXER: self.mixer}
+        parts |= {drafter.name: drafter for drafter in self.drafters}
+        state.save(path, {name: part.state_dict() for name, part in parts.items()})
 
     def load_state(self, path: str | os.PathLike[str]) -> None:
         """Take back what `save_state` wrote; drafters that the file does not name stay as they are.
@@ -280,17 +297,7 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
             StateError: the file is no saved state, or does not fit these drafters. Nothing is
                 changed.
         """
-        try:
-            with safe_open(os.fspath(path), framework="np") as file:
-                if (file.metadata() or {}).get("format") != "hf_specplug drafter state 1":
-                    raise StateError(f"{path} is a safetensors file, but not one of save_state")
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise StateError(f"{path} cannot be read as a drafter state: {error}") from error
-        states: dict[str, dict[str, Any]] = {}
-        for key, array in tensors.items():
-            name, _, part = key.rpartition("/")
-            states.setdefault(name, {})[part] = array
+        states = state.load(path)
         of_mixer = states.pop(_MIXER, {})
         drafters = {drafter.name: drafter for drafter in self.drafters}
         if unknown := set(states) - set(drafters):
@@ -298,14 +305,21 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
                 f"{path} holds {sorted(unknown)}, but this plug has {sorted(drafters)}"
             )
         fresh = {name: copy.deepcopy(drafters[name]) for name in states}
-        for name, state in states.items():
-            fresh[name].load_state_dict(state)
+        for name, arrays in states.items():
+            fresh[name].load_state_dict(arrays)
         self.mixer.load_state_dict(of_mixer)
         self.drafters = [fresh.get(drafter.name, drafter) for drafter in self.drafters]
 
     def __repr__(self) -> str:
         names = [drafter.name for drafter in self.drafters]
         return f"SpecPlug(drafters={names}, nodes={self.nodes!r})"
+
+
+_NOT_FOR_THE_MODEL = ("logits_processor", "stopping_criteria", "inputs_tensor", "streamer")
+
+
+def _nothing() -> None:
+    """Not attached to a model."""
 
 
 _MIXER = ""  # its place in a saved state: no drafter has this name

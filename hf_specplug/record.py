@@ -18,7 +18,7 @@ from hf_specplug.attachment import attach
 from hf_specplug.drafters.base import TopK
 from hf_specplug.errors import RecordingError
 from hf_specplug.recording import Recording, Trace, load
-from hf_specplug.verify.engine import top_k
+from hf_specplug.verify.outputs import Outputs
 
 _SAVE_EVERY = 60.0  # seconds of work that an interruption may lose
 _ROWS = 256  # rows of logits to sort at a time
@@ -114,7 +114,7 @@ def _trace(
     whole = torch.tensor([prompt + answer], device=model.device)
     with torch.inference_mode():
         logits = model(whole).logits[0]
-        rows = [top_k(part) for part in logits.split(_ROWS)]
+        rows = [Outputs(part).topk() for part in logits.split(_ROWS)]
     topk = TopK(np.concatenate([r.ids for r in rows]), np.concatenate([r.probs for r in rows]))
     task = str(line.get("task", "text"))
     return Trace(task, name, np.array(prompt + answer, np.int32), len(prompt), topk)

@@ -10,17 +10,19 @@ import torch
 
 from hf_specplug.tree import DraftTree
 from hf_specplug.verify import cache as cache_module
-from hf_specplug.verify.engine import EagerEngine
-from hf_specplug.verify.masks import Reach
+from hf_specplug.verify.eager import EagerEngine
+from hf_specplug.verify.masks import Reach, SlotMasks
+from hf_specplug.verify.outputs import Outputs
+from hf_specplug.verify.slots import SlotCache
 from hf_specplug.verify.walk import Walk
 from tests.helpers import new_tokens, plain, plugged
 from tests.replay import Replay
 from tests.zoo import make, prompt
 
 
-def outputs_differ(name: str, rank: int = 2) -> bool:
+def outputs_differ(name: str, rank: int = 2, **more: Any) -> bool:
     model, inputs = make(name), prompt(make(name))
-    settings: dict[str, Any] = {"max_new_tokens": 40, "do_sample": False}
+    settings: dict[str, Any] = {"max_new_tokens": 40, "do_sample": False, **more}
     expected, _ = plain(model, inputs, **settings)
     drafter = Replay(new_tokens(expected, 40), rank=rank)
     output, _, _ = plugged(model, inputs, drafter, nodes=16, **settings)
@@ -64,14 +66,52 @@ def test_a_mask_without_windows(name: str, monkeypatch: pytest.MonkeyPatch) -> N
     assert outputs_differ(name, rank=0)
 
 
+STATIC = {"cache_implementation": "static"}
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral-window", "gemma2", "gpt2"])
+def test_static_unmutated(name: str) -> None:
+    assert not outputs_differ(name, **STATIC)
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral-window", "gemma2", "gpt2"])
+def test_slots_without_compaction(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SlotCache, "keep", lambda *arguments: None)
+    assert outputs_differ(name, **STATIC)
+
+
+@pytest.mark.parametrize("name", ["mistral-window", "gemma3", "llama4"])
+def test_slot_masks_without_windows(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    init = SlotMasks.__init__
+
+    def wide(self: SlotMasks, *arguments: Any) -> None:
+        init(self, *arguments)
+        self._reaches = dict.fromkeys(self._reaches, Reach())
+
+    monkeypatch.setattr(SlotMasks, "__init__", wide)
+    assert outputs_differ(name, rank=0, **STATIC)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_slot_masks_without_siblings(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    build = SlotMasks.build
+
+    def causal(self: SlotMasks, seen: torch.Tensor, *rest: Any) -> Any:
+        return build(self, torch.ones_like(seen).tril(), *rest)
+
+    monkeypatch.setattr(SlotMasks, "build", causal)
+    assert outputs_differ(name, **STATIC)
+
+
 def test_a_walk_that_trusts_the_draft(monkeypatch: pytest.MonkeyPatch) -> None:
     accept = Walk.accept
 
-    def trusting(self: Walk, logits: torch.Tensor, tree: DraftTree) -> Any:
+    def trusting(self: Walk, outputs: Outputs, tree: DraftTree) -> Any:
         if len(tree):
-            logits = logits.clone()
+            logits = outputs.logits.clone()
             logits[0, int(tree.tokens[0])] += 1e6
-        return accept(self, logits, tree)
+            outputs = Outputs(logits)
+        return accept(self, outputs, tree)
 
     monkeypatch.setattr(Walk, "accept", trusting)
     assert outputs_differ("llama")

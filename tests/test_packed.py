@@ -86,7 +86,7 @@ def test_identity(name: str) -> None:
             assert model.generate(**inputs, **settings).tolist() == expected.tolist()
             assert patched(model) == 0
         linear = any(type(module) is nn.Linear for module in model.modules())
-        assert bool(plug._packed[model]._packed) == linear
+        assert bool(plug._sessions[model]._packed._packed) == linear
     finally:
         detach(model)
 
@@ -99,7 +99,7 @@ def test_false_packs_nothing() -> None:
         model.generate(**prompt(model), max_new_tokens=24, do_sample=False)
     finally:
         detach(model)
-    assert model not in plug._packed
+    assert plug._sessions[model]._packed is None
 
 
 @forced
@@ -216,7 +216,7 @@ def test_memory_decides(monkeypatch: pytest.MonkeyPatch, spare: float, packs: bo
 def test_a_short_first_call_packs_nothing() -> None:
     model = make("llama")
     _, _, plug = plugged(model, prompt(model), ["context"], max_new_tokens=8, do_sample=False)
-    assert not plug._packed[model]._packed
+    assert not plug._sessions[model]._packed._packed
 
 
 def test_available_memory_is_plausible() -> None:

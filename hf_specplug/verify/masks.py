@@ -174,3 +174,72 @@ class TreeMasks:
             )
             self._buffers[kind] = buffer
         return buffer, buffer.shape[1] - buffer.shape[0]
+
+
+class SlotMasks:
+    """The same masks over all slots of a fixed cache, computed on the device from a tree's shape.
+
+    Args:
+        config, dtype, additive, device: as of `TreeMasks`.
+        capacity: slots.
+
+    Attributes:
+        hidden: bool[capacity], padding in the prompt; written in place.
+        padding: int64[], how many slots on the left are padding; written in place.
+    """
+
+    def __init__(
+        self, config: Any, dtype: torch.dtype, additive: bool, device: torch.device, capacity: int
+    ) -> None:
+        self._reaches = reaches(config) or {}
+        self._lowest = max(torch.finfo(dtype).min, torch.finfo(torch.float32).min)
+        self._dtype = dtype if additive else torch.bool
+        self._all = torch.arange(capacity, device=device)
+        self.hidden = torch.zeros(capacity, dtype=torch.bool, device=device)
+        self.padding = torch.zeros((), dtype=torch.int64, device=device)
+
+    def pad(self, prompt_mask: torch.Tensor | None) -> None:
+        """Hide a prompt's padding; `prompt_mask` [1, n] is 0 there."""
+        self.hidden.zero_()
+        self.padding.zero_()
+        if prompt_mask is not None:
+            hidden = prompt_mask[0] == 0
+            self.hidden[: len(hidden)] = hidden
+            self.padding.copy_((~hidden).to(torch.uint8).argmax())
+
+    def build(
+        self, seen: torch.Tensor, depths: torch.Tensor, slots: torch.Tensor
+    ) -> torch.Tensor | dict[str, torch.Tensor]:
+        """One mask [1, 1, T, capacity] per layer type (or only one); never waits for the device.
+
+        Args:
+            seen: bool[T, T], ancestors including self.
+            depths: int64[T], 0 at the root.
+            slots: int64[T], consecutive: where the tokens go.
+        """
+        masks = {
+            kind: self._mask(reach, seen, depths, slots) for kind, reach in self._reaches.items()
+        }
+        if None in masks:
+            return masks[None]
+        return {str(kind): mask for kind, mask in masks.items()}
+
+    def _mask(
+        self, reach: Reach, seen: torch.Tensor, depths: torch.Tensor, slots: torch.Tensor
+    ) -> torch.Tensor:
+        places = slots[:1] + depths  # where a token would be if its path were the text
+        visible = (self._all < slots[0]) & ~self.hidden
+        visible = visible.expand(len(slots), -1)
+        if reach.window is not None:
+            first = places - reach.window + 1
+        elif reach.chunk is not None:
+            first = (places - self.padding) // reach.chunk * reach.chunk + self.padding
+        else:
+            first = torch.zeros_like(places)
+        visible = visible & (self._all >= first[:, None])
+        seen = seen & (places >= first[:, None])
+        mask = visible.index_copy(1, slots, seen)
+        if self._dtype is not torch.bool:
+            values = torch.zeros(mask.shape, dtype=self._dtype, device=mask.device)
+            mask = values.masked_fill(~mask, self._lowest)
+        return mask[None, None]

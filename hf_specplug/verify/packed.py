@@ -49,7 +49,12 @@ class PackedLinears:
     def step(self) -> None:
         """A forward pass is about to be made."""
         self._passes += 1
-        if self._passes == _PATIENCE and not self._packed and self._pays():
+        if self._passes == _PATIENCE:
+            self.warm()
+
+    def warm(self) -> None:
+        """Pack now, if it pays at all."""
+        if not self._packed and self._pays():
             self._patch()
 
     def close(self) -> None:

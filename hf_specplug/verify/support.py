@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers.cache_utils import DynamicCache, StaticLayer, StaticSlidingWindowLayer
 from transformers.generation.configuration_utils import GenerationMode
 
 from hf_specplug.kernels.tree import ancestors
@@ -76,8 +77,14 @@ def of_call(
     input_ids: torch.Tensor,
     config: GenerationConfig,
     model_kwargs: Mapping[str, Any],
+    static: bool = False,
 ) -> Support:
-    """What one `generate` call allows, beyond what the model does."""
+    """What one `generate` call allows, beyond what the model does.
+
+    Args:
+        static: whether the static engine may run it, if trees are right.
+    """
+    reason = ""
     mode = config.get_generation_mode()
     if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
         return Support(PLAIN, f"{mode.value} is not drafted")
@@ -90,14 +97,65 @@ def of_call(
         for wanted in ("output_attentions", "output_hidden_states"):
             if getattr(config, wanted):
                 return Support(PLAIN, f"{wanted} is per token, but drafts are checked together")
-    if model._valid_auto_compile_criteria(dict(model_kwargs), config):
-        return Support(PLAIN, "a compiled static cache is left to transformers")
     if _llama4_scale_start(model) < config.max_length:
-        return Support(CHAIN, "Llama 4 scales attention by cache slot in a text of this length")
+        static = False
+        reason = "Llama 4 scales attention by cache slot in a text of this length"
+    if not static and model._valid_auto_compile_criteria(dict(model_kwargs), config):
+        return Support(PLAIN, "a compiled static cache is left to transformers")
+    if reason:
+        return Support(CHAIN, reason)
     limit = _longrope_limit(model)
     if limit is not None and input_ids.shape[1] <= limit < config.max_length:
         return Support(PLAIN, f"the text may cross {limit} tokens, where longrope changes factors")
+    if static:
+        return Support(TREE)
     return Support(*rollback(cache, config.max_length))
+
+
+def is_static(
+    model: PreTrainedModel, config: GenerationConfig, model_kwargs: Mapping[str, Any]
+) -> bool:
+    """Whether the static engine should run a call that can be checked as trees.
+
+    Where there is CUDA, it should if it can; elsewhere if a static cache was asked for.
+    `disable_compile` in the generation config is a no.
+    """
+    cache = model_kwargs.get("past_key_values")
+    text = model.config.get_text_config(decoder=True)
+    quantizer = getattr(model, "hf_quantizer", None)
+    kinds = {type(layer) for layer in getattr(cache, "layers", ())}
+    given = kinds and kinds <= {StaticLayer, StaticSlidingWindowLayer}
+    return bool(
+        not config.disable_compile
+        and (given or (is_accelerated(model) and type(cache) is DynamicCache))
+        and not getattr(cache, "offloading", False)
+        and not model.config.is_encoder_decoder
+        and len(set(getattr(model, "hf_device_map", {}).values())) <= 1
+        and (quantizer is None or quantizer.is_compileable)
+        and model._can_compile_fullgraph
+        and not getattr(text, "num_kv_shared_layers", 0)
+        and is_generic(model)
+        and not any(model_kwargs.get(key) is not None for key in PER_TOKEN)
+    )
+
+
+def is_accelerated(model: PreTrainedModel) -> bool:
+    """Whether forward passes can be captured as CUDA graphs."""
+    return bool(model.device.type == "cuda")
+
+
+PER_TOKEN = ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
+"""Arguments of the forward pass that have a value for each token."""
+
+
+def is_generic(model: PreTrainedModel) -> bool:
+    """Whether inputs are prepared in the same way at every step.
+
+    Phi-3 differs only where longrope changes factors, and such calls are run plainly.
+    """
+    own = type(model).prepare_inputs_for_generation
+    generic = own is GenerationMixin.prepare_inputs_for_generation
+    return generic or model.config.model_type == "phi3"
 
 
 def _llama4_scale_start(model: PreTrainedModel) -> int:

@@ -8,14 +8,13 @@ criteria see every emitted token once, with the true text before it, and never a
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 from transformers.generation.streamers import BaseStreamer
 
 from hf_specplug.tree import DraftTree
+from hf_specplug.verify.outputs import Outputs
 
 
 class Walk:
@@ -24,7 +23,7 @@ class Walk:
     Args:
         input_ids: int64[1, n], the prompt.
         processors, criteria, config: as `generate` prepared them.
-        streamer: receives every emitted token by itself.
+        streamer: receives every emitted token by itself, at the next `show`.
 
     Attributes:
         finished: whether a stopping criterion was met; nothing is emitted after that.
@@ -48,6 +47,7 @@ class Walk:
         self._buffer = input_ids.new_empty((1, self._length + 256))
         self._buffer[:, : self._length] = input_ids
         self._new: list[int] = []  # emitted, but not in the buffer yet
+        self._unshown: list[int] = []
         self.finished = False
         returns = config.return_dict_in_generate
         self.scores: tuple[torch.Tensor, ...] | None = (
@@ -81,11 +81,11 @@ class Walk:
         """Tokens that can still be emitted before the length limit; huge if there is none."""
         return 1 << 30 if self._max_length is None else self._max_length - self._length
 
-    def accept(self, logits: torch.Tensor, tree: DraftTree) -> tuple[list[int], list[int]]:
+    def accept(self, outputs: Outputs, tree: DraftTree) -> tuple[list[int], list[int]]:
         """Walk one checked tree.
 
         Args:
-            logits: [T, V], the target's outputs at the root and the tree's T - 1 nodes.
+            outputs: the target's, at the root and the tree's T - 1 nodes.
 
         Returns:
             (indices 0..T-1 of the visited nodes, root first; the emitted tokens, one for each)
@@ -96,26 +96,17 @@ class Walk:
                 zip(tree.parents.tolist(), tree.tokens.tolist(), strict=True), start=1
             )
         }
-        picks = self._picks(logits) if self._greedy else None
         visited: list[int] = []
         emitted: list[int] = []
         node: int | None = 0
         while node is not None and not self.finished:
-            token = self._pick(logits[node : node + 1]) if picks is None else picks(node)
+            greedy = self._greedy
+            token = outputs.pick(node) if greedy else self._pick(outputs.logits[node : node + 1])
             self._emit(token)
             visited.append(node)
             emitted.append(token)
             node = children.get((node, token))
         return visited, emitted
-
-    def _picks(self, logits: torch.Tensor) -> Any:
-        """Greedy without processors: the argmax by node. On a device all at once, in one copy."""
-        if logits.device.type == "cpu" and logits.dtype is torch.float32:
-            rows = logits.numpy()
-            return lambda node: int(rows[node].argmax())
-        if logits.device.type == "cpu":
-            return lambda node: int(logits[node].to(torch.float32).numpy().argmax())
-        return logits.to(torch.float32).argmax(dim=-1).tolist().__getitem__
 
     def _pick(self, logits: torch.Tensor) -> int:
         """One token as `GenerationMixin._sample` picks it."""
@@ -138,7 +129,14 @@ class Walk:
         else:
             self.finished = token in self._eos or self.room <= 0
         if self._streamer is not None:
-            self._streamer.put(torch.tensor([token]))
+            self._unshown.append(token)
+
+    def show(self) -> None:
+        """Give the streamer what was emitted since the last time, token by token."""
+        unshown, self._unshown = self._unshown, []
+        if self._streamer is not None:
+            for token in unshown:
+                self._streamer.put(torch.tensor([token]))
 
 
 def _known_stops(criteria: StoppingCriteriaList) -> frozenset[int] | None:

@@ -1,0 +1,77 @@
+"""Masked attention over grouped key heads that are left as they are.
+
+Where there is a mask, transformers' sdpa copies every key and value head once per query head of its
+group (10.7 to 14.7 ms of a step on an H200 at 4096 tokens). Folding the group into the rows of the
+query needs no copy: the heads of a group read the same keys under the same mask.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+NAME = "specplug_sdpa"
+
+
+def folded_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """transformers' attention interface: the same result as its sdpa, for trees without copies.
+
+    Args:
+        query: [1, heads, T, D]; key, value: [1, groups, kv, D].
+        attention_mask: [1, 1, T, kv], bool or additive; without one, sdpa itself is used.
+
+    Returns:
+        ([1, T, heads, D], None)
+    """
+    groups = key.shape[1]
+    fold = query.shape[1] // groups
+    if attention_mask is None or fold == 1 or kwargs.get("position_bias") is not None:
+        return sdpa_attention_forward(  # type: ignore[no-any-return]
+            module, query, key, value, attention_mask, dropout, scaling, **kwargs
+        )
+    batch, heads, rows, width = query.shape
+    folded = query.reshape(batch, groups, fold * rows, width)
+    mask = attention_mask[..., : key.shape[-2]]
+    mask = mask.expand(batch, fold, rows, -1).reshape(batch, 1, fold * rows, -1)
+    output = torch.nn.functional.scaled_dot_product_attention(
+        folded, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling
+    )
+    output = output.reshape(batch, heads, rows, value.shape[-1])
+    return output.transpose(1, 2).contiguous(), None
+
+
+class FoldedHeads:
+    """While it is entered, a model that uses sdpa attends by `folded_attention`.
+
+    It is registered once under an own name; the model's config is left as it was found.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._config = model.config.get_text_config(decoder=True)
+        heads = getattr(self._config, "num_attention_heads", 1)
+        groups = getattr(self._config, "num_key_value_heads", None) or heads
+        # models outside this interface look at the name themselves
+        self._wanted = heads != groups and model._supports_attention_backend
+        AttentionInterface.register(NAME, folded_attention)
+        AttentionMaskInterface.register(NAME, sdpa_mask)
+
+    def __enter__(self) -> None:
+        self._found = self._config._attn_implementation
+        if self._wanted and self._found == "sdpa":
+            self._config._attn_implementation_internal = NAME
+
+    def __exit__(self, *error: object) -> None:
+        self._config._attn_implementation_internal = self._found

@@ -1,0 +1,228 @@
+"""A forward pass over trees in fixed memory: captured, compiled or as it is; kept across calls."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import CompileConfig, PreTrainedModel
+
+from hf_specplug.verify.attention import FoldedHeads
+from hf_specplug.verify.graphs import Graph, python_state
+from hf_specplug.verify.masks import SlotMasks
+from hf_specplug.verify.outputs import Outputs, pack
+from hf_specplug.verify.slots import SlotCache
+
+_LEAST = 1024  # slots
+
+
+class StaticForward:
+    """Checks padded trees of one model. It holds no reference to the model, so as not to keep it.
+
+    All that changes from step to step goes to the device in one copy. Slots, positions and masks
+    are computed there, as are picks and likeliest tokens, which come back in one copy.
+
+    Attributes:
+        cache, masks: of fixed slots; made by `open`.
+        prepared: how many forward passes were captured or compiled so far,
+        seconds: and how long that took.
+        failure: why nothing can be captured, "" if it can.
+
+    Example:
+        >>> StaticForward().prepared
+        0
+    """
+
+    cache: SlotCache
+    masks: SlotMasks
+
+    def __init__(self) -> None:
+        self.prepared = 0
+        self.seconds = 0.0
+        self.failure = ""
+        self._made_for: Any = None
+        self._feeds: dict[int, _Feed] = {}
+        self._graphs: dict[int, Graph] = {}
+        self._ready: set[int] = set()
+
+    def open(
+        self,
+        model: PreTrainedModel,
+        cache: Any,
+        past: int,
+        room: int,
+        starts: torch.Tensor,
+        names: tuple[str, str, str],
+        constants: dict[str, Any],
+        compile_config: CompileConfig | None,
+    ) -> None:
+        """Take over a text of `past` tokens, with room for `room` more.
+
+        Args:
+            cache: what the prompt left.
+            starts: int64[..., 1], positions at offset 0.
+            names: of the arguments for tokens, positions and mask.
+            constants: further arguments of the forward pass.
+            compile_config: None to capture CUDA graphs where there is CUDA, else how to compile.
+        """
+        tensors = any(isinstance(value, torch.Tensor) for value in constants.values())
+        self._bare = tensors or (compile_config is None and model.device.type != "cuda")
+        known = {key: value for key, value in constants.items() if isinstance(value, bool | int)}
+        made_for = (
+            python_state(model),
+            str(known),
+            names,
+            starts.shape,
+            None if compile_config is None else str(compile_config.to_dict()),
+        )
+        if made_for != self._made_for or not self.cache.fits(cache):
+            self._made_for = made_for
+            self._constants = constants
+            self._names = names
+            self._starts = starts.clone()
+            self._compile_config = compile_config
+            self._heads = FoldedHeads(model)
+            self._allocate(model, cache, past + room)
+        elif self.cache.capacity < past + room:
+            self._allocate(model, cache, past + room)
+        self._constants = constants if tensors else self._constants
+        self._starts.copy_(starts)
+        self.cache.load(cache, past)
+
+    def _allocate(self, model: PreTrainedModel, cache: Any, length: int) -> None:
+        """Slots for `length` tokens, and nothing captured."""
+        capacity = _LEAST
+        while capacity < length:
+            capacity *= 2
+        self._graphs.clear()
+        self._ready.clear()
+        self._feeds.clear()
+        text = model.config.get_text_config(decoder=True)
+        additive = text._attn_implementation == "eager"
+        self.cache = SlotCache(cache, capacity, joined=self._compile_config is None)
+        self.masks = SlotMasks(model.config, model.dtype, additive, model.device, capacity)
+        self._pool = torch.cuda.graph_pool_handle() if model.device.type == "cuda" else None
+
+    def grow(self, model: PreTrainedModel, past: int) -> None:
+        """Twice the slots, with the same text in them."""
+        old, masks = self.cache, self.masks
+        self._allocate(model, old, 2 * old.capacity)
+        self.cache.load(old, past)
+        self.masks.hidden[: old.capacity] = masks.hidden
+        self.masks.padding.copy_(masks.padding)
+
+    def run(
+        self,
+        model: PreTrainedModel,
+        width: int,
+        tokens: NDArray[np.int64],
+        depths: NDArray[np.int64],
+        seen: NDArray[np.bool_],
+        past: int,
+        offset: int,
+    ) -> Outputs:
+        """Check a tree of T <= `width` tokens, the root first, at the slots from `past` on.
+
+        Args:
+            depths: int64[T], 0 at the root.
+            seen: bool[T, T], ancestors including self.
+            offset: of the root's position.
+        """
+        if width not in self._feeds:
+            self._feeds[width] = _Feed(width, model.device)
+        self._feeds[width].write(tokens, depths, seen, past, offset)
+        if width not in self._ready:
+            self._prepare(model, width)
+        graph = self._graphs.get(width)
+        logits, packed = self._body(model, width) if graph is None else graph.replay()
+        count = len(tokens)
+        return Outputs(logits[:count], None if packed is None else packed[:count])
+
+    def _prepare(self, model: PreTrainedModel, width: int) -> None:
+        """Capture or compile, which writes to the same slots as the real pass will."""
+        self._ready.add(width)
+        if self._bare:
+            return
+        start = time.perf_counter()
+        if self._compile_config is not None:
+            self._body(model, width)
+        elif not self.failure:
+            try:
+                self._graphs[width] = Graph(partial(self._body, model, width), self._pool)
+            except RuntimeError as error:
+                self.failure = str(error).partition("\n")[0]
+        self.prepared += 1
+        self.seconds += time.perf_counter() - start
+
+    def _body(self, model: PreTrainedModel, width: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The forward pass: on CUDA nothing here may wait for the device."""
+        feed = self._feeds[width]
+        tokens, depths, seen, past, offset = feed.read()
+        slots = past + feed.count
+        self.cache.target.slots = slots
+        name_of_ids, name_of_positions, name_of_mask = self._names
+        inputs = {
+            **self._constants,
+            "past_key_values": self.cache,
+            name_of_ids: tokens[None],
+            name_of_positions: self._starts + offset + depths,
+            name_of_mask: self.masks.build(seen, depths, slots),
+        }
+        call = model
+        if self._compile_config is not None and not self._bare:
+            call = model.get_compiled_call(self._compile_config)
+        with self._heads:
+            logits = call(**inputs, return_dict=True).logits[0]
+        return logits, None if logits.device.type == "cpu" else pack(logits)
+
+
+class _Feed:
+    """The input of one width: a header, then a row for each token; copied to the device as one.
+
+    int64[width + 1, 2 + words]: past and offset; then token, depth, and the ancestors' bits.
+    """
+
+    def __init__(self, width: int, device: torch.device) -> None:
+        words = -(-width // 64)
+        on_host = device.type == "cpu"
+        shape = (width + 1, 2 + words)
+        self._host = torch.zeros(shape, dtype=torch.int64, pin_memory=device.type == "cuda")
+        self._device = self._host if on_host else self._host.to(device)
+        self._array = self._host.numpy()
+        self._bits = torch.arange(64, device=device)
+        self.count = torch.arange(width, device=device)
+
+    def write(
+        self,
+        tokens: NDArray[np.int64],
+        depths: NDArray[np.int64],
+        seen: NDArray[np.bool_],
+        past: int,
+        offset: int,
+    ) -> None:
+        """Pad with copies of the root that only see themselves, and send it."""
+        rows, count = self._array[1:], len(tokens)
+        width = len(rows)
+        self._array[0, :2] = past, offset
+        rows[:, 0] = tokens[0]
+        rows[:count, 0] = tokens
+        rows[:, 1] = 0
+        rows[:count, 1] = depths
+        visible = np.zeros((width, rows.shape[1] * 64 - 128), np.bool_)
+        np.fill_diagonal(visible, True)
+        visible[:count, :count] = seen
+        rows[:, 2:] = np.packbits(visible, axis=1, bitorder="little").view("<i8")
+        if self._device is not self._host:
+            self._device.copy_(self._host, non_blocking=True)
+
+    def read(self) -> tuple[torch.Tensor, ...]:
+        """tokens, depths int64[width], seen bool[width, width], past int64[1], offset int64[1]."""
+        width = len(self.count)
+        header, rows = self._device[0], self._device[1:]
+        bits = (rows[:, 2:, None] >> self._bits) & 1
+        seen = bits.flatten(1)[:, :width].to(torch.bool)
+        return rows[:, 0], rows[:, 1], seen, header[:1], header[1:2]

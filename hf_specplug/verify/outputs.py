@@ -1,0 +1,81 @@
+"""What a forward pass showed of each token it was fed: logits, picks and the likeliest tokens."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hf_specplug.drafters.base import TOP_K, TopK
+from hf_specplug.kernels.topk import top_k as top_k_kernel
+
+
+class Outputs:
+    """The target's outputs at the root and the nodes of a tree.
+
+    On an accelerator picks and likeliest tokens are computed there, and arrive in one copy; on a
+    CPU they are computed when asked for.
+
+    Args:
+        logits: [T, V] of the target.
+        packed: int32[T, 1 + 2 * TOP_K] on the device, what `pack` makes of them, if it is there.
+
+    Example:
+        >>> outputs = Outputs(torch.tensor([[0.0, 2.0, 1.0]]))
+        >>> outputs.pick(0), outputs.topk().ids[0, :3].tolist()
+        (1, [1, 2, 0])
+    """
+
+    def __init__(self, logits: torch.Tensor, packed: torch.Tensor | None = None) -> None:
+        self.logits = logits
+        self._packed: torch.Tensor | None = None
+        self._rows: NDArray[np.int32] | None = None
+        if logits.device.type != "cpu":
+            packed = pack(logits) if packed is None else packed
+            pin = logits.device.type == "cuda"
+            self._packed = torch.empty(packed.shape, dtype=torch.int32, pin_memory=pin)
+            self._packed.copy_(packed, non_blocking=pin)
+            if pin:
+                self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+                self._done.record()
+
+    def wait(self) -> NDArray[np.int32] | None:
+        """Until the forward pass is done; what was packed on the device, if anything was."""
+        if self._packed is not None and self._rows is None:
+            if self._packed.is_pinned():
+                self._done.synchronize()
+            self._rows = self._packed.numpy()
+        return self._rows
+
+    def pick(self, node: int) -> int:
+        """The most likely token after `node`, as `argmax` of the float32 logits says."""
+        rows = self.wait()
+        if rows is not None:
+            return int(rows[node, 0])
+        return int(self.logits[node].to(torch.float32).numpy().argmax())
+
+    def topk(self) -> TopK:
+        """The `TOP_K` most likely tokens after each node."""
+        rows = self.wait()
+        if rows is None:
+            chances = torch.softmax(self.logits, dim=-1, dtype=torch.float32)
+            ids, probs = top_k_kernel(chances.numpy(), TOP_K)
+        else:
+            ids = np.ascontiguousarray(rows[:, 1 : 1 + TOP_K])
+            probs = np.nan_to_num(np.ascontiguousarray(rows[:, 1 + TOP_K :]).view(np.float32))
+        return TopK(ids, probs.clip(0.0, 1.0))
+
+
+def pack(logits: torch.Tensor) -> torch.Tensor:
+    """int32[T, 1 + 2 * TOP_K]: the pick, the likeliest tokens, their probabilities' float32 bits.
+
+    Where the vocabulary is smaller than `TOP_K`, ids are filled up with -1.
+    """
+    logits = logits.to(torch.float32)
+    best = torch.topk(logits, min(TOP_K, logits.shape[-1]), dim=-1)
+    probs = torch.exp(best.values - torch.logsumexp(logits, dim=-1, keepdim=True))
+    missing = TOP_K - best.indices.shape[-1]
+    ids = torch.nn.functional.pad(best.indices, (0, missing), value=-1)
+    probs = torch.nn.functional.pad(probs, (0, missing))
+    picks = logits.argmax(dim=-1, keepdim=True)
+    return torch.cat([picks.int(), ids.int(), probs.view(torch.int32)], dim=-1)
