@@ -72,11 +72,7 @@ class EagerEngine(Engine):
 
     def step(self, root: int, tree: DraftTree) -> Outputs:
         width = len(tree) + 1
-        tokens = np.empty(width, np.int64)
-        tokens[0] = root
-        tokens[1:] = tree.tokens
-        seen = tree.ancestors()
-        depths = seen.sum(axis=1, dtype=np.int64) - 1
+        tokens, depths, seen = self._feed(root, tree)
         mask: Any = None
         if width > 1 and self._tree:
             mask = self._masks.build(seen, depths, self._past)

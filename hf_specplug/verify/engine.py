@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import GenerationConfig, PreTrainedModel
 
 from hf_specplug.tree import DraftTree
@@ -124,6 +126,17 @@ class Engine(ABC):
         inputs = self._model.prepare_inputs_for_generation(ids, is_first_iteration=False, **kwargs)
         inputs.pop(self._mask_key, None)
         return inputs  # type: ignore[no-any-return]
+
+    @staticmethod
+    def _feed(
+        root: int, tree: DraftTree
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+        """Tokens and depths int64[T], the root first, and seen bool[T, T], ancestors and self."""
+        tokens = np.empty(len(tree) + 1, np.int64)
+        tokens[0] = root
+        tokens[1:] = tree.tokens
+        seen = tree.ancestors()
+        return tokens, seen.sum(axis=1, dtype=np.int64) - 1, seen
 
     def close(self) -> None:
         """Leave the cache and the model as plain `generate` leaves them."""

@@ -72,13 +72,8 @@ class StaticEngine(Engine):
         return 1 << 30
 
     def step(self, root: int, tree: DraftTree) -> Outputs:
-        count = len(tree) + 1
-        tokens = np.empty(count, np.int64)
-        tokens[0] = root
-        tokens[1:] = tree.tokens
-        seen = tree.ancestors()
-        depths = seen.sum(axis=1, dtype=np.int64) - 1
-        width = padded(count)
+        tokens, depths, seen = self._feed(root, tree)
+        width = padded(len(tokens))
         if self._past + width > self._forward.cache.capacity:
             self._forward.grow(self._model, self._past)
         self._base = self._past
