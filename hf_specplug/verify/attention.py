@@ -1,8 +1,9 @@
-"""Masked attention over grouped key heads that are left as they are.
+"""Attention over grouped key heads that are left as they are.
 
 Where there is a mask, transformers' sdpa copies every key and value head once per query head of its
-group (10.7 to 14.7 ms of a step on an H200 at 4096 tokens). Folding the group into the rows of the
-query needs no copy: the heads of a group read the same keys under the same mask.
+group (a step on an H200 takes 14.7 instead of 10.7 ms at 4096 tokens). Folding the group into the
+rows of the query needs no copy: the heads of a group read the same keys under the same mask. On a
+CPU it is also faster than sdpa's own grouped heads, up to five times for one token in bfloat16.
 """
 
 from __future__ import annotations
@@ -31,21 +32,24 @@ def folded_attention(
 
     Args:
         query: [1, heads, T, D]; key, value: [1, groups, kv, D].
-        attention_mask: [1, 1, T, kv], bool or additive; without one, sdpa itself is used.
+        attention_mask: [1, 1, T, kv], bool or additive; without one, sdpa itself is used for T > 1.
 
     Returns:
         ([1, T, heads, D], None)
     """
     groups = key.shape[1]
     fold = query.shape[1] // groups
-    if attention_mask is None or fold == 1 or kwargs.get("position_bias") is not None:
+    causal = attention_mask is None and query.shape[2] > 1
+    if causal or fold == 1 or kwargs.get("position_bias") is not None:
         return sdpa_attention_forward(  # type: ignore[no-any-return]
             module, query, key, value, attention_mask, dropout, scaling, **kwargs
         )
     batch, heads, rows, width = query.shape
     folded = query.reshape(batch, groups, fold * rows, width)
-    mask = attention_mask[..., : key.shape[-2]]
-    mask = mask.expand(batch, fold, rows, -1).reshape(batch, 1, fold * rows, -1)
+    mask = None
+    if attention_mask is not None:
+        mask = attention_mask[..., : key.shape[-2]]
+        mask = mask.expand(batch, fold, rows, -1).reshape(batch, 1, fold * rows, -1)
     output = torch.nn.functional.scaled_dot_product_attention(
         folded, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling
     )
@@ -56,7 +60,7 @@ def folded_attention(
 class FoldedHeads:
     """While it is entered, a model that uses sdpa attends by `folded_attention`.
 
-    It is registered once under an own name; the model's config is left as it was found.
+    It is registered once under an own name, which the model's config has just as long.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -69,9 +73,9 @@ class FoldedHeads:
         AttentionMaskInterface.register(NAME, sdpa_mask)
 
     def __enter__(self) -> None:
-        self._found = self._config._attn_implementation
-        if self._wanted and self._found == "sdpa":
+        if self._wanted and self._config._attn_implementation == "sdpa":
             self._config._attn_implementation_internal = NAME
 
     def __exit__(self, *error: object) -> None:
-        self._config._attn_implementation_internal = self._found
+        if self._config._attn_implementation == NAME:
+            self._config._attn_implementation_internal = "sdpa"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from transformers import GenerationConfig, PreTrainedModel
 
 from hf_specplug.tree import DraftTree
+from hf_specplug.verify.attention import FoldedHeads
 from hf_specplug.verify.cache import Rollback, capacity
 from hf_specplug.verify.engine import Engine
 from hf_specplug.verify.masks import TreeMasks
@@ -39,7 +39,7 @@ class EagerEngine(Engine):
         self._packed = packed
         self._template: dict[str, Any] | None = None
         self._width = 0
-        self._grouped_heads = _GroupedHeads(self._device)
+        self._heads = FoldedHeads(model)
 
     def _start(self) -> None:
         self._capacity = capacity(self.cache)
@@ -82,7 +82,7 @@ class EagerEngine(Engine):
         inputs = self._inputs(tokens, depths, mask)
         if self._packed is not None:
             self._packed.step()
-        with self._grouped_heads:
+        with self._heads:
             outputs = self._model(**inputs, return_dict=True)
         self._past += width
         self._width = width
@@ -121,25 +121,3 @@ class EagerEngine(Engine):
     def warm(self, max_length: int) -> None:
         if self._packed is not None:
             self._packed.warm()
-
-
-class _GroupedHeads:
-    """On a CPU, lets masked attention use grouped key heads as they are.
-
-    transformers copies them once per query head whenever there is a mask, unless this switch of its
-    own is on: 5 % of a step at 300 tokens of context, 10 % at 1200. It is left as it was found.
-    """
-
-    _SWITCH = "TRANSFORMERS_SDPA_FORCE_GQA"
-
-    def __init__(self, device: torch.device) -> None:
-        self._wanted = device.type == "cpu"
-
-    def __enter__(self) -> None:
-        self._found = os.environ.get(self._SWITCH)
-        if self._wanted and self._found is None:
-            os.environ[self._SWITCH] = "1"
-
-    def __exit__(self, *error: object) -> None:
-        if self._wanted and self._found is None:
-            os.environ.pop(self._SWITCH, None)

@@ -18,6 +18,7 @@ from transformers.cache_utils import DynamicCache, StaticLayer, StaticSlidingWin
 from transformers.generation.configuration_utils import GenerationMode
 
 from hf_specplug.kernels.tree import ancestors
+from hf_specplug.verify.attention import NAME as FOLDED
 from hf_specplug.verify.cache import CHAIN, PLAIN, TREE, Rollback, rollback
 from hf_specplug.verify.masks import TreeMasks, reaches
 
@@ -65,7 +66,7 @@ def of_model(model: PreTrainedModel) -> Support:
         return Support(CHAIN, f"{name} with ALiBi takes distances from cache slots")
     if reaches(model.config) is None:
         return Support(CHAIN, f"{name} has layers that look at neighbours instead of a mask")
-    if config._attn_implementation not in ("sdpa", "eager"):
+    if config._attn_implementation not in ("sdpa", FOLDED, "eager"):
         return Support(CHAIN, f"attention {config._attn_implementation!r} takes no tree mask")
     if name not in PROVEN:
         return _probe(model)
