@@ -191,6 +191,7 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
                 try:
                     engine.prefill(input_ids, 1)
                     engine.warm(max_length)
+                    self.stats.prepare(*engine.prepared)
                 finally:
                     engine.close()
             return input_ids
@@ -198,7 +199,8 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
         start = time.perf_counter()
         inputs = {"input_ids": torch.ones((1, 4), dtype=torch.int64, device=model.device)}
         short = {**settings, "do_sample": False}
-        type(model).generate(model, **inputs, **short, max_new_tokens=2, custom_generate=self)
+        scratch = copy.deepcopy(self)  # compiles kernels, and learns nothing that stays
+        type(model).generate(model, **inputs, **short, max_new_tokens=2, custom_generate=scratch)
         with self._lock:
             type(model).generate(model, **inputs, **short, max_new_tokens=2, custom_generate=warm)
         return time.perf_counter() - start
@@ -221,10 +223,12 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
         search = self._begin(context, self.drafters, self.mixer)
         try:
             decode(engine, walk, search, context, budget, self.stats, chain)
-            if not engine.drafts:
-                self.note("the cache turned out to hold a recurrent state: nothing was drafted")
             return engine.cache
         finally:
+            self.stats.prepare(*engine.prepared)
+            if engine.trouble:
+                self.stats.fallbacks[engine.trouble] += 1
+                self._warn(engine.trouble)
             engine.close()
 
     def _begin(self, context: Context, drafters: list[Drafter], mixer: Mixer) -> TreeSearch:

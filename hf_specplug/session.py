@@ -46,6 +46,7 @@ class Session:
             self._support[attention] = support.of_model(model)
         choice = self._support[attention]
         static = choice.mode == TREE and support.is_static(model, config, model_kwargs)
+        static = static and not self._forward.failure
         if choice.mode != PLAIN:
             of_call = support.of_call(model, input_ids, config, model_kwargs, static)
             if of_call.mode == PLAIN or choice.mode == TREE:

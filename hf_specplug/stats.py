@@ -29,6 +29,8 @@ class Stats:
         lengths: at [k], the forward passes that emitted k tokens.
         drafted_by, accepted_by: the same by drafter; a token that two named counts for both.
         seconds: time by phase: prefill, draft, verify (the forward pass), accept, observe.
+        prepared: forward passes that were captured or compiled, once for all calls to come, and
+        preparing: the seconds that this took; they are part of "verify".
         fallbacks: reason -> calls that ran as chain or plain because of it.
         dropped: drafter -> the error for which it was dropped.
         reliability: what `calibration()` returns.
@@ -50,6 +52,8 @@ class Stats:
     drafted_by: Counter[str] = field(default_factory=Counter)
     accepted_by: Counter[str] = field(default_factory=Counter)
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
+    prepared: int = 0
+    preparing: float = 0.0
     fallbacks: Counter[str] = field(default_factory=Counter)
     dropped: dict[str, str] = field(default_factory=dict)
     reliability: Calibration = field(default_factory=Calibration)
@@ -75,6 +79,11 @@ class Stats:
             yield
         finally:
             self.seconds[name] += time.perf_counter() - start
+
+    def prepare(self, count: int, seconds: float) -> None:
+        """Count forward passes that were captured or compiled."""
+        self.prepared += count
+        self.preparing += seconds
 
     def observe(self, tree: DraftTree, visited: Sequence[int], names: Sequence[str]) -> None:
         """Count a checked tree: `visited` accepted indices, 0 = root; `names` by source bit."""
@@ -111,6 +120,8 @@ class Stats:
             "drafted_by": dict(self.drafted_by),
             "accepted_by": dict(self.accepted_by),
             "seconds": dict(self.seconds),
+            "prepared": self.prepared,
+            "preparing": self.preparing,
             "fallbacks": dict(self.fallbacks),
             "dropped": dict(self.dropped),
             "calibration": self.reliability.to_dict(),
@@ -134,6 +145,9 @@ class Stats:
             (f"ms {name}", f"{1e3 * self.seconds[name] / steps:.2f} per forward")
             for name in PHASES[1:]
         ]
+        if self.prepared:
+            text = f"{self.prepared} forward passes, once, in {self.preparing:.1f} s"
+            rows.append(("prepared", text))
         rows += [("fallback", f"{count} x {why}") for why, count in self.fallbacks.items()]
         rows += [("dropped", f"{name}: {why}") for name, why in self.dropped.items()]
         return rows

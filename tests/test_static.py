@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import CompileConfig, DynamicCache, StaticCache
+from transformers.generation.streamers import BaseStreamer
 
 from hf_specplug import SpecPlug, attach, detach
 from hf_specplug.errors import OptionError
@@ -44,6 +45,33 @@ STATIC: dict[str, Any] = {"cache_implementation": "static"}
 def by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     """The static engine wherever CUDA would use it: with the dynamic caches of plain `generate`."""
     monkeypatch.setattr(support, "is_accelerated", lambda model: True)
+
+
+class Repeated:
+    """Stands in for a CUDA graph: runs `body` again, into the tensors of the first time."""
+
+    made = 0
+
+    def __init__(self, body: Any, beside: Any = None) -> None:
+        body()
+        self._body = body
+        self.result = body()
+        type(self).made += 1
+
+    def replay(self) -> Any:
+        for old, new in zip(self.result, self._body(), strict=True):
+            if old is not None:
+                old.copy_(new)
+        return self.result
+
+
+@pytest.fixture
+def captured(by_default: None, monkeypatch: pytest.MonkeyPatch) -> type[Repeated]:
+    """As with CUDA graphs: results are overwritten by the next step, and kept across calls."""
+    monkeypatch.setattr(forward_module, "Graph", Repeated)
+    monkeypatch.setattr(forward_module, "is_accelerated", lambda model: True)
+    monkeypatch.setattr(Repeated, "made", 0)
+    return Repeated
 
 
 @pytest.fixture
@@ -224,6 +252,112 @@ def test_calls_of_other_kinds_in_between(runs: list[int]) -> None:
     assert runs
 
 
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt-oss", "phi3"])
+def test_captured(name: str, captured: type[Repeated]) -> None:
+    """Greedy and sampled, with scores, over several calls: a width is captured once."""
+    model = make(name)
+    plug = SpecPlug()
+    for seed, length in enumerate([24, 60, 5]):
+        inputs = prompt(model, length=length, seed=seed)
+        for settings in (
+            {"do_sample": False},
+            {"do_sample": True, "top_k": 9},
+            {"return_dict_in_generate": True, "output_scores": True, "output_logits": True},
+        ):
+            every: dict[str, Any] = {"max_new_tokens": 25, "do_sample": False, **settings}
+            expected, _ = plain(model, inputs, seed=seed, **every)
+            torch.manual_seed(seed)
+            output = model.generate(**inputs, **every, custom_generate=plug)
+            if "output_scores" in settings:
+                for one, other in zip(output.logits, expected.logits, strict=True):
+                    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+                output, expected = output.sequences, expected.sequences
+            assert output.tolist() == expected.tolist()
+    assert 0 < captured.made <= len(WIDTHS)
+    assert plug.stats.prepared == captured.made
+    assert "prepared" in repr(plug.stats)
+    assert not plug.stats.fallbacks
+
+
+def test_what_changed_is_captured_again(captured: type[Repeated]) -> None:
+    model = copy.deepcopy(make("llama"))
+    plug = SpecPlug(nodes=8)
+    inputs = prompt(model)
+    for change in ("none", "in place", "replaced", "to float64"):
+        if change == "in place":
+            with torch.no_grad():
+                model.lm_head.weight.mul_(-1.0)
+        elif change == "replaced":
+            model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight))
+        elif change == "to float64":
+            model.to(torch.float64)
+        before = captured.made
+        expected, _ = plain(model, inputs, max_new_tokens=20, do_sample=False)
+        output = model.generate(**inputs, max_new_tokens=20, do_sample=False, custom_generate=plug)
+        assert output.tolist() == expected.tolist()
+        assert (captured.made > before) == (change != "in place")
+
+
+def test_what_cannot_be_captured_runs_as_it_is(
+    captured: type[Repeated], monkeypatch: pytest.MonkeyPatch, runs: list[int]
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing\nat line 3")
+
+    monkeypatch.setattr(Repeated, "__init__", fail)
+    model = make("llama")
+    inputs = prompt(model)
+    plug = attach(model)
+    expected, _ = plain(model, inputs, max_new_tokens=30, do_sample=False)
+    try:
+        for _ in range(2):
+            output = model.generate(**inputs, max_new_tokens=30, do_sample=False)
+            assert output.tolist() == expected.tolist()
+            assert runs  # in the first call only: the next one takes the eager engine
+            del runs[1:]
+    finally:
+        detach(model)
+    (reason,) = plug.stats.fallbacks
+    assert "not permitted when stream is capturing" in reason
+    assert "line 3" not in reason
+    assert len(runs) == 1
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_host_work_can_wait(name: str, captured: type[Repeated]) -> None:
+    """What is shown while the device computes is shown in order, and nothing is lost."""
+    model = make(name)
+    inputs = prompt(model)
+
+    class Streamer(BaseStreamer):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.tokens: list[int] = []
+
+        def put(self, value: torch.Tensor) -> None:
+            self.tokens += value.flatten().tolist()
+
+        def end(self) -> None:
+            self.tokens.append(-1)
+
+    init = StaticEngine.__init__
+
+    def overlapping(self: StaticEngine, *arguments: Any) -> None:
+        init(self, *arguments)
+        self.overlaps = True
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StaticEngine, "__init__", overlapping)
+        streamer = Streamer()
+        plug = attach(model)
+        try:
+            output = model.generate(**inputs, max_new_tokens=30, do_sample=False, streamer=streamer)
+        finally:
+            detach(model)
+    assert streamer.tokens == [*output[0].tolist(), -1]
+    assert plug.stats.tokens == 29
+    assert plug.stats.forwards == sum(plug.stats.lengths.values())
+
+
 @pytest.mark.usefixtures("by_default")
 def test_disable_compile_is_a_no(runs: list[int]) -> None:
     model = make("llama")
@@ -314,8 +448,6 @@ class OnDevice(TorchDispatchMode):
 @pytest.mark.parametrize("width", [1, 16])
 def test_a_captured_pass_never_leaves_the_device(name: str, width: int) -> None:
     """On a device without data, waiting for a value is an error, and so is a copy from the host."""
-    if FAMILIES[name].mode != "tree" or name in HOST_BOUND:
-        pytest.skip(f"{name} waits for the device: it is captured in vain and run as it is")
     model = copy.deepcopy(make(name))
     if model.get_experts_implementation():
         model.set_experts_implementation("batched_mm")  # as transformers decodes on accelerators
@@ -334,7 +466,16 @@ def test_a_captured_pass_never_leaves_the_device(name: str, width: int) -> None:
     assert packed.shape == (width, 17)
 
 
-HOST_BOUND: set[str] = set()
+def test_a_pass_that_waits_for_the_device_is_found() -> None:
+    for spoil in (
+        lambda _module, args: args[0].sum().item(),
+        lambda _module, args: args[0].nonzero(),
+        lambda _module, args: torch.ones(1) * 2,
+    ):
+        model = copy.deepcopy(make("llama")).to("meta")
+        model.lm_head.register_forward_pre_hook(lambda module, args: (spoil(module, args), None)[1])
+        with pytest.raises((AssertionError, RuntimeError)), torch.no_grad(), OnDevice():
+            model(torch.zeros((1, 3), dtype=torch.int64, device="meta"))
 
 
 def opened(model: Any) -> StaticForward:
@@ -444,10 +585,22 @@ def test_warmup_says_what_is_missing() -> None:
         SpecPlug().warmup(make("llama"), max_length=0)
 
 
-def test_warmup_of_the_eager_engine() -> None:
+@pytest.mark.parametrize("static", [False, True])
+def test_warmup(static: bool, request: pytest.FixtureRequest) -> None:
+    if static:
+        request.getfixturevalue("captured")
     model = make("llama")
+    inputs = prompt(model)
+    expected, _ = plain(model, inputs, max_new_tokens=40, do_sample=False)
     plug = attach(model)
+    before = plug.mixer.weights.copy()
     try:
-        assert plug.warmup() > 0
+        assert plug.warmup(max_length=2000) > 0
+        assert (plug.mixer.weights == before).all()
+        assert plug.stats.tokens == 0
+        assert plug.stats.prepared == (len(WIDTHS) if static else 0)
+        output = model.generate(**inputs, max_new_tokens=40, do_sample=False)
+        assert output.tolist() == expected.tolist()
+        assert plug.stats.prepared == (len(WIDTHS) if static else 0)
     finally:
         detach(model)

@@ -47,6 +47,7 @@ class EagerEngine(Engine):
         self._undo.callback(self._rollback.close)
         self.drafts = self._rollback.can_roll_back()
         if not self.drafts:
+            self.trouble = "the cache turned out to hold a recurrent state: nothing was drafted"
             self._rollback.close()
         if self._tree:
             self._prepare_masks()

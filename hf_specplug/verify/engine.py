@@ -32,6 +32,8 @@ class Engine(ABC):
         cache: the key-value cache that `generate` returns, once the prompt has run.
         overlaps: whether a step is still being computed when it returns.
         drafts: False if the prompt showed that the cache cannot be rolled back after all.
+        prepared: forward passes captured or compiled in this call, and the seconds it took.
+        trouble: what went worse than planned, "" if nothing did.
     """
 
     def __init__(
@@ -55,6 +57,8 @@ class Engine(ABC):
         self._undo = ExitStack()
         self.overlaps = self._device.type != "cpu"
         self.drafts = True
+        self.prepared = (0, 0.0)
+        self.trouble = ""
 
     @property
     @abstractmethod

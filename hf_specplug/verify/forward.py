@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,7 @@ from hf_specplug.verify.graphs import Graph, python_state
 from hf_specplug.verify.masks import SlotMasks
 from hf_specplug.verify.outputs import Outputs, pack
 from hf_specplug.verify.slots import SlotCache
+from hf_specplug.verify.support import is_accelerated
 
 _LEAST = 1024  # slots
 
@@ -70,7 +72,7 @@ class StaticForward:
             compile_config: None to capture CUDA graphs where there is CUDA, else how to compile.
         """
         tensors = any(isinstance(value, torch.Tensor) for value in constants.values())
-        self._bare = tensors or (compile_config is None and model.device.type != "cuda")
+        self._bare = tensors or (compile_config is None and not is_accelerated(model))
         known = {key: value for key, value in constants.items() if isinstance(value, bool | int)}
         made_for = (
             python_state(model),
@@ -105,7 +107,6 @@ class StaticForward:
         additive = text._attn_implementation == "eager"
         self.cache = SlotCache(cache, capacity, joined=self._compile_config is None)
         self.masks = SlotMasks(model.config, model.dtype, additive, model.device, capacity)
-        self._pool = torch.cuda.graph_pool_handle() if model.device.type == "cuda" else None
 
     def grow(self, model: PreTrainedModel, past: int) -> None:
         """Twice the slots, with the same text in them."""
@@ -135,10 +136,11 @@ class StaticForward:
         if width not in self._feeds:
             self._feeds[width] = _Feed(width, model.device)
         self._feeds[width].write(tokens, depths, seen, past, offset)
-        if width not in self._ready:
-            self._prepare(model, width)
-        graph = self._graphs.get(width)
-        logits, packed = self._body(model, width) if graph is None else graph.replay()
+        with _on(model.device):
+            if width not in self._ready:
+                self._prepare(model, width)
+            graph = self._graphs.get(width)
+            logits, packed = self._body(model, width) if graph is None else graph.replay()
         count = len(tokens)
         return Outputs(logits[:count], None if packed is None else packed[:count])
 
@@ -152,9 +154,11 @@ class StaticForward:
             self._body(model, width)
         elif not self.failure:
             try:
-                self._graphs[width] = Graph(partial(self._body, model, width), self._pool)
+                beside = next(iter(self._graphs.values()), None)
+                self._graphs[width] = Graph(partial(self._body, model, width), beside)
             except RuntimeError as error:
                 self.failure = str(error).partition("\n")[0]
+                self._graphs.clear()
         self.prepared += 1
         self.seconds += time.perf_counter() - start
 
@@ -178,6 +182,11 @@ class StaticForward:
         with self._heads:
             logits = call(**inputs, return_dict=True).logits[0]
         return logits, None if logits.device.type == "cpu" else pack(logits)
+
+
+def _on(device: torch.device) -> AbstractContextManager[Any]:
+    """Graphs are captured and launched on the current device."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 class _Feed:

@@ -25,19 +25,20 @@ class Graph:
 
     Args:
         body: only works on tensors that stay where they are, and never waits for the device.
-        pool: memory shared with other graphs that never run at the same time.
+        beside: a graph that never runs at the same time, whose memory can be shared.
 
     Raises:
         RuntimeError: `body` did something that cannot be captured.
     """
 
-    def __init__(self, body: Callable[[], T], pool: Any) -> None:
+    def __init__(self, body: Callable[[], T], beside: Graph | None = None) -> None:
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             body()  # libraries set themselves up at the first use, which cannot be captured
         torch.cuda.current_stream().wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
+        pool = None if beside is None else beside._graph.pool()
         with torch.cuda.graph(self._graph, pool=pool):
             self.result = body()
 

@@ -37,7 +37,7 @@ class Outputs:
             self._packed.copy_(packed, non_blocking=pin)
             if pin:
                 self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
-                self._done.record()
+                self._done.record(torch.cuda.current_stream(logits.device))
 
     def wait(self) -> NDArray[np.int32] | None:
         """Until the forward pass is done; what was packed on the device, if anything was."""

@@ -78,7 +78,18 @@ class StaticEngine(Engine):
             self._forward.grow(self._model, self._past)
         self._base = self._past
         offset = self._past - self._first_past
-        return self._forward.run(self._model, width, tokens, depths, seen, self._past, offset)
+        forward = self._forward
+        before, seconds = forward.prepared, forward.seconds
+        outputs = forward.run(self._model, width, tokens, depths, seen, self._past, offset)
+        if forward.prepared > before:
+            count, spent = self.prepared
+            self.prepared = (
+                count + forward.prepared - before,
+                spent + forward.seconds - seconds,
+            )
+            if forward.failure:
+                self.trouble = f"its forward pass cannot be captured ({forward.failure})"
+        return outputs
 
     def keep(self, visited: Sequence[int]) -> None:
         self._forward.cache.keep(self._base, visited)
