@@ -1,4 +1,4 @@
-"""On a CUDA device: captured graphs, one copy each way, and the same tokens. Skipped without one."""
+"""On a CUDA device: captured graphs, and the same tokens. Skipped without one."""
 
 from __future__ import annotations
 
