@@ -180,29 +180,19 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
         if not isinstance(max_length, int) or max_length < 1:
             raise OptionError(f"max_length must be a number of tokens from 1, not {max_length!r}")
 
-        def warm(
-            model: PreTrainedModel, input_ids: torch.Tensor, generation_config: Any, **rest: Any
-        ) -> torch.Tensor:
-            kwargs = {key: rest[key] for key in rest if key not in _NOT_FOR_THE_MODEL}
-            session = self._session(model)
-            choice, static = session.choose(model, input_ids, generation_config, kwargs)
-            if choice.mode != PLAIN:
-                engine = session.engine(model, generation_config, kwargs, choice, static)
-                try:
-                    engine.prefill(input_ids, 1)
-                    engine.warm(max_length)
-                    self.stats.prepare(*engine.prepared)
-                finally:
-                    engine.close()
-            return input_ids
-
         start = time.perf_counter()
-        inputs = {"input_ids": torch.ones((1, 4), dtype=torch.int64, device=model.device)}
-        short = {**settings, "do_sample": False}
+        ids = torch.ones((1, 4), dtype=torch.int64, device=model.device)
         scratch = copy.deepcopy(self)  # compiles kernels, and learns nothing that stays
-        type(model).generate(model, **inputs, **short, max_new_tokens=2, custom_generate=scratch)
+        short = {**settings, "do_sample": False, "max_new_tokens": 2}
+        mask = torch.ones_like(ids)
+        type(model).generate(model, ids, attention_mask=mask, **short, custom_generate=scratch)
+
+        def warm(engine: Engine) -> None:
+            engine.warm(max_length)
+            self.stats.prepare(*engine.prepared)
+
         with self._lock:
-            type(model).generate(model, **inputs, **short, max_new_tokens=2, custom_generate=warm)
+            self._session(model).on_engine(model, ids, warm, **settings)
         return time.perf_counter() - start
 
     def _session(self, model: PreTrainedModel) -> Session:
@@ -317,9 +307,6 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
     def __repr__(self) -> str:
         names = [drafter.name for drafter in self.drafters]
         return f"SpecPlug(drafters={names}, nodes={self.nodes!r})"
-
-
-_NOT_FOR_THE_MODEL = ("logits_processor", "stopping_criteria", "inputs_tensor", "streamer")
 
 
 def _nothing() -> None:

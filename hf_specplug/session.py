@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,8 +15,10 @@ from hf_specplug.verify.eager import EagerEngine
 from hf_specplug.verify.engine import Engine
 from hf_specplug.verify.forward import StaticForward
 from hf_specplug.verify.packed import PackedLinears
-from hf_specplug.verify.static import WIDTHS, StaticEngine
+from hf_specplug.verify.static import WIDTHS, StaticEngine, compile_config
 from hf_specplug.verify.support import Support
+
+_NOT_FOR_THE_MODEL = ("logits_processor", "stopping_criteria", "inputs_tensor", "streamer")
 
 
 class Session:
@@ -62,10 +65,41 @@ class Session:
         static: bool,
     ) -> Engine:
         """What runs a call of the given kind."""
-        if static:
-            return StaticEngine(model, config, model_kwargs, mode, self._forward)
         packed = self._packed if model.device.type == "cpu" else None
+        if static:
+            if compile_config(model, config) is not None:
+                packed = None
+            return StaticEngine(model, config, model_kwargs, mode, self._forward, packed)
         return EagerEngine(model, config, model_kwargs, mode, packed)
+
+    def on_engine(
+        self,
+        model: PreTrainedModel,
+        input_ids: torch.Tensor,
+        act: Callable[[Engine], None],
+        **settings: Any,
+    ) -> None:
+        """Let `act` use the engine of a call after its prompt; nothing is generated.
+
+        Args:
+            settings: of `generate`. Where a call would not be drafted, nothing happens.
+        """
+
+        def run(model: PreTrainedModel, input_ids: torch.Tensor, **rest: Any) -> torch.Tensor:
+            config = rest.pop("generation_config")
+            kwargs = {key: rest[key] for key in rest if key not in _NOT_FOR_THE_MODEL}
+            choice, static = self.choose(model, input_ids, config, kwargs)
+            if choice.mode != PLAIN:
+                engine = self.engine(model, config, kwargs, choice, static)
+                try:
+                    engine.prefill(input_ids, 1)
+                    act(engine)
+                finally:
+                    engine.close()
+            return input_ids
+
+        every = {"max_new_tokens": 2, **settings, "do_sample": False, "custom_generate": run}
+        type(model).generate(model, input_ids, attention_mask=torch.ones_like(input_ids), **every)
 
     def budget(self, static: bool) -> Budget:
         """How many tokens pay, on either engine."""

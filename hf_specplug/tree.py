@@ -32,6 +32,13 @@ class DraftTree:
     probs: Float32
     sources: NDArray[np.uint16]
 
+    @classmethod
+    def path(cls, tokens: Int32) -> DraftTree:
+        """A single path that is certain, for measurements."""
+        count = len(tokens)
+        parents = np.arange(-1, count - 1, dtype=np.int32)
+        return cls(tokens, parents, np.ones(count, np.float32), np.zeros(count, np.uint16))
+
     def __len__(self) -> int:
         return len(self.tokens)
 

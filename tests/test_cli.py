@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from hf_specplug import __version__
-from hf_specplug.demo import Recorder, run
+from hf_specplug.demo import BUILT_IN, Recorder, run
 from tests.helpers import new_tokens, plain, plugged
 from tests.replay import Replay
 from tests.zoo import make, prompt
@@ -25,9 +26,9 @@ def specplug(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("command", ["demo", "record", "simulate"])
+@pytest.mark.parametrize("command", ["demo", "record", "simulate", "bench", "bench engine"])
 def test_every_command_shows_an_example(command: str) -> None:
-    result = specplug(command, "--help")
+    result = specplug(*command.split(), "--help")
     assert result.returncode == 0
     assert f"Example: specplug {command}" in result.stdout
 
@@ -37,7 +38,9 @@ def test_help_names_every_command() -> None:
         result = specplug(*arguments)
         assert result.returncode == code
         text = result.stdout + result.stderr
-        assert all(command in text for command in ("demo", "record", "simulate", "Example:"))
+        assert all(
+            command in text for command in ("demo", "record", "simulate", "bench", "Example:")
+        )
 
 
 def test_version() -> None:
@@ -81,3 +84,40 @@ def test_the_recorder_knows_where_tokens_came_from() -> None:
     assert output.tolist() == expected.tolist()
     assert len(recorder.origins) == 40
     assert sum(origin & 1 for origin in recorder.origins) == plug.stats.accepted > 0
+
+
+def test_bench_engine(tmp_path: Path) -> None:
+    texts, out = tmp_path / "answers.jsonl", tmp_path / "figures.json"
+    answer = "The sum of two numbers is written with a plus sign between the two numbers. " * 3
+    lines = [{"task": task, "prompt": "Add two numbers.", "response": answer} for task in "ab"]
+    texts.write_text("\n".join(map(json.dumps, lines)))
+    arguments = ["--model", str(BUILT_IN), "--texts", str(texts), "--per-task", "1"]
+    arguments += ["--tokens", "40", "--contexts", "30", "--dtype", "float32", "--out", str(out)]
+    result = specplug("bench", "engine", *arguments)
+    assert result.returncode == 0, result.stderr
+    for word in ("prompt lookup", "static cache", "specplug eager", "x generate", "at 30"):
+        assert word in result.stdout
+    report = json.loads(out.read_text())
+    assert len(report["rows"]) == 2
+    assert all(row["specplug"] > 0 for row in report["rows"])
+    assert report["versions"]["torch"] == torch.__version__
+    assert set(report["milliseconds by width"]["specplug at 30"]) == {"1", "8", "16", "32", "64"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--dtype", "int8"], "float32, bfloat16 or float16"),
+        (["--contexts", "12,many"], "numbers of tokens"),
+        (["--tokens", "400"], "no answer of 96 tokens"),
+        (["--texts", "nowhere.jsonl"], "nowhere.jsonl"),
+    ],
+)
+def test_bench_engine_says_what_is_wrong(tmp_path: Path, change: list[str], message: str) -> None:
+    texts = tmp_path / "answers.jsonl"
+    texts.write_text('{"task": "a", "prompt": "Hello.", "response": "Hi."}')
+    arguments = ["--model", str(BUILT_IN), "--texts", str(texts), "--dtype", "float32", *change]
+    result = specplug("bench", "engine", *arguments)
+    assert result.returncode == 1
+    assert message in result.stderr.replace("\n", " ")
+    assert "Traceback" not in result.stderr

@@ -466,16 +466,22 @@ def test_a_captured_pass_never_leaves_the_device(name: str, width: int) -> None:
     assert packed.shape == (width, 17)
 
 
-def test_a_pass_that_waits_for_the_device_is_found() -> None:
-    for spoil in (
-        lambda _module, args: None if args[0].sum().item() else None,
-        lambda _module, args: None if len(args[0].nonzero()) else None,
-        lambda _module, args: None if len(torch.ones(1) * 2) else None,
-    ):
-        model = copy.deepcopy(make("llama")).to("meta")
-        model.lm_head.register_forward_pre_hook(spoil)
-        with pytest.raises((AssertionError, RuntimeError)), torch.no_grad(), OnDevice():
-            model(torch.zeros((1, 3), dtype=torch.int64, device="meta"))
+@pytest.mark.parametrize(
+    "spoil",
+    [lambda x: x.sum().item(), lambda x: x.nonzero(), lambda x: torch.ones(1) * 2],
+    ids=["item", "nonzero", "from the host"],
+)
+def test_a_pass_that_waits_for_the_device_is_found(spoil: Any) -> None:
+    def hook(_: Any, arguments: Any) -> None:
+        spoil(arguments[0])
+
+    model = copy.deepcopy(make("llama")).to("meta")
+    ids = torch.zeros((1, 3), dtype=torch.int64, device="meta")
+    with torch.no_grad(), OnDevice():
+        model(ids)
+    model.lm_head.register_forward_pre_hook(hook)
+    with pytest.raises((AssertionError, RuntimeError)), torch.no_grad(), OnDevice():
+        model(ids)
 
 
 def opened(model: Any) -> StaticForward:

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import GenerationConfig, PreTrainedModel
 
 from hf_specplug.tree import DraftTree
 from hf_specplug.verify.attention import FoldedHeads
@@ -16,32 +15,16 @@ from hf_specplug.verify.cache import Rollback, capacity
 from hf_specplug.verify.engine import Engine
 from hf_specplug.verify.masks import TreeMasks
 from hf_specplug.verify.outputs import Outputs
-from hf_specplug.verify.packed import PackedLinears
-from hf_specplug.verify.support import PER_TOKEN, Support, is_generic
+from hf_specplug.verify.support import PER_TOKEN, is_generic
 
 
 class EagerEngine(Engine):
-    """Checks trees of any size, on the cache that `generate` prepared.
-
-    Args:
-        packed: the model's weights in a faster layout, if it is to be used.
-    """
-
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        config: GenerationConfig,
-        model_kwargs: dict[str, Any],
-        support: Support,
-        packed: PackedLinears | None = None,
-    ) -> None:
-        super().__init__(model, config, model_kwargs, support)
-        self._packed = packed
-        self._template: dict[str, Any] | None = None
-        self._width = 0
-        self._heads = FoldedHeads(model)
+    """Checks trees of any size, on the cache that `generate` prepared."""
 
     def _start(self) -> None:
+        self._template: dict[str, Any] | None = None
+        self._width = 0
+        self._heads = FoldedHeads(self._model)
         self._capacity = capacity(self.cache)
         self._rollback = Rollback(self.cache)
         self._undo.callback(self._rollback.close)
@@ -51,9 +34,6 @@ class EagerEngine(Engine):
             self._rollback.close()
         if self._tree:
             self._prepare_masks()
-        if self._packed is not None:
-            self._undo.callback(self._packed.close)
-            self._packed.open(self._model)
 
     @property
     def room(self) -> int:
@@ -81,8 +61,6 @@ class EagerEngine(Engine):
             ones = self._prompt_mask.new_ones((1, self._past + width - self._prompt_mask.shape[1]))
             mask = torch.cat([self._prompt_mask, ones], dim=1)
         inputs = self._inputs(tokens, depths, mask)
-        if self._packed is not None:
-            self._packed.step()
         with self._heads:
             outputs = self._model(**inputs, return_dict=True)
         self._past += width
@@ -120,5 +98,4 @@ class EagerEngine(Engine):
         self._past += len(visited) - self._width
 
     def warm(self, max_length: int) -> None:
-        if self._packed is not None:
-            self._packed.warm()
+        self._warm_weights()

@@ -15,6 +15,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from hf_specplug.tree import DraftTree
 from hf_specplug.verify.cache import TREE
 from hf_specplug.verify.outputs import Outputs
+from hf_specplug.verify.packed import PackedLinears
 from hf_specplug.verify.support import PER_TOKEN, Support, position_argument
 
 PREFILL_LOGITS = 1 << 25
@@ -27,6 +28,7 @@ class Engine(ABC):
     Args:
         model_kwargs: what `generate` prepared for the model; taken over and changed.
         support: whether trees or only chains may be checked.
+        packed: the model's weights in a faster layout, if it is to be used.
 
     Attributes:
         cache: the key-value cache that `generate` returns, once the prompt has run.
@@ -42,8 +44,10 @@ class Engine(ABC):
         config: GenerationConfig,
         model_kwargs: dict[str, Any],
         support: Support,
+        packed: PackedLinears | None = None,
     ) -> None:
         self._model = model
+        self._packed = packed
         self._device = model.device  # the property walks all parameters: too slow for every step
         self._config = config
         self._kwargs = model_kwargs
@@ -77,6 +81,10 @@ class Engine(ABC):
     def warm(self, max_length: int) -> None:
         """After the prompt: do now what texts of up to `max_length` tokens would wait for once."""
 
+    def _warm_weights(self) -> None:
+        if self._packed is not None:
+            self._packed.warm()
+
     @abstractmethod
     def _start(self) -> None:
         """The prompt is in `cache`; trees come next."""
@@ -100,6 +108,9 @@ class Engine(ABC):
         self._prepare_positions()
         self._prompt_mask = kwargs.pop(self._mask_key, None)
         self._undo.enter_context(model._optimize_model_for_decode())  # as plain decoding does
+        if self._packed is not None:
+            self._undo.callback(self._packed.close)
+            self._packed.open(model)
         self._start()
         return outputs.logits[0, -wanted:]  # type: ignore[no-any-return]
 
@@ -131,11 +142,12 @@ class Engine(ABC):
         inputs.pop(self._mask_key, None)
         return inputs  # type: ignore[no-any-return]
 
-    @staticmethod
     def _feed(
-        root: int, tree: DraftTree
+        self, root: int, tree: DraftTree
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
         """Tokens and depths int64[T], the root first, and seen bool[T, T], ancestors and self."""
+        if self._packed is not None:
+            self._packed.step()
         tokens = np.empty(len(tree) + 1, np.int64)
         tokens[0] = root
         tokens[1:] = tree.tokens

@@ -75,7 +75,7 @@ class StaticForward:
         self._bare = tensors or (compile_config is None and not is_accelerated(model))
         known = {key: value for key, value in constants.items() if isinstance(value, bool | int)}
         made_for = (
-            python_state(model),
+            None if self._bare else python_state(model),
             str(known),
             names,
             starts.shape,

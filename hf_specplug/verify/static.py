@@ -13,6 +13,7 @@ from hf_specplug.tree import DraftTree
 from hf_specplug.verify.engine import Engine
 from hf_specplug.verify.forward import StaticForward
 from hf_specplug.verify.outputs import Outputs
+from hf_specplug.verify.packed import PackedLinears
 from hf_specplug.verify.support import Support
 
 WIDTHS = (1, 8, 16, 32, 64)
@@ -38,8 +39,9 @@ class StaticEngine(Engine):
         model_kwargs: dict[str, Any],
         support: Support,
         forward: StaticForward,
+        packed: PackedLinears | None = None,
     ) -> None:
-        super().__init__(model, config, model_kwargs, support)
+        super().__init__(model, config, model_kwargs, support, packed)
         self._forward = forward
 
     def _start(self) -> None:
@@ -62,7 +64,7 @@ class StaticEngine(Engine):
             starts,
             names,
             constants,
-            _compile_config(self._model, self._config),
+            compile_config(self._model, self._config),
         )
         mask = self._prompt_mask
         self._forward.masks.pad(None if mask is None else mask[:, : self._past])
@@ -96,13 +98,11 @@ class StaticEngine(Engine):
         self._past = self._base + len(visited)
 
     def warm(self, max_length: int) -> None:
+        self._warm_weights()
         while self._forward.cache.capacity < max_length + WIDTHS[-1]:
             self._forward.grow(self._model, self._past)
         for width in WIDTHS:
-            tokens = np.zeros(width - 1, np.int32)
-            none = np.ones(width - 1, np.float32), np.zeros(width - 1, np.uint16)
-            chain = DraftTree(tokens, np.arange(width - 1, dtype=np.int32) - 1, *none)
-            self.step(0, chain).wait()
+            self.step(0, DraftTree.path(np.zeros(width - 1, np.int32))).wait()
 
     def _deliver(self) -> None:
         self._forward.cache.deliver(self.cache, self._delivered, self._past)
@@ -116,7 +116,7 @@ def padded(count: int) -> int:
     return 1 << (count - 1).bit_length()
 
 
-def _compile_config(model: PreTrainedModel, config: GenerationConfig) -> CompileConfig | None:
+def compile_config(model: PreTrainedModel, config: GenerationConfig) -> CompileConfig | None:
     """How to compile, if the user asked for it: one shape at a time, not shapes in general."""
     asked = config.compile_config
     if asked is None or (model.device.type == "cpu" and not asked._compile_all_devices):

@@ -16,26 +16,25 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from hf_specplug import SpecPlug, attach
-from tests.benchmarks import report
-from tests.benchmarks.replay import measure
+from hf_specplug import SpecPlug, attach, report
+from hf_specplug.forced import Answer, measure
 
 WINDOW = 16  # tokens over which drafting is back
 
 
-def recovered_after(model: Any, plug: SpecPlug, trace: dict[str, Any], switch: int) -> int | None:
+def recovered_after(model: Any, plug: SpecPlug, trace: Answer, switch: int) -> int | None:
     """Tokens after `switch` until the next `WINDOW` take at most half as many forward passes."""
     passes: list[int] = []  # the tokens known when each forward pass began
 
     def count(module: Any, arguments: Any, keywords: dict[str, Any]) -> None:
-        passes.append(int(keywords["position_ids"].reshape(-1)[0]) - trace["prompt"].shape[1] + 1)
+        passes.append(int(keywords["position_ids"].reshape(-1)[0]) - trace.prompt.shape[1] + 1)
 
     hook = model.register_forward_pre_hook(count, with_kwargs=True)
     try:
         measure(model.generate, trace, {"assistant": plug})
     finally:
         hook.remove()
-    for start in range(switch, len(trace["answer"]) - WINDOW):
+    for start in range(switch, len(trace.tokens) - WINDOW):
         if sum(start <= place < start + WINDOW for place in passes[1:]) <= WINDOW // 2:
             return start - switch
     return None
@@ -64,14 +63,14 @@ def main() -> None:
     for round_ in range(args.rounds + 1):  # the first warms up
         prompt = torch.randint(3, vocab, (1, 200), generator=generator)
         answer = torch.randint(3, vocab, (args.tokens,), generator=generator).tolist()
-        trace = {"prompt": prompt, "answer": answer}
+        trace = Answer("random", prompt, answer)
         plugs = {"new, pack=False": SpecPlug(pack=False), "new": SpecPlug(), **kept}
         turns: list[tuple[str, Any]] = [("plain", None), *plugs.items()]
         for name, plug in turns[round_ % 5 :] + turns[: round_ % 5]:
             taken = measure(model.generate, trace, {"assistant": plug})
             if round_:
                 seconds.setdefault(name, []).append(taken)
-        copied = {"prompt": prompt, "answer": answer[:200] + prompt[0, :150].tolist()}
+        copied = Answer("copied", prompt, answer[:200] + prompt[0, :150].tolist())
         recovery.append(recovered_after(model, SpecPlug(), copied, switch=200))
     ratios = {
         name: statistics.median(t / p for t, p in zip(taken, seconds["plain"], strict=True))
@@ -82,7 +81,7 @@ def main() -> None:
     print(f"tokens until drafting is back: {recovery}")
     if args.out:
         figures = {"time over plain": ratios, "recovery": recovery, "seconds": seconds}
-        report.write(args.out, args, **figures)
+        report.write(args.out, vars(args), **figures)
 
 
 if __name__ == "__main__":

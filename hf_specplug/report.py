@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import platform
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,10 +14,13 @@ import transformers
 from hf_specplug import __version__
 
 
-def write(path: str, args: argparse.Namespace, **figures: Any) -> None:
+def write(path: str, arguments: dict[str, Any], **figures: Any) -> None:
     """Write `figures` and what they were measured with to `path` as JSON."""
     commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
+        capture_output=True,
+        text=True,
+        check=False,
     ).stdout.strip()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     report = {
@@ -28,7 +31,7 @@ def write(path: str, args: argparse.Namespace, **figures: Any) -> None:
             "transformers": transformers.__version__,
         },
         "commit": commit,
-        "arguments": vars(args),
+        "arguments": arguments,
         **figures,
     }
     with open(path, "w", encoding="utf-8") as file:

@@ -1,0 +1,169 @@
+"""`specplug bench engine`: transformers' own ways to decode and ours, side by side."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from transformers import AutoModelForCausalLM, AutoTokenizer, CompileConfig, PreTrainedModel
+
+from hf_specplug import forced, report
+from hf_specplug.attachment import attach
+from hf_specplug.errors import OptionError
+from hf_specplug.plug import SpecPlug
+from hf_specplug.session import Session
+from hf_specplug.tree import DraftTree
+from hf_specplug.verify.engine import Engine
+from hf_specplug.verify.static import WIDTHS
+
+LEAST = 96  # tokens of an answer
+_REPEATS = 15
+Methods = dict[str, tuple[dict[str, Any], SpecPlug | None]]
+
+
+def engine(
+    model_name: str,
+    texts: str,
+    per_task: int,
+    tokens: int,
+    dtype: str,
+    contexts: str,
+    compiled: bool,
+    out: str | None,
+) -> None:
+    """Measure, print tables, and write `out`; the arguments are those of the command.
+
+    Raises:
+        OptionError: a dtype or context that is none.
+        RecordingError: `texts` cannot be used, or another text came out.
+    """
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise OptionError(f"dtype must be float32, bfloat16 or float16, not {dtype!r}")
+    lengths = _lengths(contexts)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    tokenizer = AutoTokenizer.from_pretrained(model_name)
+    model = AutoModelForCausalLM.from_pretrained(model_name, dtype=getattr(torch, dtype))
+    model = model.to(device).eval()
+    attach(model)
+    answers = [
+        forced.Answer(answer.task, answer.prompt.to(device), answer.tokens)
+        for answer in forced.load(texts, tokenizer, per_task, tokens, least=min(LEAST, tokens))
+    ]
+    console = Console(highlight=False)
+    methods = _methods(device, compiled)
+    for arguments, plug in track(methods.values(), "first calls", console=console, transient=True):
+        forced.measure(model.generate, answers[0], arguments)
+        forced.measure(model.generate, answers[-1], arguments)
+        if plug is not None:
+            plug.stats.reset()
+    rows: list[dict[str, Any]] = []
+    for answer in track(answers, "answers", console=console, transient=True):
+        row: dict[str, Any] = {"task": answer.task, "tokens": len(answer.tokens)}
+        for name, (arguments, _) in methods.items():
+            row[name] = forced.measure(model.generate, answer, arguments)
+        rows.append(row)
+    steps = {
+        f"{name} at {length}": _step_milliseconds(model, length, arguments)
+        for length in track(lengths, "widths", console=console, transient=True)
+        for name, (arguments, plug) in methods.items()
+        if plug is not None
+    }
+    console.print(_speeds(methods, rows, f"{model_name}, {dtype}, {device}, {len(rows)} answers"))
+    console.print(_widths(steps))
+    if out:
+        stats = {name: plug.stats.to_dict() for name, (_, plug) in methods.items() if plug}
+        figures = {"rows": rows, "milliseconds by width": steps, "stats": stats}
+        arguments = {"model": model_name, "texts": texts, "tokens": tokens, "dtype": dtype}
+        report.write(out, arguments, **figures)
+
+
+def _lengths(text: str) -> list[int]:
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise OptionError(f"contexts are numbers of tokens, with commas, not {text!r}")
+    return [int(part) for part in parts]
+
+
+def _methods(device: str, compiled: bool) -> Methods:
+    """Name -> (arguments of `generate`, the plug whose statistics to read)."""
+    static = {"cache_implementation": "static"}
+    eager, own = SpecPlug(), SpecPlug()
+    methods: Methods = {
+        "generate": ({"assistant": None}, None),
+        "prompt lookup": ({"assistant": None, "prompt_lookup_num_tokens": 10}, None),
+        "static cache": ({"assistant": None, **static}, None),
+        "specplug eager": ({"assistant": eager, "disable_compile": True}, eager),
+        "specplug": ({"assistant": own, **({} if device == "cuda" else static)}, own),
+    }
+    if compiled:
+        config = CompileConfig()
+        config._compile_all_devices = True
+        plug = SpecPlug()
+        how = {"assistant": plug, "compile_config": config}
+        methods["specplug compiled"] = (how if device == "cuda" else {**how, **static}, plug)
+    return methods
+
+
+def _step_milliseconds(
+    model: PreTrainedModel, length: int, arguments: dict[str, Any]
+) -> dict[int, float]:
+    """Median time of a forward pass over each width, after `length` tokens."""
+    times: dict[int, float] = {}
+
+    def act(engine: Engine) -> None:
+        engine.warm(length + 512)
+        for width in WIDTHS:
+            path = DraftTree.path(np.zeros(width - 1, np.int32))
+            taken = []
+            for _ in range(_REPEATS):
+                start = time.perf_counter()
+                engine.step(0, path).wait()
+                taken.append(1e3 * (time.perf_counter() - start))
+                engine.keep([0])
+            times[width] = statistics.median(taken[_REPEATS // 3 :])
+
+    settings = {key: value for key, value in arguments.items() if key != "assistant"}
+    ids = torch.arange(length, device=model.device)[None] % 100 + 3
+    room = {"max_new_tokens": 2 + _REPEATS * len(WIDTHS)}
+    Session("auto", 1, pack=True).on_engine(model, ids, act, **settings, **room)
+    return times
+
+
+def _speeds(methods: Methods, rows: list[dict[str, Any]], title: str) -> Table:
+    table = Table(title=title, padding=(0, 0, 0, 1))
+    table.add_column("method", no_wrap=True)
+    for column in ("tokens/s", "x generate", "x static", "accept\nlength", "host ms\nper step"):
+        table.add_column(column, justify="right")
+    total = {name: sum(row[name] for row in rows) for name in methods}
+    count = sum(row["tokens"] for row in rows)
+    for name, (_, plug) in methods.items():
+        accept = host = ""
+        if plug is not None and plug.stats.forwards:
+            spent = sum(plug.stats.seconds[phase] for phase in ("draft", "accept", "observe"))
+            accept = f"{plug.stats.accept_length:.2f}"
+            host = f"{1e3 * spent / plug.stats.forwards:.2f}"
+        table.add_row(
+            name,
+            f"{count / total[name]:.1f}",
+            f"{total['generate'] / total[name]:.3f}",
+            f"{total['static cache'] / total[name]:.3f}",
+            accept,
+            host,
+        )
+    return table
+
+
+def _widths(steps: dict[str, dict[int, float]]) -> Table:
+    table = Table(title="ms per forward pass by tokens checked", padding=(0, 0, 0, 1))
+    table.add_column("engine, tokens before", no_wrap=True)
+    for width in WIDTHS:
+        table.add_column(str(width), justify="right")
+    for name, times in steps.items():
+        table.add_row(name, *(f"{times[width]:.2f}" for width in WIDTHS))
+    return table
