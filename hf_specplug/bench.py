@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,10 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from torch.nn.attention.flex_attention import flex_attention
+from torch.utils.benchmark import Timer
 from transformers import AutoModelForCausalLM, AutoTokenizer, CompileConfig, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from hf_specplug import forced, report
 from hf_specplug.attachment import attach
@@ -19,6 +24,7 @@ from hf_specplug.errors import OptionError
 from hf_specplug.plug import SpecPlug
 from hf_specplug.session import Session
 from hf_specplug.tree import DraftTree
+from hf_specplug.verify.attention import folded_attention
 from hf_specplug.verify.engine import Engine
 from hf_specplug.verify.static import WIDTHS
 
@@ -61,6 +67,8 @@ def engine(
         forced.measure(model.generate, answers[0], arguments)
         forced.measure(model.generate, answers[-1], arguments)
         if plug is not None:
+            settings = {key: value for key, value in arguments.items() if key != "assistant"}
+            plug.warmup(model, _longest(answers), **settings)
             plug.stats.reset()
     rows: list[dict[str, Any]] = []
     for answer in track(answers, "answers", console=console, transient=True):
@@ -75,12 +83,21 @@ def engine(
         if plug is not None
     }
     console.print(_speeds(methods, rows, f"{model_name}, {dtype}, {device}, {len(rows)} answers"))
-    console.print(_widths(steps))
+    console.print(_widths(steps, "ms per forward pass by tokens checked"))
+    attention: dict[str, dict[int, float]] = {}
+    for length in lengths:
+        attention |= _attention_milliseconds(model, length, compiled)
+    console.print(_widths(attention, "ms of one layer's attention by tokens checked"))
     if out:
         stats = {name: plug.stats.to_dict() for name, (_, plug) in methods.items() if plug}
         figures = {"rows": rows, "milliseconds by width": steps, "stats": stats}
+        figures["attention milliseconds by width"] = attention
         arguments = {"model": model_name, "texts": texts, "tokens": tokens, "dtype": dtype}
         report.write(out, arguments, **figures)
+
+
+def _longest(answers: list[forced.Answer]) -> int:
+    return max(answer.prompt.shape[1] + len(answer.tokens) for answer in answers)
 
 
 def _lengths(text: str) -> list[int]:
@@ -135,6 +152,47 @@ def _step_milliseconds(
     return times
 
 
+def _attention_milliseconds(
+    model: PreTrainedModel, length: int, compiled: bool
+) -> dict[str, dict[int, float]]:
+    """Median time of one layer's attention over a tree after `length` tokens, by how it is done."""
+    config = model.config.get_text_config(decoder=True)
+    heads = config.num_attention_heads
+    groups = getattr(config, "num_key_value_heads", None) or heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    where: dict[str, Any] = {"device": model.device, "dtype": model.dtype}
+    module: Any = SimpleNamespace(num_key_value_groups=heads // groups, is_causal=True)
+    keys, values = (torch.randn(1, groups, length + 64, size, **where) for _ in range(2))
+    ways: dict[str, Callable[..., Any]] = {
+        "transformers' sdpa": lambda *arguments: sdpa_attention_forward(module, *arguments),
+        "folded heads": lambda *arguments: folded_attention(module, *arguments),
+    }
+    if compiled:
+        flex = torch.compile(flex_attention, dynamic=False)
+        ways["flex attention"] = lambda query, keys, values, mask: flex(
+            query,
+            keys,
+            values,
+            score_mod=lambda score, _b, _h, q, k: torch.where(mask[0, 0, q, k], score, -1e9),
+            enable_gqa=heads != groups,
+        )
+    times: dict[str, dict[int, float]] = {}
+    for name, way in ways.items():
+        for width in WIDTHS:
+            query = torch.randn(1, heads, width, size, **where)
+            mask = torch.ones(1, 1, width, length + 64, dtype=torch.bool, device=model.device)
+            mask[..., length + width :] = False
+            with torch.no_grad():
+                measurement = Timer(
+                    "way(query, keys, values, mask)",
+                    globals={"way": way, "query": query, "keys": keys, "values": values}
+                    | {"mask": mask},
+                    num_threads=torch.get_num_threads(),
+                ).blocked_autorange(min_run_time=0.1)
+            times.setdefault(f"{name} at {length}", {})[width] = 1e3 * measurement.median
+    return times
+
+
 def _speeds(methods: Methods, rows: list[dict[str, Any]], title: str) -> Table:
     table = Table(title=title, padding=(0, 0, 0, 1))
     table.add_column("method", no_wrap=True)
@@ -159,11 +217,11 @@ def _speeds(methods: Methods, rows: list[dict[str, Any]], title: str) -> Table:
     return table
 
 
-def _widths(steps: dict[str, dict[int, float]]) -> Table:
-    table = Table(title="ms per forward pass by tokens checked", padding=(0, 0, 0, 1))
-    table.add_column("engine, tokens before", no_wrap=True)
+def _widths(steps: dict[str, dict[int, float]], title: str) -> Table:
+    table = Table(title=title, padding=(0, 0, 0, 1))
+    table.add_column("after so many tokens", no_wrap=True)
     for width in WIDTHS:
         table.add_column(str(width), justify="right")
     for name, times in steps.items():
-        table.add_row(name, *(f"{times[width]:.2f}" for width in WIDTHS))
+        table.add_row(name, *(f"{times[width]:.3g}" for width in WIDTHS))
     return table

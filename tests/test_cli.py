@@ -95,7 +95,7 @@ def test_bench_engine(tmp_path: Path) -> None:
     arguments += ["--tokens", "40", "--contexts", "30", "--dtype", "float32", "--out", str(out)]
     result = specplug("bench", "engine", *arguments)
     assert result.returncode == 0, result.stderr
-    for word in ("prompt lookup", "static cache", "specplug eager", "x generate", "at 30"):
+    for word in ("prompt lookup", "static cache", "specplug eager", "x generate", "folded heads"):
         assert word in result.stdout
     report = json.loads(out.read_text())
     assert len(report["rows"]) == 2
