@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import os
 import weakref
 from collections.abc import Iterable
 from typing import Any
@@ -18,6 +19,7 @@ from transformers import (
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.streamers import BaseStreamer
 
+from hf_specplug.datastore.store import Datastore
 from hf_specplug.drafters.base import Drafter
 from hf_specplug.errors import OptionError
 from hf_specplug.plug import DEFAULT_DRAFTERS, SpecPlug
@@ -158,6 +160,8 @@ def attach(
     drafters: Iterable[str | Drafter] | str | Drafter = DEFAULT_DRAFTERS,
     nodes: int | str = "auto",
     pack: bool = True,
+    datastores: Iterable[str | os.PathLike[str] | Datastore] = (),
+    tokenizer: Any = None,
 ) -> SpecPlug:
     """Make `model.generate` draft from now on: the one line. Returns the plug, with its `stats`.
 
@@ -166,7 +170,7 @@ def attach(
 
     Args:
         model: anything with transformers' `generate`.
-        drafters, nodes, pack: see `SpecPlug`.
+        drafters, nodes, pack, datastores, tokenizer: see `SpecPlug`.
 
     Raises:
         OptionError: the model cannot generate, or an option has a value that cannot be used.
@@ -180,7 +184,9 @@ def attach(
         raise OptionError(
             f"attach takes a transformers model with generate, not {type(model).__name__}"
         )
-    plug = SpecPlug(drafters=drafters, nodes=nodes, pack=pack)
+    plug = SpecPlug(
+        drafters=drafters, nodes=nodes, pack=pack, datastores=datastores, tokenizer=tokenizer
+    )
     plug._attached = weakref.ref(model)
     detach(model)
     vars(model)["generate"] = _AttachedGenerate(model, plug)

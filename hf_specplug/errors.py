@@ -19,3 +19,11 @@ class StateError(SpecPlugError, ValueError):
 
 class RecordingError(SpecPlugError, ValueError):
     """A recording cannot be read, made or replayed; the message says why."""
+
+
+class StoreError(SpecPlugError, ValueError):
+    """A datastore cannot be read, built or used with this model; the message says why."""
+
+
+class CorpusError(SpecPlugError, ValueError):
+    """A file of a corpus cannot be read; the message names it, and the line."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import logging
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -22,16 +21,13 @@ from transformers import (
 )
 from transformers.generation.candidate_generator import CandidateGenerator
 from transformers.generation.streamers import BaseStreamer
-from transformers.generation.utils import (
-    GENERATION_MODES_MAPPING,
-    GenerateDecoderOnlyOutput,
-    GenerateEncoderDecoderOutput,
-)
 
-from hf_specplug import state
+from hf_specplug import handover, state
 from hf_specplug.budget import Budget, check_nodes
+from hf_specplug.datastore.store import Datastore, open_all
 from hf_specplug.decode import decode, observe
 from hf_specplug.drafters.base import Context, Drafter, Int32, Step, create
+from hf_specplug.drafters.rest import RestDrafter
 from hf_specplug.errors import OptionError, StateError
 from hf_specplug.mixer import Mixer
 from hf_specplug.published import search_class
@@ -60,6 +56,8 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
             device. A fixed number is for measurements.
         pack: on a CPU, keep a second copy of the weights in a layout that is faster for a few
             tokens, if memory allows; False to save it, or to measure drafting alone.
+        datastores: folders that `specplug build` made, or opened ones, to draft from.
+        tokenizer: the model's, to refuse datastores that another one made.
         published: "rasd" or "token-recycling" drafts as that paper does, for comparisons.
 
     Attributes:
@@ -81,6 +79,8 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
         nodes: int | str = "auto",
         published: str | None = None,
         pack: bool = True,
+        datastores: Iterable[str | os.PathLike[str] | Datastore] = (),
+        tokenizer: Any = None,
     ) -> None:
         check_nodes(nodes)
         search_class(published)
@@ -92,6 +92,8 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
         self.stats = Stats()
         self._warned: set[str] = set()
         self._reset_session()
+        for store in open_all(datastores, tokenizer):
+            self.add_datastore(store)
 
     def _reset_session(self) -> None:
         """State that belongs to this process, or to a call in progress."""
@@ -131,7 +133,7 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
     ) -> Any:
         """The decoding method that `generate(custom_generate=plug)` calls."""
         if streamer is None:
-            streamer = _streamer_of_caller()
+            streamer = handover.streamer_of_caller()
         arguments: dict[str, Any] = {
             "logits_processor": logits_processor,
             "stopping_criteria": stopping_criteria,
@@ -144,7 +146,7 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
         if choice.mode == PLAIN or not self._lock.acquire(blocking=False):
             if choice.mode != PLAIN:
                 self.note("the plug was busy with another call")
-            return _plain(model, input_ids, arguments, streamer, model_kwargs)
+            return handover.plain(model, input_ids, arguments, streamer, model_kwargs)
         try:
             walk = Walk(input_ids, logits_processor, stopping_criteria, generation_config, streamer)
             engine = session.engine(model, generation_config, model_kwargs, choice, static)
@@ -156,7 +158,31 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
             self._lock.release()
         if streamer is not None:
             streamer.end()
-        return _result(model, walk, generation_config, cache)
+        return handover.result(model, walk, generation_config, cache)
+
+    def add_datastore(
+        self, store: str | os.PathLike[str] | Datastore, tokenizer: Any = None
+    ) -> None:
+        """Draft from a datastore, too, from the next call on.
+
+        Args:
+            store: its folder, or an opened one.
+            tokenizer: the model's; a store that another one made is then refused.
+
+        Raises:
+            StoreError: it cannot be opened, or is refused.
+        """
+        (opened,) = open_all([store], tokenizer)
+        with self._lock:
+            rest = [drafter for drafter in self.drafters if isinstance(drafter, RestDrafter)]
+            if rest:
+                rest[0].add(opened)
+                return
+            self.drafters = create([*self.drafters, RestDrafter([opened])])
+            learned = self.mixer.state_dict()
+            self.mixer = Mixer([drafter.name for drafter in self.drafters])
+            self.mixer.load_state_dict(learned)
+            self._sessions.clear()
 
     def warmup(
         self, model: PreTrainedModel | None = None, max_length: int = 1024, **settings: Any
@@ -330,46 +356,3 @@ def _prompt(
     tokens = np.concatenate(parts)
     tokens[(tokens < 0) | (tokens >= vocab)] = -1
     return tokens.astype(np.int32)
-
-
-def _plain(
-    model: PreTrainedModel,
-    input_ids: torch.Tensor,
-    arguments: dict[str, Any],
-    streamer: BaseStreamer | None,
-    model_kwargs: dict[str, Any],
-) -> Any:
-    """What `generate` would have run without us."""
-    mode = arguments["generation_config"].get_generation_mode()
-    method = GENERATION_MODES_MAPPING[mode]
-    if method not in ("_sample", "_beam_search"):
-        raise OptionError(
-            f"{mode.value} cannot be combined with custom_generate; leave custom_generate out"
-        )
-    if streamer is not None:
-        arguments["streamer"] = streamer
-    return getattr(type(model), method)(model, input_ids, **arguments, **model_kwargs)
-
-
-def _result(model: PreTrainedModel, walk: Walk, config: GenerationConfig, cache: Any) -> Any:
-    sequences = walk.input_ids.clone()
-    if not config.return_dict_in_generate:
-        return sequences
-    kind = (
-        GenerateEncoderDecoderOutput
-        if model.config.is_encoder_decoder
-        else GenerateDecoderOnlyOutput
-    )
-    return kind(sequences=sequences, scores=walk.scores, logits=walk.logits, past_key_values=cache)
-
-
-def _streamer_of_caller() -> BaseStreamer | None:
-    """The streamer given to the `generate` call that we run in.
-
-    `generate` (since 4.57) hands a callable no streamer, yet has sent it the prompt: a reader of a
-    TextIteratorStreamer would wait forever. So it is read from the caller's frame.
-    """
-    frame = sys._getframe(2)
-    if frame.f_code.co_name == "generate" and "streamer" in frame.f_locals:
-        return frame.f_locals["streamer"]  # type: ignore[no-any-return]
-    return None

@@ -15,6 +15,7 @@ ROOT = Path(hf_specplug.__file__).parent
 LAYERS = [
     ["errors"],
     ["kernels"],
+    ["datastore"],
     ["tree"],
     ["drafters"],
     ["mixer", "recording", "state"],
@@ -24,7 +25,7 @@ LAYERS = [
     ["budget", "stats"],
     ["simulate"],
     ["verify"],
-    ["decode", "session"],
+    ["decode", "handover", "session"],
     ["plug"],
     ["attachment"],
     ["demo", "forced", "record", "report", "workbench"],

@@ -19,7 +19,7 @@ import numpy as np
 from hf_specplug import simulate
 from hf_specplug.drafters.base import Int32, create
 from hf_specplug.kernels import mixer as mixing
-from hf_specplug.kernels import ngram, tree
+from hf_specplug.kernels import ngram, suffix, tree
 from hf_specplug.mixer import Mixer
 from hf_specplug.recording import Recording, load
 from hf_specplug.search import TreeSearch
@@ -30,6 +30,10 @@ GRIDS = {  # evidence buckets as tables, whose rows go from weaker to stronger e
         (ngram.LENGTHS, ngram.SHORTER_BUCKETS),
     ],
     "recycling": [(8, 8)],
+    "rest": [
+        (suffix.LENGTHS, suffix.LONGEST_BUCKETS),
+        (suffix.LENGTHS, suffix.SHORTER_BUCKETS),
+    ],
 }
 STRENGTH = 20.0  # a bucket without data is worth what its row's weaker neighbour is
 NODES = 25

@@ -1,0 +1,313 @@
+"""Building, appending to and merging stores, so that what is visible is always complete.
+
+One writer at a time (a lock that the system releases if the writer dies). Shards are written under
+names of their own and then listed; a build that was interrupted goes on after the last listed one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from hf_specplug.datastore import arrays, manifest
+from hf_specplug.datastore.corpus import STDIN, Corpus
+from hf_specplug.datastore.manifest import Manifest, Shard
+from hf_specplug.datastore.store import MAX_SHARD, Datastore, token_dtype, tokenizer_hash
+from hf_specplug.errors import CorpusError, StoreError
+from hf_specplug.kernels.suffix import suffix_array
+
+SHARD = 1 << 25  # tokens, unless memory or the user says otherwise
+_BYTES_PER_TOKEN = 28  # of memory while a shard is built
+_BATCH = 1 << 20  # characters that are tokenised at once
+
+Progress = Callable[[int, int], None]
+"""Told (documents, tokens) since the last time."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a store is built.
+
+    Attributes:
+        shard_tokens: tokens of a shard, up to 2^27.
+        max_tokens: of the whole corpus; 0: all.
+        dedup: whether a document that was there already is left out.
+    """
+
+    shard_tokens: int = SHARD
+    max_tokens: int = 0
+    dedup: bool = False
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.shard_tokens <= MAX_SHARD:
+            raise StoreError(
+                f"a shard has from 1 to {MAX_SHARD:,} tokens, not {self.shard_tokens:,}"
+            )
+
+
+def shard_tokens_for(memory: int) -> int:
+    """The largest shard that `memory` bytes are enough for."""
+    return max(1, min(MAX_SHARD, memory // _BYTES_PER_TOKEN))
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """The only writer of a store, which begins by removing what a dead one left.
+
+    Raises:
+        StoreError: another process writes to it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "a+b") as file:
+        try:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:  # no such locks on this system: the user sees to it
+            pass
+        except OSError as error:
+            raise StoreError(f"{folder} is being written by another process") from error
+        _remove_unlisted(folder)
+        yield
+
+
+def _remove_unlisted(folder: Path) -> None:
+    """Files that no manifest lists: of a writer that died, or merged away."""
+    listed: set[str] = set()
+    if (folder / manifest.NAME).exists():
+        listed = manifest.load(folder).files()
+    for path in folder.iterdir():
+        ours = path.name.endswith((".partial", ".tokens.npy", ".suffixes.npy"))
+        if ours and path.name not in listed:
+            path.unlink(missing_ok=True)
+
+
+def build(
+    folder: Path,
+    corpus: Corpus,
+    tokenizer: Any,
+    plan: Plan,
+    on_error: Callable[[CorpusError], None],
+    progress: Progress,
+    append: bool = False,
+) -> Manifest:
+    """Make a store of a corpus, or go on with one that was interrupted.
+
+    Args:
+        append: put new shards behind those of an existing store.
+
+    Raises:
+        StoreError: the folder holds another store, or other files.
+        CorpusError: what `on_error` raised.
+    """
+    folder = Path(folder)
+    if folder.exists() and not (folder / manifest.NAME).exists() and _has_files(folder):
+        raise StoreError(f"{folder} exists and is no datastore; choose a new folder")
+    with writing(folder):
+        state = _begin(folder, corpus, tokenizer, plan, append)
+        if state.build:
+            state = _add(folder, state, corpus, tokenizer, plan, on_error, progress)
+    return state
+
+
+def _has_files(folder: Path) -> bool:
+    return any(path.name != ".lock" for path in folder.iterdir())
+
+
+def _begin(folder: Path, corpus: Corpus, tokenizer: Any, plan: Plan, append: bool) -> Manifest:
+    """The manifest to go on from; its `build` says how far it is."""
+    fresh = {
+        "corpus": corpus.fingerprint(),
+        "plan": [plan.shard_tokens, plan.max_tokens, plan.dedup],
+        "documents": 0,
+        "tokens": 0,
+    }
+    name = str(getattr(tokenizer, "name_or_path", "")) or "unknown"
+    made_by = {"name": name, "hash": tokenizer_hash(tokenizer)}
+    if not (folder / manifest.NAME).exists():
+        if append:
+            raise StoreError(f"{folder} is no datastore to append to; build it first")
+        state = Manifest("suffix", len(tokenizer), made_by, (), fresh)
+        manifest.save(folder, state)
+        return state
+    state = manifest.load(folder)
+    if state.tokenizer["hash"] != made_by["hash"]:
+        raise StoreError(
+            f"{folder} was built with the tokenizer of {state.tokenizer['name']}, whose ids are "
+            f"not those of {name}"
+        )
+    if state.build:
+        same = all(state.build.get(key) == fresh[key] for key in ("corpus", "plan"))
+        if same and STDIN not in corpus.files:
+            return state
+        raise StoreError(
+            f"{folder} holds an interrupted build of another corpus, or of one that changed, or "
+            "with other options: repeat that command, or remove the folder"
+        )
+    if not append:
+        raise StoreError(f"{folder} is a finished datastore: append to it, or remove it first")
+    state = state.with_shards(state.shards, fresh)
+    manifest.save(folder, state)
+    return state
+
+
+def _add(
+    folder: Path,
+    state: Manifest,
+    corpus: Corpus,
+    tokenizer: Any,
+    plan: Plan,
+    on_error: Callable[[CorpusError], None],
+    progress: Progress,
+) -> Manifest:
+    """Read, tokenise and write shard by shard."""
+    done = int(state.build["documents"])
+    written = int(state.build["tokens"])
+    most = plan.max_tokens or (1 << 62)
+    separator = state.vocab_size
+    dtype = token_dtype(separator)
+    buffer = np.empty(plan.shard_tokens, dtype)
+    filled = documents = 0
+    seen: set[bytes] = set()
+
+    def flush(read: int) -> None:
+        nonlocal state, filled, documents
+        if filled:
+            shard = write_shard(folder, len(state.shards), buffer[:filled], documents, separator)
+            shards = (*state.shards, shard)
+            progress_so_far = {**state.build, "documents": read, "tokens": written}
+            state = state.with_shards(shards, progress_so_far)
+            manifest.save(folder, state)
+        filled = documents = 0
+
+    read = done
+    for batch in _batches(_new(corpus.documents(on_error), done, plan.dedup, seen)):
+        rows = _tokenise(tokenizer, [text for _, text in batch])
+        for (number, _), row in zip(batch, rows, strict=True):
+            row = row[: max(0, min(plan.shard_tokens, most - written) - 1)]
+            if filled + len(row) + 1 > plan.shard_tokens:
+                flush(read)
+            read = number
+            if len(row):
+                buffer[filled : filled + len(row)] = row
+                buffer[filled + len(row)] = separator
+                filled += len(row) + 1
+                written += len(row) + 1
+                documents += 1
+            progress(1, len(row) + 1)
+        if written >= most - 1:
+            break
+    flush(read)
+    state = state.with_shards(state.shards, {})
+    manifest.save(folder, state)
+    return state
+
+
+def _new(
+    texts: Iterator[str], done: int, dedup: bool, seen: set[bytes]
+) -> Iterator[tuple[int, str]]:
+    """(number from 1, text) of documents that are not in the store yet."""
+    for number, text in enumerate(texts, start=1):
+        if dedup:
+            mark = xxhash.xxh3_128_digest(text.encode("utf-8", errors="replace"))
+            if mark in seen:
+                text = ""
+            seen.add(mark)
+        if number > done:
+            yield number, text
+
+
+def _batches(texts: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
+    batch: list[tuple[int, str]] = []
+    size = 0
+    for number, text in texts:
+        batch.append((number, text))
+        size += len(text)
+        if size >= _BATCH:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _tokenise(tokenizer: Any, texts: list[str]) -> list[NDArray[np.int64]]:
+    encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    return [np.asarray(row, dtype=np.int64) for row in encoded]
+
+
+def write_shard(
+    folder: Path, number: int, tokens: NDArray[Any], documents: int, separator: int
+) -> Shard:
+    """Write tokens and their suffix array; named by number and content, so never twice."""
+    mark = xxhash.xxh3_64_hexdigest(np.ascontiguousarray(tokens).data)[:8]
+    stem = f"{number:05d}-{mark}"
+    suffixes = suffix_array(tokens.astype(np.int32), separator + 1)
+    return Shard(
+        documents,
+        {
+            "tokens": arrays.write(folder, f"{stem}.tokens.npy", tokens),
+            "suffixes": arrays.write(folder, f"{stem}.suffixes.npy", suffixes),
+        },
+    )
+
+
+def merge(folder: Path, shard_tokens: int, progress: Progress) -> Manifest:
+    """Join shards into fewer ones of up to `shard_tokens`; readers keep what they have open.
+
+    Raises:
+        StoreError: it is no finished store, or is damaged.
+    """
+    folder = Path(folder)
+    plan = Plan(shard_tokens)
+    manifest.load(folder)
+    with writing(folder):
+        store = Datastore(folder)
+        if store.manifest.build:
+            raise StoreError(f"{folder} holds an interrupted build: finish it first")
+        store.check()
+        groups = _groups([len(shard.tokens) for shard in store.shards], plan.shard_tokens)
+        shards: list[Shard] = []
+        for group in groups:
+            if len(group) == 1 and group[0] == len(shards):
+                shards.append(store.manifest.shards[group[0]])
+            else:
+                tokens = np.concatenate([store.shards[i].tokens for i in group])
+                documents = sum(store.manifest.shards[i].documents for i in group)
+                separator = store.manifest.vocab_size
+                shards.append(write_shard(folder, len(shards), tokens, documents, separator))
+            progress(len(group), sum(len(store.shards[i].tokens) for i in group))
+        state = store.manifest.with_shards(tuple(shards), {})
+        manifest.save(folder, state)
+        _remove_unlisted(folder)
+    return state
+
+
+def _groups(sizes: list[int], most: int) -> list[list[int]]:
+    """Consecutive shards that fit together."""
+    groups: list[list[int]] = []
+    total = 0
+    for index, size in enumerate(sizes):
+        if not groups or total + size > most:
+            groups.append([])
+            total = 0
+        groups[-1].append(index)
+        total += size
+    return groups
+
+
+def remove(folder: Path) -> None:
+    """Delete a store: its own files, and the folder if nothing else is in it."""
+    with writing(folder):
+        for name in sorted(manifest.load(folder).files()):
+            os.unlink(folder / name)
+        os.unlink(folder / ".lock")
+    if not any(folder.iterdir()):
+        folder.rmdir()

@@ -1,0 +1,197 @@
+"""Documents from files: text and code, jsonl, parquet, folders, globs, standard input, datasets."""
+
+from __future__ import annotations
+
+import glob
+import gzip
+import io
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import IO, Any
+
+import xxhash
+
+from hf_specplug.errors import CorpusError
+
+STDIN = "-"
+HUB = "hf://"
+_SKIPPED = frozenset(
+    {".git", ".hg", ".svn", ".tox", ".venv", "__pycache__", "node_modules", "site-packages"}
+)
+_BINARY = 1024  # bytes of a file of a folder that are searched for a zero
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What to read, in order.
+
+    Attributes:
+        files: paths, `-` for standard input, or `hf://NAME[:SPLIT]`.
+        text_field: of jsonl, parquet and datasets rows.
+    """
+
+    files: tuple[str, ...]
+    text_field: str = "text"
+
+    def fingerprint(self) -> str:
+        """Changes if a file is added, removed or changed; 32 hexadecimal digits."""
+        digest = xxhash.xxh3_128(self.text_field.encode())
+        for name in self.files:
+            path = Path(name)
+            stat = path.stat() if path.is_file() else None
+            state = (name, stat and stat.st_size, stat and stat.st_mtime_ns)
+            digest.update(repr(state).encode())
+        return str(digest.hexdigest())
+
+    def documents(self, on_error: Callable[[CorpusError], None]) -> Iterator[str]:
+        """The texts, empty ones included, so that their number says where one is.
+
+        Args:
+            on_error: is told of each file or line that cannot be read; it may raise.
+        """
+        for name in self.files:
+            try:
+                yield from _read(name, self.text_field, on_error)
+            except OSError as error:
+                on_error(CorpusError(f"{name} cannot be read: {error}"))
+
+
+def find(patterns: list[str]) -> tuple[str, ...]:
+    """The files of paths, folders and globs, each in alphabetical order.
+
+    Of a folder all text files are taken, but for hidden folders and those of tools.
+
+    Raises:
+        CorpusError: nothing is found for a pattern.
+    """
+    files: list[str] = []
+    for pattern in patterns:
+        path = Path(pattern)
+        if pattern == STDIN or pattern.startswith(HUB) or path.is_file():
+            files.append(pattern)
+        elif path.is_dir():
+            inside = (p for p in sorted(path.rglob("*")) if p.is_file() and _belongs(p, path))
+            files += [str(p) for p in inside if _is_text(p)]
+        else:
+            found = sorted(p for p in glob.glob(pattern, recursive=True) if Path(p).is_file())
+            if not found:
+                raise CorpusError(f"nothing is found at {pattern!r}: no file, folder or pattern")
+            files += found
+    return tuple(dict.fromkeys(files))
+
+
+def _belongs(path: Path, folder: Path) -> bool:
+    parts = path.relative_to(folder).parts
+    return not any(part in _SKIPPED or part.startswith(".") for part in parts)
+
+
+def _is_text(path: Path) -> bool:
+    if _kind(path.name) != "text":
+        return True
+    try:
+        with open(path, "rb") as file:
+            return b"\0" not in file.read(_BINARY)
+    except OSError:
+        return False
+
+
+def _kind(name: str) -> str:
+    stem = name.removesuffix(".gz").removesuffix(".zst")
+    if stem.endswith((".jsonl", ".ndjson")):
+        return "jsonl"
+    return "parquet" if stem.endswith(".parquet") else "text"
+
+
+def _read(name: str, field: str, on_error: Callable[[CorpusError], None]) -> Iterator[str]:
+    if name.startswith(HUB):
+        yield from _rows_of_dataset(name, field, on_error)
+    elif _kind(name) == "parquet":
+        yield from _rows_of_parquet(name, field, on_error)
+    elif _kind(name) == "jsonl":
+        with _open(name) as lines:
+            yield from _rows_of_lines(name, lines, field, on_error)
+    else:
+        with _open(name) as file:
+            yield file.read()
+
+
+def _open(name: str) -> IO[str]:
+    """A text file, unpacked; bytes that are no UTF-8 are replaced."""
+    if name == STDIN:
+        return io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8", errors="replace")
+    if name.endswith(".gz"):
+        return gzip.open(name, "rt", encoding="utf-8", errors="replace")
+    if name.endswith(".zst"):
+        opener = _optional("zstandard", name).open
+        return opener(name, "rt", encoding="utf-8", errors="replace")  # type: ignore[no-any-return]
+    return open(name, encoding="utf-8", errors="replace")
+
+
+def _rows_of_lines(
+    name: str, lines: IO[str], field: str, on_error: Callable[[CorpusError], None]
+) -> Iterator[str]:
+    number = 0
+    try:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                on_error(CorpusError(f"{name}, line {number}: no JSON: {error}"))
+                continue
+            yield from _text(row, field, f"{name}, line {number}", on_error)
+    except (EOFError, ValueError) as error:  # a packed file that ends too early
+        on_error(CorpusError(f"{name}, after line {number}: {error}"))
+
+
+def _rows_of_parquet(
+    name: str, field: str, on_error: Callable[[CorpusError], None]
+) -> Iterator[str]:
+    parquet = _optional("pyarrow.parquet", name)
+    try:
+        file = parquet.ParquetFile(name)
+        if field not in file.schema_arrow.names:
+            columns = ", ".join(file.schema_arrow.names)
+            on_error(CorpusError(f"{name} has no column {field!r}; it has {columns}"))
+            return
+        for batch in file.iter_batches(batch_size=256, columns=[field]):
+            for value in batch.column(0).to_pylist():
+                yield from _text({field: value}, field, name, on_error)
+    except ValueError as error:  # pyarrow's errors are ValueErrors
+        on_error(CorpusError(f"{name} cannot be read as parquet: {error}"))
+
+
+def _rows_of_dataset(
+    name: str, field: str, on_error: Callable[[CorpusError], None]
+) -> Iterator[str]:
+    path, _, split = name.removeprefix(HUB).partition(":")
+    rows = _optional("datasets", name).load_dataset(path, split=split or "train", streaming=True)
+    for number, row in enumerate(rows, start=1):
+        yield from _text(row, field, f"{name}, row {number}", on_error)
+
+
+def _text(
+    row: Any, field: str, where: str, on_error: Callable[[CorpusError], None]
+) -> Iterator[str]:
+    """The text of a row; of a chat (a list of turns) what all turns say."""
+    value = row.get(field) if isinstance(row, dict) else None
+    if isinstance(value, list) and all(isinstance(turn, dict) for turn in value):
+        value = "\n\n".join(str(turn.get("content", "")) for turn in value)
+    if isinstance(value, str):
+        yield value
+    else:
+        fields = ", ".join(map(str, row)) if isinstance(row, dict) else "no fields"
+        on_error(CorpusError(f"{where}: no text in {field!r} (--text-field); it has {fields}"))
+
+
+def _optional(module: str, name: str) -> Any:
+    try:
+        return import_module(module)
+    except ImportError as error:
+        package = module.partition(".")[0]
+        raise CorpusError(f"{name} needs {package}: pip install 'hf-specplug[corpora]'") from error

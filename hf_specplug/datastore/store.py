@@ -1,0 +1,150 @@
+"""Opening and checking datastores."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from hf_specplug.datastore import arrays, manifest
+from hf_specplug.datastore.manifest import Shard
+from hf_specplug.errors import StoreError
+from hf_specplug.kernels import suffix as kernels
+
+MAX_SHARD = 1 << 27  # tokens
+_TRIES = 5  # of opening, while a writer replaces files
+
+
+@dataclass(frozen=True)
+class SuffixShard:
+    """tokens uint16[n] or uint32[n], suffixes int32[n]: read-only maps."""
+
+    tokens: NDArray[Any]
+    suffixes: NDArray[np.int32]
+
+
+class Datastore:
+    """A store as it was when it was opened; it stays readable when it is appended to or merged.
+
+    Args:
+        path: its folder.
+
+    Attributes:
+        path, manifest: what was opened.
+        shards: mapped; no index in them is to be trusted.
+
+    Raises:
+        StoreError: it is missing, damaged, unfinished or of another version.
+
+    Example:
+        >>> Datastore("no-such-folder")
+        Traceback (most recent call last):
+        hf_specplug.errors.StoreError: no-such-folder is no datastore: it has no specplug.json ...
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        for left in reversed(range(_TRIES)):
+            self.manifest = manifest.load(self.path)
+            try:
+                self.shards = [self._open(shard) for shard in self.manifest.shards]
+                break
+            except StoreError:
+                if left == 0 or manifest.load(self.path) == self.manifest:
+                    raise
+
+    def _open(self, shard: Shard) -> SuffixShard:
+        try:
+            described = shard.arrays["tokens"], shard.arrays["suffixes"]
+        except KeyError as error:
+            raise StoreError(f"{self.path}: a shard has no {error}") from error
+        tokens, suffixes = (arrays.open_array(self.path, each) for each in described)
+        wanted = token_dtype(self.manifest.vocab_size)
+        if tokens.dtype != wanted or suffixes.dtype != np.int32:
+            raise StoreError(
+                f"{self.path}: tokens are {tokens.dtype} and suffixes {suffixes.dtype}, "
+                f"not {wanted} and int32"
+            )
+        if tokens.ndim != 1 or tokens.shape != suffixes.shape or len(tokens) > MAX_SHARD:
+            raise StoreError(
+                f"{self.path}: a shard has tokens {list(tokens.shape)} and suffixes "
+                f"{list(suffixes.shape)}; both must be as long, and up to {MAX_SHARD:,}"
+            )
+        return SuffixShard(tokens, suffixes)
+
+    def __reduce__(self) -> tuple[type[Datastore], tuple[Path]]:
+        return Datastore, (self.path,)
+
+    def __deepcopy__(self, memo: Any) -> Datastore:
+        return self  # it never changes
+
+    def __len__(self) -> int:
+        """How many tokens it holds, the ends of documents included."""
+        return sum(len(shard.tokens) for shard in self.shards)
+
+    @property
+    def documents(self) -> int:
+        return sum(shard.documents for shard in self.manifest.shards)
+
+    @property
+    def bytes(self) -> int:
+        """On disk, all files."""
+        return sum((self.path / name).stat().st_size for name in self.manifest.files())
+
+    def check(self, deep: bool = False) -> None:
+        """Compare all checksums; `deep`: also that the suffixes are sorted, all of them.
+
+        Raises:
+            StoreError: something is not as it was written.
+        """
+        for number, (shard, opened) in enumerate(
+            zip(self.manifest.shards, self.shards, strict=True)
+        ):
+            for array in shard.arrays.values():
+                arrays.verify(self.path, array)
+            if not deep:
+                continue
+            if len(opened.tokens) and int(opened.tokens.max()) > self.manifest.vocab_size:
+                raise StoreError(f"{self.path}, shard {number}: a token is not in the vocabulary")
+            if not kernels.is_sorted(np.asarray(opened.tokens), np.asarray(opened.suffixes)):
+                raise StoreError(f"{self.path}, shard {number}: its suffixes are not sorted")
+
+    def refuse_other(self, tokenizer: Any) -> None:
+        """Raise StoreError unless its tokens were made by an equal tokenizer."""
+        own = self.manifest.tokenizer
+        if tokenizer_hash(tokenizer) != own["hash"]:
+            name = getattr(tokenizer, "name_or_path", "") or "this tokenizer"
+            raise StoreError(
+                f"{self.path} was built with the tokenizer of {own['name']}, whose ids are not "
+                f"those of {name}: build it again, or force it (which is slow, but still lossless)"
+            )
+
+
+def token_dtype(vocab_size: int) -> np.dtype[Any]:
+    """uint16 if all ids and the separator fit, else uint32."""
+    return np.dtype(np.uint16 if vocab_size < 1 << 16 else np.uint32)
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """Equal for tokenizers that give every id the same meaning."""
+    digest = xxhash.xxh3_128()
+    for token, index in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]):
+        digest.update(f"{index} {token}\n".encode("utf-8", errors="surrogatepass"))
+    return str(digest.hexdigest())
+
+
+def open_all(
+    stores: Iterable[str | os.PathLike[str] | Datastore], tokenizer: Any = None
+) -> list[Datastore]:
+    """Open stores, and refuse those that a given tokenizer did not make."""
+    opened = [store if isinstance(store, Datastore) else Datastore(store) for store in stores]
+    if tokenizer is not None:
+        for store in opened:
+            store.refuse_other(tokenizer)
+    return opened

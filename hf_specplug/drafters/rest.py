@@ -1,0 +1,143 @@
+"""Retrieval from token datastores: what followed the same tokens in a corpus.
+
+REST (He et al. 2023, arXiv 2311.08252) looks up the longest suffix of the text in a suffix array.
+Here every path of the tree is continued, not only the text: the interval of a path's matches is a
+part of its parent's, found by bisection. Of many occurrences a sample at even distances is counted,
+and several shards and stores count together.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+import numpy as np
+
+from hf_specplug.datastore.store import Datastore, open_all
+from hf_specplug.drafters.base import (
+    Context,
+    Drafter,
+    Frontier,
+    Int32,
+    Step,
+    learned,
+    register,
+)
+from hf_specplug.errors import StoreError
+from hf_specplug.kernels import suffix as kernels
+
+
+@register
+class RestDrafter(Drafter):
+    """Continues each path by what follows its longest suffix in the stores, counted.
+
+    Args:
+        stores: folders, or opened stores; more can be added at any time.
+
+    Example:
+        >>> RestDrafter().stores
+        []
+    """
+
+    name: ClassVar[str] = "rest"
+    rows_per_node: ClassVar[int] = 12
+
+    def __init__(
+        self, stores: Iterable[str | os.PathLike[str] | Datastore] = (), tokenizer: Any = None
+    ) -> None:
+        self.priors = np.array(learned(self.name), np.float32)
+        self.stores: list[Datastore] = []
+        self._shards: list[_Matches] = []
+        self._context: Context | None = None
+        self._out = np.empty((0, 3), np.int32)
+        for store in open_all(stores, tokenizer):
+            self.add(store)
+
+    def add(self, store: Datastore) -> None:
+        """Draft from this store, too, from the next token on."""
+        self.stores.append(store)
+        shards = [_Matches(shard, store.manifest.vocab_size) for shard in store.shards]
+        shards = [matches for matches in shards if len(matches.tokens)]
+        if self._context is not None:
+            for matches in shards:
+                matches.begin(self._context.tokens)
+        self._shards += shards
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"stores": self.stores, "priors": self.priors}
+
+    def __setstate__(self, kept: dict[str, Any]) -> None:
+        self.__init__(kept["stores"])  # type: ignore[misc]
+        self.priors = kept["priors"]
+
+    def begin(self, context: Context) -> None:
+        for store in self.stores:
+            if store.manifest.vocab_size > context.vocab_size:
+                raise StoreError(
+                    f"{store.path} has {store.manifest.vocab_size:,} token ids, the model "
+                    f"{context.vocab_size:,}: it was built with another tokenizer"
+                )
+        self._context = context
+        for matches in self._shards:
+            matches.begin(context.tokens)
+
+    def observe(self, step: Step) -> None:
+        for matches in self._shards:
+            matches.advance(step.emitted)
+
+    def expand(self, frontier: Frontier) -> Int32:
+        count, limit = len(frontier.nodes), self.rows_per_node
+        if not self._shards:
+            return self._out[:0]
+        raw = np.empty((len(self._shards), count * limit, kernels.COLUMNS), np.int32)
+        ends = np.empty((len(self._shards), count), np.int32)
+        for index, matches in enumerate(self._shards):
+            matches.expand(frontier, limit, ends[index], raw[index])
+        if len(self._out) < count * limit:
+            self._out = np.empty((2 * count * limit, 3), np.int32)
+        rows = kernels.combine(raw, ends, frontier.nodes, limit, self._out)
+        return self._out[:rows]
+
+
+class _Matches:
+    """One shard, and where the text and the paths of a tree occur in it."""
+
+    def __init__(self, shard: Any, vocab: int) -> None:
+        self.tokens, self._suffixes, self._vocab = shard.tokens, shard.suffixes, vocab
+        self._allocate(512)
+
+    def _allocate(self, capacity: int) -> None:
+        shape = (capacity, kernels.LONGEST + 1)
+        self._low, self._high = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+        self._longest = np.zeros(capacity, np.int32)
+
+    def begin(self, tokens: Int32) -> None:
+        self._low[0] = self._high[0] = 0
+        self._high[0, 0] = len(self.tokens)
+        self.advance(tokens[-kernels.LONGEST :])
+
+    def advance(self, tokens: Int32) -> None:
+        for token in tokens:
+            kernels.advance(self.tokens, self._suffixes, self._low[0], self._high[0], token)
+        found = np.flatnonzero(self._high[0] > self._low[0])
+        self._longest[0] = found[-1]
+
+    def expand(self, frontier: Frontier, limit: int, ends: Int32, out: Int32) -> None:
+        if len(self._longest) < len(frontier.pool):
+            low, high, longest = self._low[0], self._high[0], self._longest[0]
+            self._allocate(len(frontier.pool))
+            self._low[0], self._high[0], self._longest[0] = low, high, longest
+        kernels.expand(
+            self.tokens,
+            self._suffixes,
+            self._vocab,
+            self._low,
+            self._high,
+            self._longest,
+            frontier.pool,
+            frontier.nodes,
+            limit,
+            ends,
+            out,
+        )
