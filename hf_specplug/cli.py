@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
@@ -120,6 +122,140 @@ def simulate(
     except (SpecPlugError, OSError) as error:
         typer.echo(f"specplug simulate: {error}", err=True)
         raise typer.Exit(1) from error
+
+
+Corpora = Annotated[
+    list[str],
+    typer.Argument(
+        help="Text, code, .jsonl or .parquet files (.gz, .zst), folders, globs, - for standard "
+        "input, hf://DATASET[:SPLIT], or one recipe (.toml).",
+        show_default=False,
+    ),
+]
+TextField = Annotated[str, typer.Option(help="Of jsonl, parquet and dataset rows.")]
+Workers = Annotated[int, typer.Option(min=0, help="Threads that tokenise; 0: all cores.")]
+Memory = Annotated[
+    str | None, typer.Option(help="To be used at most, such as 8G (half of what is free).")
+]
+OnError = Annotated[str, typer.Option(help="stop or skip, at a file or line that is unreadable.")]
+Form = Annotated[str, typer.Option("--format", help="table or json.")]
+StorePath = Annotated[str, typer.Argument(help="Folder of a datastore.")]
+
+
+@contextmanager
+def _friendly(command: str) -> Iterator[None]:
+    """Errors as one line; exit code 1, or 130 if interrupted."""
+    from hf_specplug.errors import SpecPlugError
+
+    try:
+        yield
+    except (SpecPlugError, OSError) as error:
+        typer.echo(f"specplug {command}: {error}", err=True)
+        raise typer.Exit(1) from error
+    except KeyboardInterrupt as error:
+        typer.echo(f"specplug {command}: interrupted; the same command goes on", err=True)
+        raise typer.Exit(130) from error
+
+
+@app.command(epilog="Example: specplug build my.store --tokenizer ./my-model src/ chats.jsonl")
+def build(
+    out: Annotated[str, typer.Argument(help="Folder of the new datastore.")],
+    corpus: Corpora,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Folder or Hub name of the model's tokenizer.")
+    ] = None,
+    text_field: TextField = "text",
+    dedup: Annotated[bool, typer.Option(help="Leave out documents that were there.")] = False,
+    max_tokens: Annotated[int, typer.Option(min=0, help="Of all; 0: no limit.")] = 0,
+    workers: Workers = 0,
+    memory: Memory = None,
+    on_error: OnError = "stop",
+) -> None:
+    """Build a datastore of texts to draft from; goes on with one that was interrupted."""
+    with _friendly("build"):
+        from hf_specplug import stores
+
+        store = stores.build(
+            out,
+            corpus,
+            tokenizer,
+            text_field,
+            dedup,
+            max_tokens,
+            workers,
+            memory,
+            on_error,
+            append=False,
+        )
+        stores.show(stores.describe(store), "table")
+
+
+@app.command(epilog="Example: specplug append my.store more-chats.jsonl")
+def append(
+    path: StorePath,
+    corpus: Corpora,
+    text_field: TextField = "text",
+    dedup: Annotated[bool, typer.Option(help="Leave out repeated new documents.")] = False,
+    workers: Workers = 0,
+    memory: Memory = None,
+    on_error: OnError = "stop",
+) -> None:
+    """Add documents to a datastore, as new shards; readers see the old or the new state."""
+    with _friendly("append"):
+        from hf_specplug import stores
+
+        store = stores.build(
+            path, corpus, None, text_field, dedup, 0, workers, memory, on_error, append=True
+        )
+        stores.show(stores.describe(store), "table")
+
+
+@app.command(epilog="Example: specplug merge my.store")
+def merge(path: StorePath, memory: Memory = None) -> None:
+    """Join the shards of a datastore, which makes it faster; readers are not disturbed."""
+    with _friendly("merge"):
+        from hf_specplug import stores
+
+        stores.show(stores.describe(stores.merge(path, memory)), "table")
+
+
+@app.command(epilog="Example: specplug info my.store --format json")
+def info(path: StorePath, form: Form = "table") -> None:
+    """Show what a datastore holds."""
+    with _friendly("info"):
+        from hf_specplug import stores
+
+        stores.show(stores.describe(stores.opened(path)), form)
+
+
+@app.command(epilog="Example: specplug check my.store --deep")
+def check(
+    path: StorePath,
+    deep: Annotated[bool, typer.Option(help="Also whether all suffixes are sorted.")] = False,
+) -> None:
+    """Compare a datastore with its checksums; exit code 1 if something has changed."""
+    with _friendly("check"):
+        from hf_specplug import stores
+
+        stores.opened(path).check(deep)
+        typer.echo(f"{path}: as it was written")
+
+
+@app.command(epilog="Example: specplug query my.store 'import numpy as'")
+def query(
+    path: StorePath,
+    text: Annotated[str, typer.Argument(help="What to continue.")],
+    nodes: Annotated[int, typer.Option(min=1, max=1024, help="Of the tree.")] = 16,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="If it is elsewhere than when the store was built.")
+    ] = None,
+    form: Form = "table",
+) -> None:
+    """Show how a datastore continues a text."""
+    with _friendly("query"):
+        from hf_specplug import stores
+
+        stores.query(path, text, nodes, tokenizer, form)
 
 
 bench = typer.Typer(

@@ -6,12 +6,15 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from hf_specplug.demo import BUILT_IN
 
 torch.set_num_threads(1)
+settings.register_profile("suite", deadline=None, max_examples=150)
+settings.load_profile("suite")
 logging.set_verbosity_error()
 logging.disable_progress_bar()
 

@@ -122,3 +122,56 @@ def fingerprint(words: Sequence[int]) -> int:
     for value in lanes:
         result = (result ^ value ^ (value >> 29)) * prime & full
     return result ^ (result >> 32)
+
+
+def suffix_array(text: Sequence[int]) -> list[int]:
+    return sorted(range(len(text)), key=lambda start: list(text[start:]))
+
+
+def retrieved(
+    shards: Sequence[Sequence[int]],
+    vocab: int,
+    path: Sequence[int],
+    longest: int,
+    shortest: int,
+    few: int,
+    limit: int,
+) -> list[tuple[int, int, int, int, bool]]:
+    """(token, match length, count, occurrences, whether at the longest match) for one path."""
+    rows: list[list[tuple[int, int, int, int]]] = []
+    for shard in shards:
+        mine: list[tuple[int, int, int, int]] = []
+        before = 0
+        for length in range(min(longest, len(path)), shortest - 1, -1):
+            if before >= few or len(mine) >= limit:
+                break
+            gram = list(path[len(path) - length :])
+            ends = [
+                i + length
+                for i in range(len(shard) - length + 1)
+                if list(shard[i : i + length]) == gram
+            ]
+            if len(ends) <= before:
+                continue
+            following = [shard[end] for end in ends if end < len(shard) and shard[end] < vocab]
+            counts = {token: following.count(token) for token in following}
+            for token in sorted(counts, key=lambda token: (-counts[token], token)):
+                if len(mine) < limit and all(row[0] != token for row in mine):
+                    mine.append((token, length, counts[token], len(ends)))
+            before = len(ends)
+        rows.append(mine)
+    lengths = sorted({row[1] for mine in rows for row in mine}, reverse=True)
+    result: list[tuple[int, int, int, int, bool]] = []
+    for length in lengths:
+        total = sum(next((row[3] for row in mine if row[1] == length), 0) for mine in rows)
+        counted: dict[int, int] = {}
+        for mine in rows:
+            for token, at, count, _ in mine:
+                known = any(row[0] == token for row in result)
+                if at == length and not known and len(result) + len(counted) < limit:
+                    counted[token] = counted.get(token, 0) + count
+                elif at == length and token in counted:
+                    counted[token] += count
+        top = length == lengths[0]
+        result += [(token, length, count, total, top) for token, count in counted.items()]
+    return result

@@ -28,7 +28,7 @@ LAYERS = [
     ["decode", "handover", "session"],
     ["plug"],
     ["attachment"],
-    ["demo", "forced", "record", "report", "workbench"],
+    ["demo", "forced", "record", "report", "stores", "workbench"],
     ["bench"],
     ["cli"],
 ]

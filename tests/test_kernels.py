@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_specplug.drafters.base import Context, Frontier, Step, TopK
@@ -12,9 +12,6 @@ from hf_specplug.drafters.context import ContextDrafter
 from hf_specplug.drafters.recycling import WIDTH, RecyclingDrafter
 from hf_specplug.kernels import adjacency, ngram, topk, tree
 from tests import reference
-
-settings.register_profile("suite", deadline=None, max_examples=150)
-settings.load_profile("suite")
 
 TEXT = st.lists(st.integers(0, 5), min_size=1, max_size=70)
 PATH = st.lists(st.integers(0, 5), max_size=20)

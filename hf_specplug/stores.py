@@ -1,0 +1,195 @@
+"""The datastore commands: build, append, merge, info, check, query."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import (
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.table import Table
+from rich.tree import Tree
+from transformers import AutoTokenizer
+
+from hf_specplug.datastore import build as building
+from hf_specplug.datastore import recipe as recipes
+from hf_specplug.datastore.store import Datastore
+from hf_specplug.drafters.base import Context
+from hf_specplug.drafters.rest import RestDrafter
+from hf_specplug.errors import CorpusError, OptionError
+from hf_specplug.mixer import Mixer
+from hf_specplug.search import TreeSearch
+from hf_specplug.verify.packed import available_memory
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+def build(
+    out: str,
+    corpus: list[str],
+    tokenizer: str | None,
+    text_field: str,
+    dedup: bool,
+    max_tokens: int,
+    workers: int,
+    memory: str | None,
+    on_error: str,
+    append: bool,
+) -> Datastore:
+    """Build, continue or append to a store; the arguments are those of the commands.
+
+    Raises:
+        StoreError, CorpusError, OptionError: the message says what is wrong.
+    """
+    if on_error not in ("stop", "skip"):
+        raise OptionError(f"--on-error is stop or skip, not {on_error!r}")
+    if workers:
+        os.environ["RAYON_NUM_THREADS"] = str(workers)
+    recipe = recipes.load(corpus, text_field, max_tokens, dedup)
+    tokenizer = tokenizer or recipe.tokenizer
+    if tokenizer is None and append:
+        tokenizer = Datastore(out).manifest.tokenizer["name"]
+    if tokenizer is None:
+        raise OptionError("a store needs the model's tokenizer: --tokenizer NAME_OR_PATH")
+    console = Console(stderr=True)
+    skipped: list[CorpusError] = []
+
+    def report(error: CorpusError) -> None:
+        if on_error == "stop":
+            raise error
+        skipped.append(error)
+        console.print(f"skipped: {error}", style="yellow", highlight=False)
+
+    plan = building.Plan(_shard_tokens(memory), recipe.max_tokens, recipe.dedup)
+    made = AutoTokenizer.from_pretrained(tokenizer)
+    with _progress(console, "documents") as progress:
+        building.build(Path(out), recipe.corpus, made, plan, report, progress, append)
+    if skipped:
+        console.print(f"{len(skipped)} places in the corpus were skipped", style="yellow")
+    return Datastore(out)
+
+
+def _shard_tokens(memory: str | None) -> int:
+    if memory is None:
+        available = int(available_memory() / 2)
+        return min(building.SHARD, building.shard_tokens_for(available or 1 << 30))
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)i?B?", memory.strip(), re.IGNORECASE)
+    if match is None:
+        raise OptionError(f"--memory is a size such as 500M or 8G, not {memory!r}")
+    return building.shard_tokens_for(int(float(match[1]) * _UNITS[match[2].upper()]))
+
+
+class _Rate(ProgressColumn):
+    """Tokens so far, and per second."""
+
+    def render(self, task: Task) -> str:  # type: ignore[override]
+        tokens = task.fields["tokens"]
+        rate = tokens / max(task.elapsed or 0.0, 1e-9)
+        return f"{tokens:,} tokens, {rate:,.0f}/s"
+
+
+@contextmanager
+def _progress(console: Console, what: str) -> Iterator[building.Progress]:
+    columns = (
+        SpinnerColumn(),
+        MofNCompleteColumn(),
+        TextColumn(what),
+        _Rate(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as shown:
+        task = shown.add_task(what, total=None, tokens=0)
+        state = {"tokens": 0}
+
+        def progress(documents: int, tokens: int) -> None:
+            state["tokens"] += tokens
+            shown.update(task, advance=documents, tokens=state["tokens"])
+
+        yield progress
+
+
+def merge(path: str, memory: str | None) -> Datastore:
+    """Join the shards of a store."""
+    most = building.shard_tokens_for(1 << 62) if memory is None else _shard_tokens(memory)
+    with _progress(Console(stderr=True), "shards") as progress:
+        building.merge(Path(path), most, progress)
+    return Datastore(path)
+
+
+def describe(store: Datastore) -> dict[str, Any]:
+    """What `specplug info` shows."""
+    return {
+        "path": str(store.path),
+        "tokens": len(store),
+        "documents": store.documents,
+        "shards": len(store.shards),
+        "bytes": store.bytes,
+        "vocabulary": store.manifest.vocab_size,
+        "tokenizer": store.manifest.tokenizer["name"],
+        "tokenizer hash": store.manifest.tokenizer["hash"],
+        "state": "unfinished: repeat the build" if store.manifest.build else "complete",
+    }
+
+
+def opened(path: str) -> Datastore:
+    """A store as it is now."""
+    return Datastore(path)
+
+
+def show(figures: dict[str, Any], form: str) -> None:
+    """Print figures as a table or as JSON."""
+    if form not in ("table", "json"):
+        raise OptionError(f"--format is table or json, not {form!r}")
+    if form == "json":
+        print(json.dumps(figures))
+        return
+    table = Table(show_header=False)
+    for name, value in figures.items():
+        table.add_row(name, f"{value:,}" if isinstance(value, int) else str(value))
+    Console(highlight=False).print(table)
+
+
+def query(path: str, text: str, nodes: int, tokenizer: str | None, form: str) -> None:
+    """Print how a store continues a text."""
+    store = Datastore(path)
+    made = AutoTokenizer.from_pretrained(tokenizer or store.manifest.tokenizer["name"])
+    store.refuse_other(made)
+    ids = made(text, add_special_tokens=False)["input_ids"]
+    vocab = store.manifest.vocab_size
+    drafter = RestDrafter([store])
+    search = TreeSearch([drafter], Mixer([drafter.name]), vocab, _raise)
+    context = Context(np.array(ids, np.int32), vocab)
+    drafter.begin(context)
+    drawn = search.grow(context.last, nodes, nodes)
+    rows = [
+        {"parent": int(parent), "text": made.decode([int(token)]), "probability": float(prob)}
+        for parent, token, prob in zip(drawn.parents, drawn.tokens, drawn.probs, strict=True)
+    ]
+    if form == "json":
+        print(json.dumps(rows))
+        return
+    root = Tree(repr(text)[-70:])
+    branches: list[Tree] = []
+    for row in rows:
+        parent = root if row["parent"] < 0 else branches[row["parent"]]
+        branches.append(parent.add(f"{row['text']!r}  {100 * row['probability']:.0f} %"))
+    console = Console(highlight=False, markup=False)
+    console.print(root if rows else f"nothing in {path} continues {text!r}")
+
+
+def _raise(drafter: Any, error: Exception) -> None:
+    raise error
