@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import xxhash
@@ -70,27 +71,31 @@ def open_array(folder: Path, described: ArrayFile) -> NDArray[Any]:
         if path.is_symlink() or not path.is_file():
             raise StoreError(f"{path} is missing, or no regular file; build the store again")
         with open(path, "rb") as file:
-            version = np.lib.format.read_magic(file)
-            if version != (1, 0):
-                raise ValueError(f"npy format {version}")
-            shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-            start = file.tell()
-            size = os.fstat(file.fileno()).st_size
+            return _mapped(file, described)
     except StoreError:
         raise
     except Exception as error:  # numpy reports a damaged header in many ways
         raise StoreError(f"{path} cannot be read as an array: {error}") from error
+
+
+def _mapped(file: BinaryIO, described: ArrayFile) -> NDArray[Any]:
+    version = np.lib.format.read_magic(file)
+    if version != (1, 0):
+        raise ValueError(f"npy format {version}")
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
     if shape != described.shape or dtype != np.dtype(described.dtype) or fortran:
-        raise StoreError(
-            f"{path} holds {dtype}{list(shape)}, "
+        raise ValueError(
+            f"it holds {dtype}{list(shape)}, "
             f"but the manifest says {described.dtype}{list(described.shape)}"
         )
-    needed = start + dtype.itemsize * int(np.prod(shape, dtype=object))
+    start = file.tell()
+    size = os.fstat(file.fileno()).st_size
+    needed = start + dtype.itemsize * math.prod(shape)
     if size != needed:
-        raise StoreError(f"{path} has {size:,} bytes instead of {needed:,}; it is damaged")
+        raise ValueError(f"it has {size:,} bytes instead of {needed:,}")
     if needed == start:
         return np.empty(shape, dtype)
-    return np.memmap(path, dtype, mode="r", offset=start, shape=shape)
+    return np.memmap(file, dtype, mode="r", offset=start, shape=shape)
 
 
 def verify(folder: Path, described: ArrayFile) -> None:
