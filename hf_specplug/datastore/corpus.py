@@ -75,7 +75,10 @@ def find(patterns: list[str]) -> tuple[str, ...]:
             files.append(pattern)
         elif path.is_dir():
             inside = (p for p in sorted(path.rglob("*")) if p.is_file() and _belongs(p, path))
-            files += [str(p) for p in inside if _is_text(p)]
+            found = [str(p) for p in inside if _is_text(p)]
+            if not found:
+                raise CorpusError(f"the folder {pattern!r} holds no text")
+            files += found
         else:
             found = sorted(p for p in glob.glob(pattern, recursive=True) if Path(p).is_file())
             if not found:
