@@ -41,13 +41,16 @@ def demo(
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves it to torch.")] = 0,
     color: Annotated[bool, typer.Option(help="Colour the text by drafter.")] = True,
+    store: Annotated[
+        bool, typer.Option(help="Also with a datastore of Python's standard library.")
+    ] = True,
 ) -> None:
     """Generate plainly and with the plug, in turn, and compare: speed, forward passes, output."""
     from hf_specplug import demo as module
     from hf_specplug.errors import SpecPlugError
 
     try:
-        identical = module.run(model, prompt, tokens, dtype, threads, color)
+        identical = module.run(model, prompt, tokens, dtype, threads, color, store)
     except (SpecPlugError, OSError) as error:
         typer.echo(f"specplug demo: {error}", err=True)
         raise typer.Exit(1) from error
@@ -91,6 +94,9 @@ def record(
 def simulate(
     recording: Annotated[str, typer.Argument(help="A file that `specplug record` wrote.")],
     drafters: Annotated[str, typer.Option(help="Names, with commas.")] = "context,recycling",
+    datastore: Annotated[
+        list[str] | None, typer.Option(help="Also draft from this store; may be repeated.")
+    ] = None,
     nodes: Annotated[
         str, typer.Option(help='Tokens per forward pass to compare; "auto" needs --cost.')
     ] = "8,16,32,64",
@@ -117,7 +123,16 @@ def simulate(
 
     try:
         workbench.run(
-            recording, drafters, nodes, cost, tasks, leave_one_out, published, calibration, out
+            recording,
+            drafters,
+            datastore or (),
+            nodes,
+            cost,
+            tasks,
+            leave_one_out,
+            published,
+            calibration,
+            out,
         )
     except (SpecPlugError, OSError) as error:
         typer.echo(f"specplug simulate: {error}", err=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sysconfig
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -16,6 +19,9 @@ from rich.text import Text
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_specplug.attachment import attach
+from hf_specplug.datastore.build import Plan, build
+from hf_specplug.datastore.corpus import Corpus, find
+from hf_specplug.datastore.store import Datastore, tokenizer_hash
 from hf_specplug.drafters.base import Drafter, Float32, Frontier, Int32, Step
 from hf_specplug.errors import OptionError
 from hf_specplug.plug import DEFAULT_DRAFTERS, SpecPlug
@@ -28,6 +34,7 @@ PROMPTS = (
     "Write a Python function that merges two sorted lists.",
     "Explain what a context manager is, with an example.",
 )
+STORE_TOKENS = 2_000_000
 PENALTY = 1.1  # without it small models repeat themselves, which is too easy to draft
 STYLES = {"context": "bold green", "recycling": "bold magenta", "both": "bold yellow"}
 
@@ -64,6 +71,8 @@ class Comparison:
     identical: bool
     output: list[int]
     origins: list[int] = field(default_factory=list)
+    store_seconds: float = 0.0
+    store_forwards: int = 0
 
 
 def run(
@@ -73,8 +82,12 @@ def run(
     dtype: str,
     threads: int,
     color: bool,
+    store: bool,
 ) -> bool:
     """Run the demo and print it; return whether all outputs were identical.
+
+    Args:
+        store: also draft from a datastore of Python's standard library, built once.
 
     Raises:
         OptionError: an unknown dtype.
@@ -93,12 +106,13 @@ def run(
     recorder = Recorder()
     attach(model)
     plug = SpecPlug(drafters=[*DEFAULT_DRAFTERS, recorder])
+    stored = SpecPlug(datastores=[_standard_library(tokenizer, console)]) if store else None
     questions = prompts or list(PROMPTS)
-    _compare(model, tokenizer, plug, questions[0], min(tokens, 32))  # warm both up
+    _compare(model, tokenizer, plug, stored, questions[0], min(tokens, 32))  # warm all up
     plug.stats.reset()
     results = []
     for question in track(questions, "generating", console=console, transient=True):
-        results.append(_compare(model, tokenizer, plug, question, tokens))
+        results.append(_compare(model, tokenizer, plug, stored, question, tokens))
         results[-1].origins = list(recorder.origins)
     name = model_name or "the built-in demo model"
     console.print(_table(name, dtype, results))
@@ -109,8 +123,31 @@ def run(
     return all(result.identical for result in results)
 
 
-def _compare(model: Any, tokenizer: Any, plug: SpecPlug, question: str, tokens: int) -> Comparison:
-    """Plain first, then plugged, on the same prompt."""
+def _standard_library(tokenizer: Any, console: Console) -> Path:
+    """A store of the interpreter's standard library in the user's cache, built if it is not there.
+
+    Raises:
+        StoreError, OSError: it cannot be built there.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hf_specplug"
+    path = cache / f"stdlib-{tokenizer_hash(tokenizer)[:8]}.store"
+    files = Corpus(find([sysconfig.get_paths()["stdlib"]]))
+    if not path.exists() or Datastore(path).manifest.build:
+        with console.status("building a datastore of Python's standard library, once"):
+            plan = Plan(max_tokens=STORE_TOKENS)
+            build(path, files, tokenizer, plan, lambda error: None, lambda *counts: None)
+    return path
+
+
+def _compare(
+    model: Any,
+    tokenizer: Any,
+    plug: SpecPlug,
+    stored: SpecPlug | None,
+    question: str,
+    tokens: int,
+) -> Comparison:
+    """Plain first, then plugged, then with a store, on the same prompt."""
     if tokenizer.chat_template:
         inputs = tokenizer.apply_chat_template(
             [{"role": "user", "content": question}],
@@ -129,24 +166,37 @@ def _compare(model: Any, tokenizer: Any, plug: SpecPlug, question: str, tokens: 
     plugged = model.generate(**inputs, **settings, assistant=plug)
     end = time.perf_counter()
     length = inputs["input_ids"].shape[1]
+    identical = torch.equal(plain, plugged)
+    seconds, forwards = 0.0, 0
+    if stored is not None:
+        stored.stats.reset()
+        begin = time.perf_counter()
+        output = model.generate(**inputs, **settings, assistant=stored)
+        seconds, forwards = time.perf_counter() - begin, stored.stats.forwards + 1
+        identical &= torch.equal(plain, output)
     return Comparison(
         prompt=question,
         plain_seconds=middle - start,
         plug_seconds=end - middle,
         tokens=plugged.shape[1] - length,
         forwards=plug.stats.forwards - before + 1,
-        identical=torch.equal(plain, plugged),
+        identical=identical,
         output=plugged[0, length:].tolist(),
+        store_seconds=seconds,
+        store_forwards=forwards,
     )
 
 
 def _table(name: str, dtype: str, results: list[Comparison]) -> Table:
     title = f"model.generate without and with the plug\n{name}, {dtype}, greedy"
-    table = Table(title=f"{title}, repetition penalty {PENALTY}", padding=(0, 0, 0, 1))
-    table.add_column("prompt", max_width=24, no_wrap=True)
-    columns = ("tokens", "plain\ntok/s", "plug\ntok/s", "ratio", "for-\nwards", "accept\nlength")
+    title = f"{title}, repetition penalty {PENALTY}"
+    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 0, 0, 1))
+    table.add_column("prompt", max_width=17, no_wrap=True)
+    columns = ["new", "plain\ntok/s", "plug\ntok/s", "ratio", "accept\nlength"]
+    if any(result.store_forwards for result in results):
+        columns += ["with\nstore", "accept\nlength"]
     for column in columns:
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", min_width=len(max(column.split(), key=len)))
     table.add_column("output", no_wrap=True)
     total = Comparison(
         "all",
@@ -156,18 +206,26 @@ def _table(name: str, dtype: str, results: list[Comparison]) -> Table:
         sum(result.forwards for result in results),
         all(result.identical for result in results),
         [],
+        store_seconds=sum(result.store_seconds for result in results),
+        store_forwards=sum(result.store_forwards for result in results),
     )
     for result in [*results, total]:
         if result is total:
             table.add_section()
+        with_store = []
+        if result.store_forwards:
+            with_store = [
+                f"{result.plain_seconds / result.store_seconds:.2f}x",
+                f"{result.tokens / result.store_forwards:.2f}",
+            ]
         table.add_row(
             result.prompt,
             f"{result.tokens}",
             f"{result.tokens / result.plain_seconds:.0f}",
             f"{result.tokens / result.plug_seconds:.0f}",
             f"{result.plain_seconds / result.plug_seconds:.2f}x",
-            f"{result.forwards}",
             f"{result.tokens / result.forwards:.2f}",
+            *with_store,
             "identical" if result.identical else "[red]DIFFERENT[/red]",
         )
     return table

@@ -115,13 +115,13 @@ class Result:
 
 def simulate(
     recording: Recording,
-    drafters: Sequence[str],
+    drafters: Sequence[str | Drafter],
     nodes: int | str,
     cost: Cost | None = None,
     published: str | None = None,
     progress: Progress = lambda traces: traces,
 ) -> Result:
-    """`replay` with new drafters, by name.
+    """`replay` with new drafters, by name, or with given ones.
 
     Raises:
         OptionError: an unknown drafter, number of nodes or paper.

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 from hf_specplug import __version__
+from hf_specplug.datastore.store import open_all
+from hf_specplug.drafters.rest import RestDrafter
 from hf_specplug.errors import OptionError
 from hf_specplug.recording import Trace, load
 from hf_specplug.simulate import Result, cost_curve, simulate
@@ -19,6 +21,7 @@ from hf_specplug.simulate import Result, cost_curve, simulate
 def run(
     path: str,
     drafters: str,
+    datastores: Sequence[str],
     nodes: str,
     cost: str | None,
     tasks: str | None,
@@ -39,13 +42,17 @@ def run(
     curve = cost_curve(cost) if cost else None
     console = Console(highlight=False)
     names = _split(drafters)
+    stores = open_all(datastores)
+    if stores and RestDrafter.name not in names:
+        names.append(RestDrafter.name)
     results: dict[str, Result] = {}
     for label, group, size, paper in _plan(names, _sizes(nodes), leave_one_out, published):
 
         def progress(traces: Iterable[Trace], label: str = label) -> Iterable[Trace]:
             return track(traces, label, total=len(recording), console=console, transient=True)
 
-        results[label] = simulate(recording, group, size, curve, paper, progress)
+        made = [RestDrafter(stores) if name == RestDrafter.name else name for name in group]
+        results[label] = simulate(recording, made, size, curve, paper, progress)
     console.print(_table(results, f"{path}: {len(recording)} texts of {recording.model}"))
     console.print(_by_task(results, curve is not None))
     if calibration:

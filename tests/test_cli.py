@@ -26,7 +26,11 @@ def specplug(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("command", ["demo", "record", "simulate", "bench", "bench engine"])
+COMMANDS = ["demo", "record", "simulate", "bench", "bench engine", "build", "append", "merge"]
+COMMANDS += ["info", "check", "query"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_shows_an_example(command: str) -> None:
     result = specplug(*command.split(), "--help")
     assert result.returncode == 0
@@ -48,7 +52,8 @@ def test_version() -> None:
 
 
 def test_demo() -> None:
-    result = specplug("demo", "--tokens", "40", "--prompt", "Add two numbers.", "--threads", "1")
+    arguments = ["--tokens", "40", "--prompt", "Add two numbers.", "--threads", "1"]
+    result = specplug("demo", *arguments)
     assert result.returncode == 0, result.stderr
     assert "identical" in result.stdout
     assert "DIFFERENT" not in result.stdout
@@ -70,7 +75,7 @@ def test_bad_input_is_one_friendly_line(tmp_path: Path) -> None:
 
 def test_demo_reports_identity(capsys: pytest.CaptureFixture[str]) -> None:
     threads = torch.get_num_threads()
-    assert run(None, ["Write a loop."], 20, "float32", threads, color=True)
+    assert run(None, ["Write a loop."], 20, "float32", threads, color=True, store=False)
     assert "Write a loop." in capsys.readouterr().out
 
 
@@ -121,3 +126,70 @@ def test_bench_engine_says_what_is_wrong(tmp_path: Path, change: list[str], mess
     assert result.returncode == 1
     assert message in result.stderr.replace("\n", " ")
     assert "Traceback" not in result.stderr
+
+
+TOKENIZER = ["--tokenizer", str(BUILT_IN)]
+
+
+def test_a_store_from_the_command_line(tmp_path: Path) -> None:
+    """Build, info, query, append, merge, check: as in the README."""
+    corpus, store = tmp_path / "texts", str(tmp_path / "my.store")
+    corpus.mkdir()
+    (corpus / "a.py").write_text("def add(one, other):\n    return one + other\n" * 30)
+    (corpus / "b.jsonl").write_text('{"text": "a text"}\n' * 3)
+    result = specplug("build", store, str(corpus), *TOKENIZER, "--dedup", "--memory", "64M")
+    assert result.returncode == 0, result.stderr
+    assert "complete" in result.stdout
+    info = json.loads(specplug("info", store, "--format", "json").stdout)
+    assert (info["documents"], info["shards"]) == (2, 1)
+    assert info["tokens"] > 100
+    rows = json.loads(specplug("query", store, "    return one", "--format", "json").stdout)
+    assert rows[0]["parent"] == -1
+    assert "+" in "".join(row["text"] for row in rows)
+    assert "%" in specplug("query", store, "    return one").stdout
+    assert "nothing" in specplug("query", store, "zebra quartz").stdout
+    (corpus / "c.txt").write_text("more text")
+    assert specplug("append", store, str(corpus / "c.txt")).returncode == 0
+    assert specplug("merge", store).returncode == 0
+    assert "as it was written" in specplug("check", store, "--deep").stdout
+    info = json.loads(specplug("info", store, "--format", "json").stdout)
+    assert (info["documents"], info["shards"]) == (3, 1)
+    result = specplug("simulate", str(tmp_path / "no.rec"), "--datastore", store)
+    assert result.returncode == 1
+    for path in Path(store).glob("*.tokens.npy"):
+        raw = bytearray(path.read_bytes())
+        raw[-2] ^= 1
+        path.write_bytes(raw)
+    result = specplug("check", store)
+    assert result.returncode == 1
+    assert "changed since it was written" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nothing/*.txt"], "nothing is found"),
+        (["a.jsonl"], "a.jsonl, line 2: no JSON"),
+        (["a.jsonl", "--memory", "much"], "--memory is a size"),
+        (["a.jsonl", "--on-error", "ask"], "stop or skip"),
+    ],
+)
+def test_build_says_what_is_wrong(tmp_path: Path, arguments: list[str], message: str) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\nnot json\n')
+    arguments = [str(tmp_path / arguments[0]), *arguments[1:]]
+    result = specplug("build", str(tmp_path / "store"), *arguments, *TOKENIZER)
+    assert result.returncode == 1
+    assert message in result.stderr.replace("\n", " ")
+    assert "Traceback" not in result.stderr
+
+
+def test_build_skips_what_it_is_told_to_skip(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\nnot json\n{"text": "two"}\n')
+    store = str(tmp_path / "store")
+    arguments = [str(tmp_path / "a.jsonl"), *TOKENIZER, "--on-error", "skip"]
+    result = specplug("build", store, *arguments)
+    assert result.returncode == 0
+    assert "line 2" in result.stderr
+    assert json.loads(specplug("info", store, "--format", "json").stdout)["documents"] == 2
+    result = specplug("build", str(tmp_path / "other"), str(tmp_path / "a.jsonl"))
+    assert "--tokenizer NAME_OR_PATH" in result.stderr

@@ -16,11 +16,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from transformers import AutoTokenizer
 
 from hf_specplug.datastore import arrays, manifest
 from hf_specplug.datastore.build import Plan, build, merge, remove, shard_tokens_for
 from hf_specplug.datastore.corpus import Corpus, find
+from hf_specplug.datastore.recipe import load as load_recipe
 from hf_specplug.datastore.store import Datastore, token_dtype, tokenizer_hash
+from hf_specplug.demo import BUILT_IN
 from hf_specplug.errors import StoreError
 from tests.stores import Letters, make, silent, stop, texts
 
@@ -79,6 +82,31 @@ def test_an_empty_corpus_is_an_empty_store(tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("")
     make(tmp_path / "store", tmp_path / "empty.txt")
     assert contents(tmp_path / "store") == []
+
+
+def test_the_committed_sample_stays_readable() -> None:
+    sample = Path(__file__).parent.parent / "datastores" / "sample.store"
+    opened = Datastore(sample)
+    opened.check(deep=True)
+    assert len(opened) > 20_000
+    opened.refuse_other(AutoTokenizer.from_pretrained(BUILT_IN))
+
+
+@pytest.mark.parametrize("recipe", ["stdlib", "code", "chats", "outputs"])
+def test_recipes_can_be_read(recipe: str, tmp_path: Path) -> None:
+    folder = Path(__file__).parent.parent / "datastores" / "recipes"
+    shutil.copy(folder / f"{recipe}.toml", tmp_path)
+    for name in (
+        "src/a.py",
+        "docs/a.md",
+        "a.md",
+        "logs/a.jsonl",
+        "logs/a.jsonl.gz",
+        "answers.jsonl",
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    assert load_recipe([str(tmp_path / f"{recipe}.toml")]).corpus.files
 
 
 class Interrupted(Exception):
@@ -322,6 +350,8 @@ from hf_specplug.kernels.suffix import suffix_array
 from pathlib import Path
 from hf_specplug.datastore.build import Plan, build, merge
 from hf_specplug.datastore.corpus import Corpus, find
+from hf_specplug.datastore.recipe import load as load_recipe
+from hf_specplug.demo import BUILT_IN
 from hf_specplug.errors import StoreError
 from tests.stores import Letters, make, silent, stop
 store, corpus, more = map(Path, sys.argv[1:4])

@@ -51,6 +51,8 @@ class RestDrafter(Drafter):
         self._shards: list[_Matches] = []
         self._context: Context | None = None
         self._out = np.empty((0, 3), np.int32)
+        self._raw = np.empty((0, 0, kernels.COLUMNS), np.int32)
+        self._ends = np.empty((0, 0), np.int32)
         for store in open_all(stores, tokenizer):
             self.add(store)
 
@@ -90,13 +92,14 @@ class RestDrafter(Drafter):
         count, limit = len(frontier.nodes), self.rows_per_node
         if not self._shards:
             return self._out[:0]
-        raw = np.empty((len(self._shards), count * limit, kernels.COLUMNS), np.int32)
-        ends = np.empty((len(self._shards), count), np.int32)
-        for index, matches in enumerate(self._shards):
-            matches.expand(frontier, limit, ends[index], raw[index])
-        if len(self._out) < count * limit:
+        if len(self._out) < count * limit or len(self._raw) != len(self._shards):
             self._out = np.empty((2 * count * limit, 3), np.int32)
-        rows = kernels.combine(raw, ends, frontier.nodes, limit, self._out)
+            shape = (len(self._shards), len(self._out), kernels.COLUMNS)
+            self._raw = np.empty(shape, np.int32)
+            self._ends = np.empty(shape[:2], np.int32)
+        for index, matches in enumerate(self._shards):
+            matches.expand(frontier, limit, self._ends[index], self._raw[index])
+        rows = kernels.combine(self._raw, self._ends, frontier.nodes, limit, self._out)
         return self._out[:rows]
 
 
@@ -104,7 +107,10 @@ class _Matches:
     """One shard, and where the text and the paths of a tree occur in it."""
 
     def __init__(self, shard: Any, vocab: int) -> None:
-        self.tokens, self._suffixes, self._vocab = shard.tokens, shard.suffixes, vocab
+        # plain arrays: a kernel is slow to look at a subclass
+        self.tokens = shard.tokens.view(np.ndarray)
+        self._suffixes = shard.suffixes.view(np.ndarray)
+        self._vocab = vocab
         self._allocate(512)
 
     def _allocate(self, capacity: int) -> None:
@@ -118,10 +124,9 @@ class _Matches:
         self.advance(tokens[-kernels.LONGEST :])
 
     def advance(self, tokens: Int32) -> None:
-        for token in tokens:
-            kernels.advance(self.tokens, self._suffixes, self._low[0], self._high[0], token)
-        found = np.flatnonzero(self._high[0] > self._low[0])
-        self._longest[0] = found[-1]
+        self._longest[0] = kernels.advance(
+            self.tokens, self._suffixes, self._low[0], self._high[0], tokens
+        )
 
     def expand(self, frontier: Frontier, limit: int, ends: Int32, out: Int32) -> None:
         if len(self._longest) < len(frontier.pool):

@@ -201,19 +201,24 @@ _FEW = 4  # occurrences; with fewer, a shorter match is asked, too
 
 
 @njit
-def advance(tokens, suffixes, low, high, token):
-    """Add a token to a text whose matches are kept, by length.
+def advance(tokens, suffixes, low, high, emitted):
+    """Add tokens to a text whose matches are kept, by length; return the longest match.
 
     Args:
         low, high: int32[LONGEST + 1], at [l] the interval of the text's last l tokens.
-        token: -1 for "no token", which nothing matches.
+        emitted: int32[n]; -1 stands for "no token", which nothing matches.
     """
-    for length in range(LONGEST, 0, -1):
-        low[length], high[length] = 0, 0
-        if token >= 0 and high[length - 1] > low[length - 1]:
-            low[length], high[length] = narrow(
-                tokens, suffixes, low[length - 1], high[length - 1], length - 1, token
-            )
+    for token in emitted:
+        for length in range(LONGEST, 0, -1):
+            low[length], high[length] = 0, 0
+            if token >= 0 and high[length - 1] > low[length - 1]:
+                low[length], high[length] = narrow(
+                    tokens, suffixes, low[length - 1], high[length - 1], length - 1, token
+                )
+    longest = LONGEST
+    while longest > 0 and high[longest] <= low[longest]:
+        longest -= 1
+    return longest
 
 
 @njit

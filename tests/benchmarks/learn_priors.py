@@ -4,6 +4,10 @@
     python -m tests.benchmarks.learn_priors traces.safetensors --out hf_specplug/priors.json
 
 Only numbers leave the recording: one probability per evidence bucket, and the mixer's weights.
+A further drafter is added to the known ones with `--only`, a store with `--datastore`:
+
+    python -m tests.benchmarks.learn_priors mine.safetensors --drafters context,recycling,rest \
+        --datastore my.store --only rest --out hf_specplug/priors.json
 """
 
 from __future__ import annotations
@@ -11,13 +15,16 @@ from __future__ import annotations
 import argparse
 import json
 import random
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
 
 from hf_specplug import simulate
-from hf_specplug.drafters.base import Int32, create
+from hf_specplug.datastore.store import Datastore, open_all
+from hf_specplug.drafters.base import Drafter, Int32, create
+from hf_specplug.drafters.rest import RestDrafter
 from hf_specplug.kernels import mixer as mixing
 from hf_specplug.kernels import ngram, suffix, tree
 from hf_specplug.mixer import Mixer
@@ -35,6 +42,7 @@ GRIDS = {  # evidence buckets as tables, whose rows go from weaker to stronger e
         (suffix.LENGTHS, suffix.SHORTER_BUCKETS),
     ],
 }
+PRIORS = Path(simulate.__file__).parent / "priors.json"
 STRENGTH = 20.0  # a bucket without data is worth what its row's weaker neighbour is
 NODES = 25
 
@@ -80,11 +88,17 @@ def smoothed(hits: Any, seen: Any) -> Any:
     return rates.clip(5e-4, 0.999)
 
 
-def run(recording: Recording, names: list[str], start: dict[str, Any]) -> dict[str, Any]:
+def made(names: list[str], stores: list[Datastore]) -> list[Drafter]:
+    return create([RestDrafter(stores) if name == "rest" else name for name in names])
+
+
+def run(
+    recording: Recording, names: list[str], stores: list[Datastore], start: dict[str, Any]
+) -> dict[str, Any]:
     """One pass: what `priors.json` should hold after it."""
     Counting.hits = Counting.seen = np.zeros(0)
     Counting.weights, Counting.steps = 0.0, 0
-    drafters = create(names)
+    drafters = made(names, stores)
     for drafter in drafters:
         drafter.priors = np.array(start[drafter.name], np.float32)
     with patch("hf_specplug.mixer.learned", start.__getitem__):
@@ -119,6 +133,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("recording")
     parser.add_argument("--drafters", default="context,recycling")
+    parser.add_argument("--datastore", action="append", default=[])
+    parser.add_argument("--only", help="leave what is known of the other drafters as it is")
     parser.add_argument("--passes", type=int, default=3)
     parser.add_argument("--out")
     args = parser.parse_args()
@@ -127,16 +143,22 @@ def main() -> None:
     traces = list(recording.traces)
     random.Random(0).shuffle(traces)  # else the weights would be those of the last task
     recording = Recording(recording.model, recording.vocab_size, traces)
-    found: dict[str, Any] = {
-        drafter.name: np.full(len(drafter.priors), 0.1) for drafter in create(names)
-    }
-    found["mixer"] = {
-        "drafters": {},
-        "others": [[0.5, 1.5, 0.2]] * mixing.SETS,
-        "bias": [-3.0, -2.0, -1.5, -1.0],
-    }
+    stores = open_all(args.datastore)
+    known: dict[str, Any] = json.loads(PRIORS.read_text(encoding="utf-8"))
+    found: dict[str, Any] = dict(known)
+    if args.only is None:
+        found |= {each.name: np.full(len(each.priors), 0.1) for each in made(names, stores)}
+        found["mixer"] = {
+            "drafters": {},
+            "others": [[0.5, 1.5, 0.2]] * mixing.SETS,
+            "bias": [-3.0, -2.0, -1.5, -1.0],
+        }
     for _ in range(args.passes):
-        found = run(recording, names, found)
+        found = {**known, **run(recording, names, stores, found)}
+    if args.only is not None:
+        learned = found["mixer"]["drafters"][args.only]
+        mixer = {**known["mixer"], "drafters": {**known["mixer"]["drafters"], args.only: learned}}
+        found = {**known, args.only: found[args.only], "mixer": mixer}
     if args.out:
         lines = ",\n".join(f" {json.dumps(key)}: {json.dumps(found[key])}" for key in found)
         with open(args.out, "w", encoding="utf-8") as file:
