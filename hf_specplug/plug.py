@@ -24,6 +24,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from hf_specplug import handover, state
 from hf_specplug.budget import Budget, check_nodes
+from hf_specplug.datastore.growing import GrowingStore
 from hf_specplug.datastore.store import Datastore, open_all
 from hf_specplug.decode import decode, observe
 from hf_specplug.drafters.base import Context, Drafter, Int32, Step, create
@@ -100,11 +101,12 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
         self._lock = threading.Lock()
         self._sessions: WeakKeyDictionary[PreTrainedModel, Session] = WeakKeyDictionary()
         self._chain: tuple[Context, TreeSearch] | None = None
+        self._growing: GrowingStore | None = None
         self._attached: Callable[[], PreTrainedModel | None] = _nothing
 
     def __getstate__(self) -> dict[str, Any]:
         kept = dict(self.__dict__)
-        for name in ("_lock", "_sessions", "_chain", "_attached"):
+        for name in ("_lock", "_sessions", "_chain", "_growing", "_attached"):
             del kept[name]
         return kept
 
@@ -154,6 +156,8 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
             context = Context(_prompt(model, input_ids, inputs_tensor, vocab), vocab)
             chain = choice.mode == CHAIN
             cache = self._draft(walk, engine, session.budget(static), context, chain)
+            if self._growing is not None:
+                self._growing.add(context.tokens[context.prompt_length :])
         finally:
             self._lock.release()
         if streamer is not None:
@@ -183,6 +187,28 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
             self.mixer = Mixer([drafter.name for drafter in self.drafters])
             self.mixer.load_state_dict(learned)
             self._sessions.clear()
+
+    def record_to(
+        self, path: str | os.PathLike[str], tokenizer: Any, max_tokens: int = 10_000_000
+    ) -> GrowingStore:
+        """From now on append what calls generate to a datastore, for later calls to draft from.
+
+        Nothing is recorded unless this is called. Prompts are not; answers are, as token ids.
+
+        Args:
+            path: its folder; made if it is not there.
+            tokenizer: the model's.
+            max_tokens: kept at most; the oldest go.
+
+        Returns:
+            The store; `flush()` writes what is in memory, which otherwise happens now and then,
+            and at the end of the process.
+
+        Raises:
+            StoreError: the folder is no datastore, or one of another tokenizer.
+        """
+        self._growing = GrowingStore(path, tokenizer, max_tokens)
+        return self._growing
 
     def warmup(
         self, model: PreTrainedModel | None = None, max_length: int = 1024, **settings: Any

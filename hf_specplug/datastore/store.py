@@ -13,6 +13,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from hf_specplug.datastore import arrays, manifest
+from hf_specplug.datastore.corpus import HUB
 from hf_specplug.datastore.manifest import Shard
 from hf_specplug.errors import StoreError
 from hf_specplug.kernels import suffix as kernels
@@ -142,9 +143,19 @@ def tokenizer_hash(tokenizer: Any) -> str:
 def open_all(
     stores: Iterable[str | os.PathLike[str] | Datastore], tokenizer: Any = None
 ) -> list[Datastore]:
-    """Open stores, and refuse those that a given tokenizer did not make."""
-    opened = [store if isinstance(store, Datastore) else Datastore(store) for store in stores]
+    """Open stores (`hf://NAME[@REVISION]`: of the Hub), refuse those of another tokenizer."""
+    opened = [store if isinstance(store, Datastore) else _open(store) for store in stores]
     if tokenizer is not None:
         for store in opened:
             store.refuse_other(tokenizer)
     return opened
+
+
+def _open(path: str | os.PathLike[str]) -> Datastore:
+    name = os.fspath(path)
+    if not name.startswith(HUB):
+        return Datastore(path)
+    from hf_specplug.datastore.hub import from_hub
+
+    repo, _, revision = name.removeprefix(HUB).partition("@")
+    return from_hub(repo, revision or None)
