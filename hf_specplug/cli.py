@@ -185,6 +185,7 @@ def build(
     workers: Workers = 0,
     memory: Memory = None,
     on_error: OnError = "stop",
+    engine: Annotated[str, typer.Option(help="local, or ray for a cluster.")] = "local",
 ) -> None:
     """Build a datastore of texts to draft from; goes on with one that was interrupted."""
     with _friendly("build"):
@@ -201,6 +202,7 @@ def build(
             memory,
             on_error,
             append=False,
+            engine=engine,
         )
         stores.show(stores.describe(store), "table")
 

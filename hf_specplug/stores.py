@@ -26,6 +26,7 @@ from rich.tree import Tree
 from transformers import AutoTokenizer
 
 from hf_specplug.datastore import build as building
+from hf_specplug.datastore import engines
 from hf_specplug.datastore import recipe as recipes
 from hf_specplug.datastore.store import Datastore
 from hf_specplug.drafters.base import Context
@@ -49,6 +50,7 @@ def build(
     memory: str | None,
     on_error: str,
     append: bool,
+    engine: str = "local",
 ) -> Datastore:
     """Build, continue or append to a store; the arguments are those of the commands.
 
@@ -77,7 +79,8 @@ def build(
     plan = building.Plan(_shard_tokens(memory), recipe.max_tokens, recipe.dedup)
     made = AutoTokenizer.from_pretrained(tokenizer)
     with _progress(console, "documents") as progress:
-        building.build(Path(out), recipe.corpus, made, plan, report, progress, append)
+        where = engines.make(engine)
+        building.build(Path(out), recipe.corpus, made, plan, report, progress, append, where)
     if skipped:
         console.print(f"{len(skipped)} places in the corpus were skipped", style="yellow")
     return Datastore(out)

@@ -7,6 +7,7 @@ names of their own and then listed; a build that was interrupted goes on after t
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,10 +20,10 @@ from numpy.typing import NDArray
 
 from hf_specplug.datastore import arrays, manifest
 from hf_specplug.datastore.corpus import STDIN, Corpus
+from hf_specplug.datastore.engines import Engine, Local, sort
 from hf_specplug.datastore.manifest import Manifest, Shard
 from hf_specplug.datastore.store import MAX_SHARD, Datastore, token_dtype, tokenizer_hash
 from hf_specplug.errors import CorpusError, StoreError
-from hf_specplug.kernels.suffix import suffix_array
 
 SHARD = 1 << 25  # tokens, unless memory or the user says otherwise
 _BYTES_PER_TOKEN = 28  # of memory while a shard is built
@@ -98,11 +99,13 @@ def build(
     on_error: Callable[[CorpusError], None],
     progress: Progress,
     append: bool = False,
+    engine: Engine | None = None,
 ) -> Manifest:
     """Make a store of a corpus, or go on with one that was interrupted.
 
     Args:
         append: put new shards behind those of an existing store.
+        engine: where to tokenise and sort; in this process if not given.
 
     Raises:
         StoreError: the folder holds another store, or other files.
@@ -114,7 +117,8 @@ def build(
     with writing(folder):
         state = _begin(folder, corpus, tokenizer, plan, append)
         if state.build:
-            state = _add(folder, state, corpus, tokenizer, plan, on_error, progress)
+            engine = engine or Local()
+            state = _add(folder, state, corpus, tokenizer, plan, on_error, progress, engine)
     return state
 
 
@@ -167,54 +171,75 @@ def _add(
     plan: Plan,
     on_error: Callable[[CorpusError], None],
     progress: Progress,
+    engine: Engine,
 ) -> Manifest:
     """Read, tokenise and write shard by shard."""
-    done = int(state.build["documents"])
+    read = int(state.build["documents"])
     written = int(state.build["tokens"])
     most = plan.max_tokens or (1 << 62)
-    separator = state.vocab_size
-    dtype = token_dtype(separator)
-    buffer = np.empty(plan.shard_tokens, dtype)
+    shards = _Shards(folder, state, engine)
+    buffer = np.empty(plan.shard_tokens, token_dtype(state.vocab_size))
     filled = documents = 0
-    seen: set[bytes] = set()
-
-    def flush(read: int) -> None:
-        nonlocal state, filled, documents
-        if filled:
-            shard = write_shard(folder, len(state.shards), buffer[:filled], documents, separator)
-            shards = (*state.shards, shard)
-            progress_so_far = {**state.build, "documents": read, "tokens": written}
-            state = state.with_shards(shards, progress_so_far)
-            manifest.save(folder, state)
-        filled = documents = 0
-
-    read = done
-    for batch in _batches(_new(corpus.documents(on_error), done, plan.dedup, seen)):
-        rows = _tokenise(tokenizer, [text for _, text in batch])
+    texts = _new(corpus.documents(on_error), read, plan.dedup)
+    for batch, rows in engine.tokenised(tokenizer, _batches(texts)):
         for (number, _), row in zip(batch, rows, strict=True):
             row = row[: max(0, min(plan.shard_tokens, most - written) - 1)]
             if filled + len(row) + 1 > plan.shard_tokens:
-                flush(read)
+                shards.add(buffer[:filled], documents, read, written)
+                filled = documents = 0
             read = number
             if len(row):
                 buffer[filled : filled + len(row)] = row
-                buffer[filled + len(row)] = separator
+                buffer[filled + len(row)] = state.vocab_size
                 filled += len(row) + 1
                 written += len(row) + 1
                 documents += 1
             progress(1, len(row) + 1)
         if written >= most - 1:
             break
-    flush(read)
-    state = state.with_shards(state.shards, {})
-    manifest.save(folder, state)
-    return state
+    shards.add(buffer[:filled], documents, read, written)
+    return shards.finish()
 
 
-def _new(
-    texts: Iterator[str], done: int, dedup: bool, seen: set[bytes]
-) -> Iterator[tuple[int, str]]:
+class _Shards:
+    """Writes shards in order, some of them still being sorted when the next ones are filled."""
+
+    def __init__(self, folder: Path, state: Manifest, engine: Engine) -> None:
+        self._folder, self._state, self._engine = folder, state, engine
+        self._waiting: deque[Callable[[], None]] = deque()
+        self._count = len(state.shards)
+
+    def add(self, tokens: NDArray[Any], documents: int, read: int, written: int) -> None:
+        """Take over a filled shard; `read` documents and `written` tokens are then dealt with."""
+        if not len(tokens):
+            return
+        tokens = tokens.copy()
+        suffixes = self._engine.sorting(tokens, self._state.vocab_size + 1)
+        number = self._count
+        self._count += 1
+
+        def write() -> None:
+            shard = write_shard(self._folder, number, tokens, suffixes(), documents)
+            build = {**self._state.build, "documents": read, "tokens": written}
+            self._state = self._state.with_shards((*self._state.shards, shard), build)
+            manifest.save(self._folder, self._state)
+
+        self._waiting.append(write)
+        while len(self._waiting) > self._engine.ahead:
+            self._waiting.popleft()()
+
+    def finish(self) -> Manifest:
+        """Write what is waiting; the build is done."""
+        while self._waiting:
+            self._waiting.popleft()()
+        self._state = self._state.with_shards(self._state.shards, {})
+        manifest.save(self._folder, self._state)
+        return self._state
+
+
+def _new(texts: Iterator[str], done: int, dedup: bool) -> Iterator[tuple[int, str]]:
     """(number from 1, text) of documents that are not in the store yet."""
+    seen: set[bytes] = set()
     for number, text in enumerate(texts, start=1):
         if dedup:
             mark = xxhash.xxh3_128_digest(text.encode("utf-8", errors="replace"))
@@ -238,18 +263,16 @@ def _batches(texts: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, str]]
         yield batch
 
 
-def _tokenise(tokenizer: Any, texts: list[str]) -> list[NDArray[np.int64]]:
-    encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-    return [np.asarray(row, dtype=np.int64) for row in encoded]
-
-
 def write_shard(
-    folder: Path, number: int, tokens: NDArray[Any], documents: int, separator: int
+    folder: Path,
+    number: int,
+    tokens: NDArray[Any],
+    suffixes: NDArray[np.int32],
+    documents: int,
 ) -> Shard:
     """Write tokens and their suffix array; named by number and content, so never twice."""
     mark = xxhash.xxh3_64_hexdigest(np.ascontiguousarray(tokens).data)[:8]
     stem = f"{number:05d}-{mark}"
-    suffixes = suffix_array(tokens.astype(np.int32), separator + 1)
     return Shard(
         documents,
         {
@@ -281,8 +304,8 @@ def merge(folder: Path, shard_tokens: int, progress: Progress) -> Manifest:
             else:
                 tokens = np.concatenate([store.shards[i].tokens for i in group])
                 documents = sum(store.manifest.shards[i].documents for i in group)
-                separator = store.manifest.vocab_size
-                shards.append(write_shard(folder, len(shards), tokens, documents, separator))
+                suffixes = sort(tokens, store.manifest.vocab_size + 1)
+                shards.append(write_shard(folder, len(shards), tokens, suffixes, documents))
             progress(len(group), sum(len(store.shards[i].tokens) for i in group))
         state = store.manifest.with_shards(tuple(shards), {})
         manifest.save(folder, state)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from hf_specplug.datastore import manifest
 from hf_specplug.datastore.build import write_shard, writing
+from hf_specplug.datastore.engines import sort
 from hf_specplug.datastore.manifest import Manifest, Shard
 from hf_specplug.datastore.store import Datastore, token_dtype, tokenizer_hash
 from hf_specplug.errors import OptionError, StoreError
@@ -117,7 +118,8 @@ class GrowingStore:
             shards.pop(0)
             opened.pop(0)
         number = _next_number(state.shards)
-        written = write_shard(self.path, number, new, documents, self._vocab)
+        suffixes = sort(new, self._vocab + 1)
+        written = write_shard(self.path, number, new, suffixes, documents)
         manifest.save(self.path, state.with_shards((*shards, written), {}))
 
 
