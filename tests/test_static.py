@@ -323,6 +323,24 @@ def test_what_cannot_be_captured_runs_as_it_is(
     assert len(runs) == 1
 
 
+def test_a_graph_with_other_results_is_not_used(
+    captured: type[Repeated], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replay = Repeated.replay
+
+    def stale(self: Repeated) -> Any:
+        logits, packed = replay(self)
+        return logits.flip(0), packed
+
+    monkeypatch.setattr(Repeated, "replay", stale)
+    model = make("llama")
+    inputs = prompt(model)
+    expected, _ = plain(model, inputs, max_new_tokens=30, do_sample=False)
+    output, _, plug = plugged(model, inputs, ["context"], max_new_tokens=30, do_sample=False)
+    assert output.tolist() == expected.tolist()
+    assert "other logits" in next(iter(plug.stats.fallbacks))
+
+
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_host_work_can_wait(name: str, captured: type[Repeated]) -> None:
     """What is shown while the device computes is shown in order, and nothing is lost."""
