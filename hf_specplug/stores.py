@@ -20,6 +20,7 @@ from rich.progress import (
     Task,
     TextColumn,
     TimeElapsedColumn,
+    TimeRemainingColumn,
 )
 from rich.table import Table
 from rich.tree import Tree
@@ -78,7 +79,7 @@ def build(
 
     plan = building.Plan(_shard_tokens(memory), recipe.max_tokens, recipe.dedup)
     made = AutoTokenizer.from_pretrained(tokenizer)
-    with _progress(console, "documents") as progress:
+    with _progress(console, "documents", recipe.corpus.count()) as progress:
         where = engines.make(engine)
         building.build(Path(out), recipe.corpus, made, plan, report, progress, append, where)
     if skipped:
@@ -106,16 +107,11 @@ class _Rate(ProgressColumn):
 
 
 @contextmanager
-def _progress(console: Console, what: str) -> Iterator[building.Progress]:
-    columns = (
-        SpinnerColumn(),
-        MofNCompleteColumn(),
-        TextColumn(what),
-        _Rate(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as shown:
-        task = shown.add_task(what, total=None, tokens=0)
+def _progress(console: Console, what: str, total: int | None = None) -> Iterator[building.Progress]:
+    columns = SpinnerColumn(), MofNCompleteColumn(), TextColumn(what), _Rate()
+    times = TimeElapsedColumn(), TimeRemainingColumn()
+    with Progress(*columns, *times, console=console, transient=True) as shown:
+        task = shown.add_task(what, total=total, tokens=0)
         state = {"tokens": 0}
 
         def progress(documents: int, tokens: int) -> None:

@@ -14,7 +14,7 @@ from hf_specplug.errors import CorpusError
 
 
 class Letters:
-    """A tokenizer whose tokens are bytes."""
+    """A tokenizer whose tokens are letters: from the 960th on by number, so that 0 can be said."""
 
     name_or_path = "letters"
 
@@ -28,7 +28,11 @@ class Letters:
         return {f"<{index}>": index for index in range(self._size)}
 
     def __call__(self, texts: list[str], **_: Any) -> dict[str, list[list[int]]]:
-        return {"input_ids": [[ord(letter) % self._size for letter in text] for text in texts]}
+        rows = [
+            [(ord(letter) - 960 if ord(letter) >= 960 else ord(letter)) for letter in text]
+            for text in texts
+        ]
+        return {"input_ids": [[token % self._size for token in row] for row in rows]}
 
 
 def stop(error: CorpusError) -> None:
@@ -50,5 +54,9 @@ def texts(folder: Path, count: int = 20, seed: int = 0) -> Path:
     return folder
 
 
-def make(store: Path, corpus: Path, append: bool = False, **plan: Any) -> Manifest:
-    return build(store, Corpus(find([str(corpus)])), Letters(), Plan(**plan), stop, silent, append)
+def make(
+    store: Path, corpus: Path, append: bool = False, letters: int = 96, **plan: Any
+) -> Manifest:
+    return build(
+        store, Corpus(find([str(corpus)])), Letters(letters), Plan(**plan), stop, silent, append
+    )

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import copy
 import pickle
+import tempfile
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from hf_specplug.datastore.store import Datastore
 from hf_specplug.drafters.base import (
     MAX_CHILDREN,
     TOP_K,
@@ -20,19 +24,37 @@ from hf_specplug.drafters.base import (
     create,
     registry,
 )
+from hf_specplug.drafters.rest import RestDrafter
 from hf_specplug.mixer import Mixer
 from hf_specplug.search import TreeSearch
 from tests.helpers import new_tokens, plain, plugged
+from tests.stores import make as make_store
 from tests.zoo import make, prompt
 
 VOCAB = 50
 DRAFTERS = sorted(registry())
 
 
+@cache
+def store(letters: int) -> Datastore:
+    """Random text, of so many tokens that every pair of them occurs."""
+    folder = Path(tempfile.mkdtemp())
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, letters, 6 * letters**2)
+    (folder / "text.txt").write_text("".join(chr(960 + token) for token in tokens))
+    make_store(folder / "store", folder / "text.txt", letters=letters)
+    return Datastore(folder / "store")
+
+
+def new(name: str, letters: int = 12) -> Drafter:
+    """A drafter that has something to draft from."""
+    return RestDrafter([store(letters)]) if name == "rest" else create([name])[0]
+
+
 def fed(name: str, seed: int = 0) -> tuple[Drafter, Context]:
     """A drafter in the middle of a request."""
     rng = np.random.default_rng(seed)
-    drafter = create([name])[0]
+    drafter = new(name)
     context = Context(rng.integers(0, 12, 60), VOCAB)
     drafter.begin(context)
     for _ in range(6):
@@ -57,7 +79,7 @@ def grow(drafter: Drafter, context: Context, limit: int = 30) -> list[tuple[int,
 
 @pytest.mark.parametrize("name", DRAFTERS)
 def test_declares_itself(name: str) -> None:
-    drafter = create([name])[0]
+    drafter = new(name)
     assert drafter.name == name
     assert drafter.needs <= {"topk", "hidden"}
     assert drafter.priors.dtype == np.float32
@@ -98,7 +120,7 @@ def test_is_deterministic_and_copies(name: str) -> None:
 def test_state_comes_back(name: str) -> None:
     drafter, context = fed(name)
     state = {key: array.copy() for key, array in drafter.state_dict().items()}
-    fresh = create([name])[0]
+    fresh = new(name)
     fresh.load_state_dict(state)
     for one in (drafter, fresh):
         one.begin(context)
@@ -107,7 +129,7 @@ def test_state_comes_back(name: str) -> None:
 
 @pytest.mark.parametrize("name", DRAFTERS)
 def test_an_empty_context_and_no_observation(name: str) -> None:
-    drafter = create([name])[0]
+    drafter = new(name)
     context = Context([], VOCAB)
     drafter.begin(context)
     assert isinstance(grow(drafter, context), list)
@@ -121,7 +143,7 @@ def test_is_lossless(name: str, do_sample: bool) -> None:
     model, inputs = make("llama"), prompt(make("llama"))
     settings = {"max_new_tokens": 60, "do_sample": do_sample, "top_k": 5}
     expected, state = plain(model, inputs, **settings)
-    output, after, plug = plugged(model, inputs, [name], nodes=16, **settings)
+    output, after, plug = plugged(model, inputs, [new(name, 96)], nodes=16, **settings)
     assert new_tokens(output, 60) == new_tokens(expected, 60)
     assert torch.equal(after, state)
     assert plug.stats.drafted

@@ -24,6 +24,8 @@ from hf_specplug.datastore.corpus import Corpus, find
 from hf_specplug.datastore.recipe import load as load_recipe
 from hf_specplug.datastore.store import Datastore, token_dtype, tokenizer_hash
 from hf_specplug.demo import BUILT_IN
+from hf_specplug.drafters.base import Context, Frontier
+from hf_specplug.drafters.rest import RestDrafter
 from hf_specplug.errors import StoreError
 from tests.stores import Letters, make, silent, stop, texts
 
@@ -314,6 +316,33 @@ def test_broken_files_are_refused(tmp_path: Path) -> None:
         assert store.name in str(caught.value), name
 
 
+def test_any_flipped_byte_is_refused_or_harmless(tmp_path: Path) -> None:
+    """600 changes of manifest and headers: a StoreError, or guesses within the vocabulary."""
+    store = tmp_path / "store"
+    make(store, texts(tmp_path / "texts", 4))
+    rng = random.Random(0)
+    paths = sorted(path for path in store.iterdir() if path.suffix in (".json", ".npy"))
+    refused = 0
+    for _ in range(600):
+        path = rng.choice(paths)
+        whole = path.read_bytes()
+        raw = bytearray(whole)
+        place = rng.randrange(len(raw) if path.suffix == ".json" else 160)
+        raw[place] ^= 1 << rng.randrange(8)
+        path.write_bytes(raw)
+        try:
+            drafter = RestDrafter([Datastore(store)])
+            drafter.begin(Context([97 % 96, 98 % 96, 32], 96))
+            frontier = Frontier(np.zeros(1, np.int32), np.zeros((4, 12), np.int32), 32)
+            rows = drafter.expand(frontier)
+            assert ((rows[:, 1] >= 0) & (rows[:, 1] < 1 << 31)).all()
+        except StoreError:
+            refused += 1
+        path.write_bytes(whole)
+    assert 100 < refused < 600
+    contents(store)
+
+
 def test_changed_bytes_are_found(tmp_path: Path) -> None:
     make(tmp_path / "store", texts(tmp_path / "texts", 4))
     (shard,) = Datastore(tmp_path / "store").manifest.shards
@@ -352,6 +381,8 @@ from hf_specplug.datastore.build import Plan, build, merge
 from hf_specplug.datastore.corpus import Corpus, find
 from hf_specplug.datastore.recipe import load as load_recipe
 from hf_specplug.demo import BUILT_IN
+from hf_specplug.drafters.base import Context, Frontier
+from hf_specplug.drafters.rest import RestDrafter
 from hf_specplug.errors import StoreError
 from tests.stores import Letters, make, silent, stop
 store, corpus, more = map(Path, sys.argv[1:4])

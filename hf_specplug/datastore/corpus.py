@@ -47,6 +47,11 @@ class Corpus:
             digest.update(repr(state).encode())
         return str(digest.hexdigest())
 
+    def count(self) -> int | None:
+        """How many documents there are, if that can be known without reading them."""
+        single = all(_kind(name) == "text" and not name.startswith(HUB) for name in self.files)
+        return len(self.files) if single else None
+
     def documents(self, on_error: Callable[[CorpusError], None]) -> Iterator[str]:
         """The texts, empty ones included, so that their number says where one is.
 

@@ -67,11 +67,13 @@ class RestDrafter(Drafter):
         self._shards += shards
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"stores": self.stores, "priors": self.priors}
+        return {"stores": self.stores, "priors": self.priors, "context": self._context}
 
     def __setstate__(self, kept: dict[str, Any]) -> None:
         self.__init__(kept["stores"])  # type: ignore[misc]
         self.priors = kept["priors"]
+        if kept["context"] is not None:
+            self.begin(kept["context"])
 
     def begin(self, context: Context) -> None:
         for store in self.stores:
