@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from hf_specplug.drafters.base import Context, Frontier, Step
 from hf_specplug.drafters.rest import RestDrafter, _Matches
-from hf_specplug.kernels import suffix
+from hf_specplug.kernels import retrieval, suffix
 from tests import reference
 
 VOCAB = 4
@@ -85,16 +85,16 @@ def test_retrieval(shards: list[list[int]], text: list[int], path: list[int]) ->
             shards,
             VOCAB,
             [*text, *path[:node]],
-            suffix.LONGEST,
-            suffix.SHORTEST,
-            suffix._FEW,
+            retrieval.LONGEST,
+            retrieval.SHORTEST,
+            retrieval._FEW,
             RestDrafter.rows_per_node,
         )
         assert [tuple(row) for row in rows.tolist()] == [
-            (node, token, suffix._bucket(length, count, total, longest))
+            (node, token, retrieval._bucket(length, count, total, longest))
             for token, length, count, total, longest in expected
         ]
-        assert (rows[:, 2] < suffix.BUCKETS).all()
+        assert (rows[:, 2] < retrieval.BUCKETS).all()
 
 
 @given(DOCUMENTS, TEXT, st.lists(TEXT, max_size=4))
@@ -122,8 +122,8 @@ def test_many_occurrences_are_sampled_evenly() -> None:
     made.begin(Context([0, 3, 3], VOCAB))
     rows = made.expand(Frontier(np.zeros(1, np.int32), np.zeros((4, 12), np.int32), 3))
     buckets = {token: bucket for _, token, bucket in rows.tolist()}
-    assert buckets[1] == suffix._bucket(2, 48, 64, True)
-    assert buckets[2] == suffix._bucket(2, 16, 64, True)
+    assert buckets[1] == retrieval._bucket(2, 48, 64, True)
+    assert buckets[2] == retrieval._bucket(2, 16, 64, True)
 
 
 def test_a_hole_in_the_text_matches_nothing() -> None:

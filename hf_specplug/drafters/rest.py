@@ -25,7 +25,7 @@ from hf_specplug.drafters.base import (
     register,
 )
 from hf_specplug.errors import StoreError
-from hf_specplug.kernels import suffix as kernels
+from hf_specplug.kernels import retrieval as kernels
 
 
 @register

@@ -26,7 +26,7 @@ from hf_specplug.datastore.store import Datastore, open_all
 from hf_specplug.drafters.base import Drafter, Int32, create
 from hf_specplug.drafters.rest import RestDrafter
 from hf_specplug.kernels import mixer as mixing
-from hf_specplug.kernels import ngram, suffix, tree
+from hf_specplug.kernels import ngram, retrieval, tree
 from hf_specplug.mixer import Mixer
 from hf_specplug.recording import Recording, load
 from hf_specplug.search import TreeSearch
@@ -38,8 +38,8 @@ GRIDS = {  # evidence buckets as tables, whose rows go from weaker to stronger e
     ],
     "recycling": [(8, 8)],
     "rest": [
-        (suffix.LENGTHS, suffix.LONGEST_BUCKETS),
-        (suffix.LENGTHS, suffix.SHORTER_BUCKETS),
+        (retrieval.LENGTHS, retrieval.LONGEST_BUCKETS),
+        (retrieval.LENGTHS, retrieval.SHORTER_BUCKETS),
     ],
 }
 PRIORS = Path(simulate.__file__).parent / "priors.json"
