@@ -28,6 +28,29 @@ def root(
         raise typer.Exit
 
 
+@contextmanager
+def _friendly(command: str) -> Iterator[None]:
+    """Errors as one line, and exit code 1."""
+    from hf_specplug.errors import SpecPlugError
+
+    try:
+        yield
+    except (SpecPlugError, OSError) as error:
+        typer.echo(f"specplug {command}: {error}", err=True)
+        raise typer.Exit(1) from error
+
+
+@contextmanager
+def _resumable(command: str) -> Iterator[None]:
+    """The same, and exit code 130 if interrupted."""
+    try:
+        with _friendly(command):
+            yield
+    except KeyboardInterrupt as error:
+        typer.echo(f"specplug {command}: interrupted; the same command goes on", err=True)
+        raise typer.Exit(130) from error
+
+
 @app.command(epilog="Example: specplug demo --model ./my-model --prompt 'Explain recursion.'")
 def demo(
     model: Annotated[
@@ -47,13 +70,9 @@ def demo(
 ) -> None:
     """Generate plainly and with the plug, in turn, and compare: speed, forward passes, output."""
     from hf_specplug import demo as module
-    from hf_specplug.errors import SpecPlugError
 
-    try:
+    with _friendly("demo"):
         identical = module.run(model, prompt, tokens, dtype, threads, color, store)
-    except (SpecPlugError, OSError) as error:
-        typer.echo(f"specplug demo: {error}", err=True)
-        raise typer.Exit(1) from error
     if not identical and dtype == "float32":
         typer.echo("specplug demo: the outputs differ, which is a bug; please report it", err=True)
         raise typer.Exit(1)
@@ -78,13 +97,9 @@ def record(
 ) -> None:
     """Write down what a model finds likely at every token of some texts, to be replayed."""
     from hf_specplug import record as module
-    from hf_specplug.errors import SpecPlugError
 
-    try:
+    with _friendly("record"):
         made = module.run(model, texts, out, tokens, per_task, device)
-    except (SpecPlugError, OSError) as error:
-        typer.echo(f"specplug record: {error}", err=True)
-        raise typer.Exit(1) from error
     typer.echo(f"{out}: {len(made)} texts, {made.answer_tokens} tokens of answers")
 
 
@@ -119,9 +134,8 @@ def simulate(
 ) -> None:
     """Replay a recording through drafters, without the model: accept length, cost, calibration."""
     from hf_specplug import workbench
-    from hf_specplug.errors import SpecPlugError
 
-    try:
+    with _friendly("simulate"):
         workbench.run(
             recording,
             drafters,
@@ -134,9 +148,6 @@ def simulate(
             calibration,
             out,
         )
-    except (SpecPlugError, OSError) as error:
-        typer.echo(f"specplug simulate: {error}", err=True)
-        raise typer.Exit(1) from error
 
 
 Corpora = Annotated[
@@ -157,21 +168,6 @@ Form = Annotated[str, typer.Option("--format", help="table or json.")]
 StorePath = Annotated[str, typer.Argument(help="Folder of a datastore.")]
 
 
-@contextmanager
-def _friendly(command: str) -> Iterator[None]:
-    """Errors as one line; exit code 1, or 130 if interrupted."""
-    from hf_specplug.errors import SpecPlugError
-
-    try:
-        yield
-    except (SpecPlugError, OSError) as error:
-        typer.echo(f"specplug {command}: {error}", err=True)
-        raise typer.Exit(1) from error
-    except KeyboardInterrupt as error:
-        typer.echo(f"specplug {command}: interrupted; the same command goes on", err=True)
-        raise typer.Exit(130) from error
-
-
 @app.command(epilog="Example: specplug build my.store --tokenizer ./my-model src/ chats.jsonl")
 def build(
     out: Annotated[str, typer.Argument(help="Folder of the new datastore.")],
@@ -188,7 +184,7 @@ def build(
     engine: Annotated[str, typer.Option(help="local, or ray for a cluster.")] = "local",
 ) -> None:
     """Build a datastore of texts to draft from; goes on with one that was interrupted."""
-    with _friendly("build"):
+    with _resumable("build"):
         from hf_specplug import stores
 
         store = stores.build(
@@ -218,7 +214,7 @@ def append(
     on_error: OnError = "stop",
 ) -> None:
     """Add documents to a datastore, as new shards; readers see the old or the new state."""
-    with _friendly("append"):
+    with _resumable("append"):
         from hf_specplug import stores
 
         store = stores.build(
@@ -230,7 +226,7 @@ def append(
 @app.command(epilog="Example: specplug merge my.store")
 def merge(path: StorePath, memory: Memory = None) -> None:
     """Join the shards of a datastore, which makes it faster; readers are not disturbed."""
-    with _friendly("merge"):
+    with _resumable("merge"):
         from hf_specplug import stores
 
         stores.show(stores.describe(stores.merge(path, memory)), "table")
@@ -239,7 +235,7 @@ def merge(path: StorePath, memory: Memory = None) -> None:
 @app.command(epilog="Example: specplug info my.store --format json")
 def info(path: StorePath, form: Form = "table") -> None:
     """Show what a datastore holds."""
-    with _friendly("info"):
+    with _resumable("info"):
         from hf_specplug import stores
 
         stores.show(stores.describe(stores.opened(path)), form)
@@ -251,7 +247,7 @@ def check(
     deep: Annotated[bool, typer.Option(help="Also whether all suffixes are sorted.")] = False,
 ) -> None:
     """Compare a datastore with its checksums; exit code 1 if something has changed."""
-    with _friendly("check"):
+    with _resumable("check"):
         from hf_specplug import stores
 
         stores.opened(path).check(deep)
@@ -269,7 +265,7 @@ def query(
     form: Form = "table",
 ) -> None:
     """Show how a datastore continues a text."""
-    with _friendly("query"):
+    with _resumable("query"):
         from hf_specplug import stores
 
         stores.query(path, text, nodes, tokenizer, form)
@@ -303,13 +299,9 @@ def engine(
 ) -> None:
     """transformers' eager, prompt lookup and static decoding, and both engines of the plug."""
     from hf_specplug import bench as module
-    from hf_specplug.errors import SpecPlugError
 
-    try:
+    with _friendly("bench engine"):
         module.engine(model, texts, per_task, tokens, dtype, contexts, compiled, out)
-    except (SpecPlugError, OSError) as error:
-        typer.echo(f"specplug bench engine: {error}", err=True)
-        raise typer.Exit(1) from error
 
 
 def main() -> None:
