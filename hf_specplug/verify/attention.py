@@ -57,10 +57,14 @@ def folded_attention(
     return output.transpose(1, 2).contiguous(), None
 
 
+AttentionInterface.register(NAME, folded_attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
 class FoldedHeads:
     """While it is entered, a model that uses sdpa attends by `folded_attention`.
 
-    It is registered once under an own name, which the model's config has just as long.
+    It is registered under an own name, which the model's config has just as long.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -69,8 +73,6 @@ class FoldedHeads:
         groups = getattr(self._config, "num_key_value_heads", None) or heads
         # models outside this interface look at the name themselves
         self._wanted = heads != groups and model._supports_attention_backend
-        AttentionInterface.register(NAME, folded_attention)
-        AttentionMaskInterface.register(NAME, sdpa_mask)
 
     def __enter__(self) -> None:
         if self._wanted and self._config._attn_implementation == "sdpa":

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hf_specplug.tree import DraftTree
 from hf_specplug.verify.attention import FoldedHeads
 from hf_specplug.verify.cache import Rollback, capacity
 from hf_specplug.verify.engine import Engine
@@ -51,9 +50,10 @@ class EagerEngine(Engine):
             None if prompt_mask is None else prompt_mask[:, : self._past],
         )
 
-    def step(self, root: int, tree: DraftTree) -> Outputs:
-        width = len(tree) + 1
-        tokens, depths, seen = self._feed(root, tree)
+    def _check(
+        self, tokens: NDArray[np.int64], depths: NDArray[np.int64], seen: NDArray[np.bool_]
+    ) -> Outputs:
+        width = len(tokens)
         mask: Any = None
         if width > 1 and self._tree:
             mask = self._masks.build(seen, depths, self._past)

@@ -34,7 +34,6 @@ class Engine(ABC):
         cache: the key-value cache that `generate` returns, once the prompt has run.
         overlaps: whether a step is still being computed when it returns.
         drafts: False if the prompt showed that the cache cannot be rolled back after all.
-        prepared: forward passes captured or compiled in this call, and the seconds it took.
         trouble: what went worse than planned, "" if nothing did.
     """
 
@@ -61,17 +60,39 @@ class Engine(ABC):
         self._undo = ExitStack()
         self.overlaps = self._device.type != "cpu"
         self.drafts = True
-        self.prepared = (0, 0.0)
         self.trouble = ""
+
+    @property
+    def prepared(self) -> tuple[int, float]:
+        """Forward passes captured or compiled in this call, and the seconds it took."""
+        return 0, 0.0
 
     @property
     @abstractmethod
     def room(self) -> int:
         """Drafted tokens that the next forward pass has slots for."""
 
-    @abstractmethod
     def step(self, root: int, tree: DraftTree) -> Outputs:
         """Check a tree; return what was found at the root and the tree's nodes."""
+        if self._packed is not None:
+            self._packed.step()
+        tokens = np.empty(len(tree) + 1, np.int64)
+        tokens[0] = root
+        tokens[1:] = tree.tokens
+        seen = tree.ancestors()
+        return self._check(tokens, seen.sum(axis=1, dtype=np.int64) - 1, seen)
+
+    @abstractmethod
+    def _check(
+        self, tokens: NDArray[np.int64], depths: NDArray[np.int64], seen: NDArray[np.bool_]
+    ) -> Outputs:
+        """One forward pass.
+
+        Args:
+            tokens: int64[T], the root first.
+            depths: int64[T], 0 at the root.
+            seen: bool[T, T], ancestors including self.
+        """
 
     @abstractmethod
     def keep(self, visited: Sequence[int]) -> None:
@@ -141,18 +162,6 @@ class Engine(ABC):
         inputs = self._model.prepare_inputs_for_generation(ids, is_first_iteration=False, **kwargs)
         inputs.pop(self._mask_key, None)
         return inputs  # type: ignore[no-any-return]
-
-    def _feed(
-        self, root: int, tree: DraftTree
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
-        """Tokens and depths int64[T], the root first, and seen bool[T, T], ancestors and self."""
-        if self._packed is not None:
-            self._packed.step()
-        tokens = np.empty(len(tree) + 1, np.int64)
-        tokens[0] = root
-        tokens[1:] = tree.tokens
-        seen = tree.ancestors()
-        return tokens, seen.sum(axis=1, dtype=np.int64) - 1, seen
 
     def close(self) -> None:
         """Leave the cache and the model as plain `generate` leaves them."""

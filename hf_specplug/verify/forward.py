@@ -81,17 +81,17 @@ class StaticForward:
             starts.shape,
             None if compile_config is None else str(compile_config.to_dict()),
         )
-        if made_for != self._made_for or not self.cache.fits(cache):
+        fits = made_for == self._made_for and self.cache.fits(cache)
+        if not fits:
             self._made_for = made_for
-            self._constants = constants
             self._names = names
             self._starts = starts.clone()
             self._compile_config = compile_config
             self._heads = FoldedHeads(model)
+        if not fits or tensors:
+            self._constants = constants
+        if not fits or self.cache.capacity < past + room:
             self._allocate(model, cache, past + room)
-        elif self.cache.capacity < past + room:
-            self._allocate(model, cache, past + room)
-        self._constants = constants if tensors else self._constants
         self._starts.copy_(starts)
         self.cache.load(cache, past)
 

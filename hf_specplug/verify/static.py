@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import CompileConfig, GenerationConfig, PreTrainedModel
 
 from hf_specplug.tree import DraftTree
@@ -43,10 +44,10 @@ class StaticEngine(Engine):
     ) -> None:
         super().__init__(model, config, model_kwargs, support, packed)
         self._forward = forward
+        self._before = forward.prepared, forward.seconds
 
     def _start(self) -> None:
         self._base = self._delivered = self._past
-        self._undo.callback(self._deliver)
         starts, position_key = self._starts, self._position_key
         if starts is None or position_key is None:
             raise TypeError(f"{type(self._model).__name__} takes no positions, which trees need")
@@ -66,6 +67,7 @@ class StaticEngine(Engine):
             constants,
             compile_config(self._model, self._config),
         )
+        self._undo.callback(self._deliver)
         mask = self._prompt_mask
         self._forward.masks.pad(None if mask is None else mask[:, : self._past])
 
@@ -73,24 +75,22 @@ class StaticEngine(Engine):
     def room(self) -> int:
         return 1 << 30
 
-    def step(self, root: int, tree: DraftTree) -> Outputs:
-        tokens, depths, seen = self._feed(root, tree)
+    @property
+    def prepared(self) -> tuple[int, float]:
+        count, seconds = self._before
+        return self._forward.prepared - count, self._forward.seconds - seconds
+
+    def _check(
+        self, tokens: NDArray[np.int64], depths: NDArray[np.int64], seen: NDArray[np.bool_]
+    ) -> Outputs:
         width = padded(len(tokens))
         if self._past + width > self._forward.cache.capacity:
             self._forward.grow(self._model, self._past)
         self._base = self._past
         offset = self._past - self._first_past
-        forward = self._forward
-        before, seconds = forward.prepared, forward.seconds
-        outputs = forward.run(self._model, width, tokens, depths, seen, self._past, offset)
-        if forward.prepared > before:
-            count, spent = self.prepared
-            self.prepared = (
-                count + forward.prepared - before,
-                spent + forward.seconds - seconds,
-            )
-            if forward.failure:
-                self.trouble = f"its forward pass cannot be captured ({forward.failure})"
+        outputs = self._forward.run(self._model, width, tokens, depths, seen, self._past, offset)
+        if self._forward.failure:
+            self.trouble = f"its forward pass cannot be captured ({self._forward.failure})"
         return outputs
 
     def keep(self, visited: Sequence[int]) -> None:
