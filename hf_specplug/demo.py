@@ -131,9 +131,9 @@ def _standard_library(tokenizer: Any, console: Console) -> Path:
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hf_specplug"
     path = cache / f"stdlib-{tokenizer_hash(tokenizer)[:8]}.store"
-    files = Corpus(find([sysconfig.get_paths()["stdlib"]]))
     if not path.exists() or Datastore(path).manifest.build:
         with console.status("building a datastore of Python's standard library, once"):
+            files = Corpus(find([sysconfig.get_paths()["stdlib"]]))
             plan = Plan(max_tokens=STORE_TOKENS)
             build(path, files, tokenizer, plan, lambda error: None, lambda *counts: None)
     return path

@@ -72,7 +72,7 @@ def load(
         random.Random(seed).shuffle(traces)
         taken = 0
         for trace in traces:
-            prompt = _prompt(tokenizer, trace["prompt"])
+            prompt = prompt_ids(tokenizer, trace["prompt"])
             answer = tokenizer(trace["response"], add_special_tokens=False)["input_ids"][:tokens]
             if len(answer) < least or len(prompt) + tokens > 1800:
                 continue
@@ -85,11 +85,14 @@ def load(
     return chosen
 
 
-def _prompt(tokenizer: Any, text: str) -> list[int]:
-    if tokenizer.chat_template is None:
-        return tokenizer(text)["input_ids"]  # type: ignore[no-any-return]
-    turns = [{"role": "user", "content": text}]
-    return tokenizer.apply_chat_template(turns, add_generation_prompt=True)["input_ids"]  # type: ignore[no-any-return]
+def prompt_ids(tokenizer: Any, text: str) -> list[int]:
+    """A question as the model is asked it: by its chat template, if it has one."""
+    if tokenizer.chat_template:
+        turns = [{"role": "user", "content": text}]
+        ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True)["input_ids"]
+    else:
+        ids = tokenizer(text)["input_ids"]
+    return list(ids)
 
 
 def measure(generate: Callable[..., Any], answer: Answer, arguments: dict[str, Any]) -> float:

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from hf_specplug.attachment import attach
 from hf_specplug.drafters.base import TopK
 from hf_specplug.errors import RecordingError
+from hf_specplug.forced import prompt_ids
 from hf_specplug.recording import Recording, Trace, load
 from hf_specplug.verify.outputs import Outputs
 
@@ -97,7 +98,7 @@ def _trace(
     model: Any, tokenizer: Any, name: str, line: dict[str, Any], tokens: int
 ) -> Trace | None:
     """The text with its rows; None if it is too short, or too long for the model."""
-    prompt = _ids(tokenizer, line["prompt"])
+    prompt = prompt_ids(tokenizer, line["prompt"])
     longest = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
     if longest is not None and len(prompt) + tokens > longest:
         return None
@@ -118,13 +119,3 @@ def _trace(
     topk = TopK(np.concatenate([r.ids for r in rows]), np.concatenate([r.probs for r in rows]))
     task = str(line.get("task", "text"))
     return Trace(task, name, np.array(prompt + answer, np.int32), len(prompt), topk)
-
-
-def _ids(tokenizer: Any, prompt: str) -> list[int]:
-    if tokenizer.chat_template:
-        ids = tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}], add_generation_prompt=True
-        )["input_ids"]
-    else:
-        ids = tokenizer(prompt)["input_ids"]
-    return list(ids)

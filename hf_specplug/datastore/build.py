@@ -22,9 +22,10 @@ from hf_specplug.datastore import arrays, manifest
 from hf_specplug.datastore.corpus import STDIN, Corpus
 from hf_specplug.datastore.engines import Engine, Local, sort
 from hf_specplug.datastore.manifest import Manifest, Shard
-from hf_specplug.datastore.store import MAX_SHARD, Datastore, token_dtype, tokenizer_hash
+from hf_specplug.datastore.store import MAX_SHARD, Datastore, described, refuse_other, token_dtype
 from hf_specplug.errors import CorpusError, StoreError
 
+_LOCK = ".lock"
 SHARD = 1 << 25  # tokens, unless memory or the user says otherwise
 _BYTES_PER_TOKEN = 28  # of memory while a shard is built
 _BATCH = 1 << 20  # characters that are tokenised at once
@@ -67,7 +68,7 @@ def writing(folder: Path) -> Iterator[None]:
         StoreError: another process writes to it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "a+b") as file:
+    with open(folder / _LOCK, "a+b") as file:
         try:
             import fcntl
 
@@ -112,8 +113,7 @@ def build(
         CorpusError: what `on_error` raised.
     """
     folder = Path(folder)
-    if folder.exists() and not (folder / manifest.NAME).exists() and _has_files(folder):
-        raise StoreError(f"{folder} exists and is no datastore; choose a new folder")
+    refuse_foreign(folder)
     with writing(folder):
         state = _begin(folder, corpus, tokenizer, plan, append)
         if state.build:
@@ -122,8 +122,12 @@ def build(
     return state
 
 
-def _has_files(folder: Path) -> bool:
-    return any(path.name != ".lock" for path in folder.iterdir())
+def refuse_foreign(folder: Path) -> None:
+    """Raise StoreError if a folder holds files, but no store."""
+    if not folder.exists() or (folder / manifest.NAME).exists():
+        return
+    if any(path.name != _LOCK for path in folder.iterdir()):
+        raise StoreError(f"{folder} exists and is no datastore; choose a new folder")
 
 
 def _begin(folder: Path, corpus: Corpus, tokenizer: Any, plan: Plan, append: bool) -> Manifest:
@@ -134,8 +138,7 @@ def _begin(folder: Path, corpus: Corpus, tokenizer: Any, plan: Plan, append: boo
         "documents": 0,
         "tokens": 0,
     }
-    name = str(getattr(tokenizer, "name_or_path", "")) or "unknown"
-    made_by = {"name": name, "hash": tokenizer_hash(tokenizer)}
+    made_by = described(tokenizer)
     if not (folder / manifest.NAME).exists():
         if append:
             raise StoreError(f"{folder} is no datastore to append to; build it first")
@@ -143,11 +146,7 @@ def _begin(folder: Path, corpus: Corpus, tokenizer: Any, plan: Plan, append: boo
         manifest.save(folder, state)
         return state
     state = manifest.load(folder)
-    if state.tokenizer["hash"] != made_by["hash"]:
-        raise StoreError(
-            f"{folder} was built with the tokenizer of {state.tokenizer['name']}, whose ids are "
-            f"not those of {name}"
-        )
+    refuse_other(folder, state, made_by)
     if state.build:
         same = all(state.build.get(key) == fresh[key] for key in ("corpus", "plan"))
         if same and STDIN not in corpus.files:
@@ -331,6 +330,6 @@ def remove(folder: Path) -> None:
     with writing(folder):
         for name in sorted(manifest.load(folder).files()):
             os.unlink(folder / name)
-        os.unlink(folder / ".lock")
+        os.unlink(folder / _LOCK)
     if not any(folder.iterdir()):
         folder.rmdir()

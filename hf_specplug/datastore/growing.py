@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hf_specplug.datastore import manifest
-from hf_specplug.datastore.build import write_shard, writing
+from hf_specplug.datastore.build import refuse_foreign, write_shard, writing
 from hf_specplug.datastore.engines import sort
 from hf_specplug.datastore.manifest import Manifest, Shard
-from hf_specplug.datastore.store import Datastore, token_dtype, tokenizer_hash
+from hf_specplug.datastore.store import Datastore, described, token_dtype
 from hf_specplug.errors import OptionError, StoreError
 
 logger = logging.getLogger("hf_specplug")
@@ -54,14 +54,12 @@ class GrowingStore:
         self.path = Path(path)
         self._max_tokens = max_tokens
         self._vocab = len(tokenizer)
-        name = str(getattr(tokenizer, "name_or_path", "")) or "unknown"
-        self._tokenizer = {"name": name, "hash": tokenizer_hash(tokenizer)}
+        self._tokenizer = described(tokenizer)
         self._waiting: list[NDArray[np.int32]] = []
         self._lock = threading.Lock()
+        refuse_foreign(self.path)
         if (self.path / manifest.NAME).exists():
             Datastore(self.path).refuse_other(tokenizer)
-        elif self.path.exists() and any(self.path.iterdir()):
-            raise StoreError(f"{self.path} exists and is no datastore; choose a new folder")
         self._at_exit = weakref.finalize(self, _flush, weakref.ref(self))
 
     def add(self, tokens: NDArray[Any]) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from hf_specplug.datastore import arrays, manifest
 from hf_specplug.datastore.corpus import HUB
-from hf_specplug.datastore.manifest import Shard
+from hf_specplug.datastore.manifest import Manifest, Shard
 from hf_specplug.errors import StoreError
 from hf_specplug.kernels import suffix as kernels
 
@@ -118,18 +118,28 @@ class Datastore:
 
     def refuse_other(self, tokenizer: Any) -> None:
         """Raise StoreError unless its tokens were made by an equal tokenizer."""
-        own = self.manifest.tokenizer
-        if tokenizer_hash(tokenizer) != own["hash"]:
-            name = getattr(tokenizer, "name_or_path", "") or "this tokenizer"
-            raise StoreError(
-                f"{self.path} was built with the tokenizer of {own['name']}, whose ids are not "
-                f"those of {name}: build it again, or force it (which is slow, but still lossless)"
-            )
+        refuse_other(self.path, self.manifest, described(tokenizer))
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
     """uint16 if all ids and the separator fit, else uint32."""
     return np.dtype(np.uint16 if vocab_size < 1 << 16 else np.uint32)
+
+
+def described(tokenizer: Any) -> dict[str, str]:
+    """What a manifest says of a tokenizer."""
+    name = str(getattr(tokenizer, "name_or_path", "")) or "unknown"
+    return {"name": name, "hash": tokenizer_hash(tokenizer)}
+
+
+def refuse_other(path: Path, state: Manifest, tokenizer: dict[str, str]) -> None:
+    """Raise StoreError unless a store's tokens were made by the `described` tokenizer."""
+    if tokenizer["hash"] != state.tokenizer["hash"]:
+        raise StoreError(
+            f"{path} was built with the tokenizer of {state.tokenizer['name']}, whose ids are not "
+            f"those of {tokenizer['name']}: build another store; or to draft from it all the same, "
+            "which is slow but lossless, give no tokenizer"
+        )
 
 
 def tokenizer_hash(tokenizer: Any) -> str:
