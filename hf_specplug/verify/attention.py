@@ -3,8 +3,8 @@
 Where there is a mask, transformers' sdpa copies every key and value head once per query head of its
 group (a step on an H200 takes 14.7 instead of 10.7 ms at 4096 tokens). Folding the group into the
 rows of the query needs no copy: the heads of a group read the same keys under the same mask. On a
-CPU it is also faster than sdpa's own grouped heads for a few tokens (up to 1.4 times for 8, five and
-more times for one in bfloat16), and up to 8 % slower for 32.
+CPU it is also faster than sdpa's own grouped heads for a few tokens (up to 1.4 times for 8, over
+five times for one in bfloat16), and up to 8 % slower for 32.
 """
 
 from __future__ import annotations
