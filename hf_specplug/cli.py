@@ -127,7 +127,7 @@ def simulate(
         bool, typer.Option(help="Also without each drafter in turn, and with each alone.")
     ] = False,
     published: Annotated[
-        str | None, typer.Option(help="Also as a paper drafts: rasd, token-recycling.")
+        str | None, typer.Option(help="Also as a paper drafts: rasd, stand, token-recycling.")
     ] = None,
     calibration: Annotated[bool, typer.Option(help="Print predicted against accepted.")] = False,
     out: Annotated[str | None, typer.Option(help="Write all figures as JSON.")] = None,
@@ -148,6 +148,25 @@ def simulate(
             calibration,
             out,
         )
+
+
+@app.command(
+    "tune-tree", epilog="Example: specplug tune-tree my.safetensors --keep 80 --out tree.json"
+)
+def tune_tree(
+    recording: Annotated[str, typer.Argument(help="A file that `specplug record` wrote.")],
+    drafters: Annotated[
+        str, typer.Option(help="Names, with commas, of the best-first search to compare with.")
+    ] = "stand",
+    start: Annotated[int, typer.Option(min=1, max=1023, help="Nodes of the first tree.")] = 625,
+    keep: Annotated[int, typer.Option(min=1, max=1023, help="Nodes of the tuned tree.")] = 80,
+    out: Annotated[str | None, typer.Option(help="Write the tree as JSON.")] = None,
+) -> None:
+    """Cut the static tree that STAND's paper drafts in to the nodes that a recording pays for."""
+    from hf_specplug import tune
+
+    with _friendly("tune-tree"):
+        tune.run(recording, drafters, start, keep, out)
 
 
 Corpora = Annotated[
@@ -175,6 +194,9 @@ def build(
     tokenizer: Annotated[
         str | None, typer.Option(help="Folder or Hub name of the model's tokenizer.")
     ] = None,
+    kind: Annotated[
+        str | None, typer.Option(help="suffix (exact matches of any length; if not given), ...")
+    ] = None,
     text_field: TextField = "text",
     dedup: Annotated[bool, typer.Option(help="Leave out documents that were there.")] = False,
     max_tokens: Annotated[int, typer.Option(min=0, help="Of all; 0: no limit.")] = 0,
@@ -199,6 +221,7 @@ def build(
             on_error,
             append=False,
             engine=engine,
+            kind=kind,
         )
         stores.show(stores.describe(store), "table")
 

@@ -28,10 +28,10 @@ from hf_specplug.datastore.growing import GrowingStore
 from hf_specplug.datastore.store import Datastore, open_all
 from hf_specplug.decode import decode, observe
 from hf_specplug.drafters.base import Context, Drafter, Int32, Step, create
-from hf_specplug.drafters.rest import RestDrafter
+from hf_specplug.drafters.stored import reader
 from hf_specplug.errors import OptionError, StateError
 from hf_specplug.mixer import Mixer
-from hf_specplug.published import search_class
+from hf_specplug.published import completed, search_class
 from hf_specplug.search import TreeSearch
 from hf_specplug.session import Session
 from hf_specplug.stats import Stats
@@ -59,7 +59,7 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
             tokens, if memory allows; False to save it, or to measure drafting alone.
         datastores: folders that `specplug build` made, or opened ones, to draft from.
         tokenizer: the model's, to refuse datastores that another one made.
-        published: "rasd" or "token-recycling" drafts as that paper does, for comparisons.
+        published: "rasd", "stand" or "token-recycling" drafts as that paper does, for comparisons.
 
     Attributes:
         stats: what was drafted, accepted and spent since the last `stats.reset()`.
@@ -84,8 +84,7 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
         tokenizer: Any = None,
     ) -> None:
         check_nodes(nodes)
-        search_class(published)
-        self.drafters = create(drafters)
+        self.drafters = completed(create(drafters), published)
         self.mixer = Mixer([drafter.name for drafter in self.drafters])
         self.nodes = nodes
         self.published = published
@@ -178,11 +177,14 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
         """
         (opened,) = open_all([store], tokenizer)
         with self._lock:
-            rest = [drafter for drafter in self.drafters if isinstance(drafter, RestDrafter)]
-            if rest:
-                rest[0].add(opened)
-                return
-            self.drafters = create([*self.drafters, RestDrafter([opened])])
+            kind = opened.manifest.kind
+            for drafter in self.drafters:
+                if kind in drafter.kinds:
+                    drafter.add(opened)
+                    return
+            new = reader(kind)
+            new.add(opened)
+            self.drafters = create([*self.drafters, new])
             learned = self.mixer.state_dict()
             self.mixer = Mixer([drafter.name for drafter in self.drafters])
             self.mixer.load_state_dict(learned)

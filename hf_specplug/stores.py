@@ -31,7 +31,7 @@ from hf_specplug.datastore import engines
 from hf_specplug.datastore import recipe as recipes
 from hf_specplug.datastore.store import Datastore
 from hf_specplug.drafters.base import Context
-from hf_specplug.drafters.rest import RestDrafter
+from hf_specplug.drafters.stored import reader
 from hf_specplug.errors import CorpusError, OptionError
 from hf_specplug.mixer import Mixer
 from hf_specplug.search import TreeSearch
@@ -52,6 +52,7 @@ def build(
     on_error: str,
     append: bool,
     engine: str = "local",
+    kind: str | None = None,
 ) -> Datastore:
     """Build, continue or append to a store; the arguments are those of the commands.
 
@@ -64,8 +65,9 @@ def build(
         os.environ["RAYON_NUM_THREADS"] = str(workers)
     recipe = recipes.load(corpus, text_field, max_tokens, dedup)
     tokenizer = tokenizer or recipe.tokenizer
-    if tokenizer is None and append:
-        tokenizer = Datastore(out).manifest.tokenizer["name"]
+    if append:
+        known = Datastore(out).manifest
+        kind, tokenizer = known.kind, tokenizer or known.tokenizer["name"]
     if tokenizer is None:
         raise OptionError("a store needs the model's tokenizer: --tokenizer NAME_OR_PATH")
     console = Console(stderr=True)
@@ -77,7 +79,8 @@ def build(
         skipped.append(error)
         console.print(f"skipped: {error}", style="yellow", highlight=False)
 
-    plan = building.Plan(_shard_tokens(memory), recipe.max_tokens, recipe.dedup)
+    kind = kind or recipe.kind
+    plan = building.Plan(_shard_tokens(memory), recipe.max_tokens, recipe.dedup, kind)
     made = AutoTokenizer.from_pretrained(tokenizer)
     with _progress(console, "documents", recipe.corpus.count()) as progress:
         where = engines.make(engine)
@@ -133,6 +136,7 @@ def describe(store: Datastore) -> dict[str, Any]:
     """What `specplug info` shows."""
     return {
         "path": str(store.path),
+        "kind": store.manifest.kind,
         "tokens": len(store),
         "documents": store.documents,
         "shards": len(store.shards),
@@ -169,7 +173,8 @@ def query(path: str, text: str, nodes: int, tokenizer: str | None, form: str) ->
     store.refuse_other(made)
     ids = made(text, add_special_tokens=False)["input_ids"]
     vocab = store.manifest.vocab_size
-    drafter = RestDrafter([store])
+    drafter = reader(store.manifest.kind)
+    drafter.add(store)
     search = TreeSearch([drafter], Mixer([drafter.name]), vocab, _raise)
     context = Context(np.array(ids, np.int32), vocab)
     drafter.begin(context)

@@ -11,8 +11,9 @@ from rich.progress import track
 from rich.table import Table
 
 from hf_specplug import __version__
-from hf_specplug.datastore.store import open_all
-from hf_specplug.drafters.rest import RestDrafter
+from hf_specplug.datastore.store import Datastore, open_all
+from hf_specplug.drafters.base import create
+from hf_specplug.drafters.stored import reader
 from hf_specplug.errors import OptionError
 from hf_specplug.recording import Trace, load
 from hf_specplug.simulate import Result, cost_curve, simulate
@@ -43,15 +44,18 @@ def run(
     console = Console(highlight=False)
     names = _split(drafters)
     stores = open_all(datastores)
-    if stores and RestDrafter.name not in names:
-        names.append(RestDrafter.name)
+    names += [name for name in dict.fromkeys(map(_reader, stores)) if name not in names]
     results: dict[str, Result] = {}
     for label, group, size, paper in _plan(names, _sizes(nodes), leave_one_out, published):
 
         def progress(traces: Iterable[Trace], label: str = label) -> Iterable[Trace]:
             return track(traces, label, total=len(recording), console=console, transient=True)
 
-        made = [RestDrafter(stores) if name == RestDrafter.name else name for name in group]
+        made = create(group)
+        for drafter in made:
+            for store in stores:
+                if store.manifest.kind in drafter.kinds:
+                    drafter.add(store)
         results[label] = simulate(recording, made, size, curve, paper, progress)
     console.print(_table(results, f"{path}: {len(recording)} texts of {recording.model}"))
     console.print(_by_task(results, curve is not None))
@@ -69,6 +73,10 @@ def run(
         }
         with open(out, "w", encoding="utf-8") as file:
             json.dump(report, file, indent=1)
+
+
+def _reader(store: Datastore) -> str:
+    return reader(store.manifest.kind).name
 
 
 def _split(text: str) -> list[str]:

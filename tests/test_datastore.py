@@ -21,8 +21,9 @@ from transformers import AutoTokenizer
 from hf_specplug.datastore import arrays, manifest
 from hf_specplug.datastore.build import Plan, build, merge, remove, shard_tokens_for
 from hf_specplug.datastore.corpus import Corpus, find
+from hf_specplug.datastore.index import token_dtype
 from hf_specplug.datastore.recipe import load as load_recipe
-from hf_specplug.datastore.store import Datastore, token_dtype, tokenizer_hash
+from hf_specplug.datastore.store import Datastore, tokenizer_hash
 from hf_specplug.demo import BUILT_IN
 from hf_specplug.drafters.base import Context, Frontier
 from hf_specplug.drafters.rest import RestDrafter
@@ -365,7 +366,7 @@ def test_a_wrong_index_with_right_checksums_is_found(tmp_path: Path) -> None:
     suffixes = opened.shards[0].suffixes.copy()
     suffixes[[3, 4]] = suffixes[[4, 3]]
     wrong = arrays.write(tmp_path / "store", shard.arrays["suffixes"].name, suffixes)
-    changed = manifest.Shard(shard.documents, {**shard.arrays, "suffixes": wrong})
+    changed = manifest.Shard(shard.documents, shard.tokens, {**shard.arrays, "suffixes": wrong})
     manifest.save(tmp_path / "store", opened.manifest.with_shards((changed,), {}))
     Datastore(tmp_path / "store").check()
     with pytest.raises(StoreError, match="not sorted"):

@@ -14,6 +14,7 @@ from hf_specplug.datastore import build as build_module
 from hf_specplug.datastore import engines
 from hf_specplug.datastore.build import Plan, build
 from hf_specplug.datastore.corpus import Corpus, find
+from hf_specplug.datastore.index import Index
 from hf_specplug.datastore.store import Datastore
 from hf_specplug.errors import StoreError
 from tests.stores import Letters, silent, stop, texts
@@ -68,12 +69,12 @@ def test_a_cluster_builds_the_same_files(
 
 
 class Late(engines.Local):
-    """Sorts only when the result is wanted, several shards later, as a cluster may."""
+    """Indexes only when the result is wanted, several shards later, as a cluster may."""
 
     ahead = 3
 
-    def sorting(self, tokens: Any, alphabet: int) -> Any:
-        return lambda: engines.sort(tokens, alphabet)
+    def indexing(self, kind: type[Index], tokens: Any, vocab: int) -> Any:
+        return lambda: kind.build(tokens, vocab)
 
 
 def test_shards_that_come_late_are_listed_in_order(tmp_path: Path) -> None:

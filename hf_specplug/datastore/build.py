@@ -7,6 +7,7 @@ names of their own and then listed; a build that was interrupted goes on after t
 from __future__ import annotations
 
 import os
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -20,12 +21,16 @@ from numpy.typing import NDArray
 
 from hf_specplug.datastore import arrays, manifest
 from hf_specplug.datastore.corpus import STDIN, Corpus
-from hf_specplug.datastore.engines import Engine, Local, sort
+from hf_specplug.datastore.engines import Engine, Local
+from hf_specplug.datastore.index import Arrays, token_dtype
+from hf_specplug.datastore.kinds import KINDS
 from hf_specplug.datastore.manifest import Manifest, Shard
-from hf_specplug.datastore.store import MAX_SHARD, Datastore, described, refuse_other, token_dtype
+from hf_specplug.datastore.store import Datastore, described, refuse_other
+from hf_specplug.datastore.suffix import MAX_SHARD
 from hf_specplug.errors import CorpusError, StoreError
 
 _LOCK = ".lock"
+_OURS = re.compile(r"[0-9]{5}-[0-9a-f]{8}\.[a-z]+\.npy")
 SHARD = 1 << 25  # tokens, unless memory or the user says otherwise
 _BYTES_PER_TOKEN = 28  # of memory while a shard is built
 _BATCH = 1 << 20  # characters that are tokenised at once
@@ -42,13 +47,17 @@ class Plan:
         shard_tokens: tokens of a shard, up to 2^27.
         max_tokens: of the whole corpus; 0: all.
         dedup: whether a document that was there already is left out.
+        kind: of the index.
     """
 
     shard_tokens: int = SHARD
     max_tokens: int = 0
     dedup: bool = False
+    kind: str = "suffix"
 
     def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise StoreError(f"a datastore is of kind {', '.join(KINDS)}, not {self.kind!r}")
         if not 1 <= self.shard_tokens <= MAX_SHARD:
             raise StoreError(
                 f"a shard has from 1 to {MAX_SHARD:,} tokens, not {self.shard_tokens:,}"
@@ -87,7 +96,7 @@ def _remove_unlisted(folder: Path) -> None:
     if (folder / manifest.NAME).exists():
         listed = manifest.load(folder).files()
     for path in folder.iterdir():
-        ours = path.name.endswith((".partial", ".tokens.npy", ".suffixes.npy"))
+        ours = path.name.endswith(".partial") or _OURS.fullmatch(path.name)
         if ours and path.name not in listed:
             path.unlink(missing_ok=True)
 
@@ -142,11 +151,13 @@ def _begin(folder: Path, corpus: Corpus, tokenizer: Any, plan: Plan, append: boo
     if not (folder / manifest.NAME).exists():
         if append:
             raise StoreError(f"{folder} is no datastore to append to; build it first")
-        state = Manifest("suffix", len(tokenizer), made_by, (), fresh)
+        state = Manifest(plan.kind, len(tokenizer), made_by, (), fresh)
         manifest.save(folder, state)
         return state
     state = manifest.load(folder)
     refuse_other(folder, state, made_by)
+    if state.kind != plan.kind and not append:
+        raise StoreError(f"{folder} is a datastore of kind {state.kind}: choose another folder")
     if state.build:
         same = all(state.build.get(key) == fresh[key] for key in ("corpus", "plan"))
         if same and STDIN not in corpus.files:
@@ -201,7 +212,7 @@ def _add(
 
 
 class _Shards:
-    """Writes shards in order, some of them still being sorted when the next ones are filled."""
+    """Writes shards in order, some of them still being indexed when the next ones are filled."""
 
     def __init__(self, folder: Path, state: Manifest, engine: Engine) -> None:
         self._folder, self._state, self._engine = folder, state, engine
@@ -212,13 +223,14 @@ class _Shards:
         """Take over a filled shard; `read` documents and `written` tokens are then dealt with."""
         if not len(tokens):
             return
-        tokens = tokens.copy()
-        suffixes = self._engine.sorting(tokens, self._state.vocab_size + 1)
+        size = len(tokens)
+        kind = KINDS[self._state.kind]
+        index = self._engine.indexing(kind, tokens.copy(), self._state.vocab_size)
         number = self._count
         self._count += 1
 
         def write() -> None:
-            shard = write_shard(self._folder, number, tokens, suffixes(), documents)
+            shard = write_shard(self._folder, number, index(), documents, size)
             build = {**self._state.build, "documents": read, "tokens": written}
             self._state = self._state.with_shards((*self._state.shards, shard), build)
             manifest.save(self._folder, self._state)
@@ -262,23 +274,16 @@ def _batches(texts: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, str]]
         yield batch
 
 
-def write_shard(
-    folder: Path,
-    number: int,
-    tokens: NDArray[Any],
-    suffixes: NDArray[np.int32],
-    documents: int,
-) -> Shard:
-    """Write tokens and their suffix array; named by number and content, so never twice."""
-    mark = xxhash.xxh3_64_hexdigest(np.ascontiguousarray(tokens).data)[:8]
-    stem = f"{number:05d}-{mark}"
-    return Shard(
-        documents,
-        {
-            "tokens": arrays.write(folder, f"{stem}.tokens.npy", tokens),
-            "suffixes": arrays.write(folder, f"{stem}.suffixes.npy", suffixes),
-        },
-    )
+def write_shard(folder: Path, number: int, index: Arrays, documents: int, tokens: int) -> Shard:
+    """Write an index; its files are named by number and content, so never twice."""
+    digest = xxhash.xxh3_64()
+    for array in index.values():
+        digest.update(np.ascontiguousarray(array).data)
+    stem = f"{number:05d}-{digest.hexdigest()[:8]}"
+    files = {
+        name: arrays.write(folder, f"{stem}.{name}.npy", array) for name, array in index.items()
+    }
+    return Shard(documents, tokens, files)
 
 
 def merge(folder: Path, shard_tokens: int, progress: Progress) -> Manifest:
@@ -295,17 +300,19 @@ def merge(folder: Path, shard_tokens: int, progress: Progress) -> Manifest:
         if store.manifest.build:
             raise StoreError(f"{folder} holds an interrupted build: finish it first")
         store.check()
-        groups = _groups([len(shard.tokens) for shard in store.shards], plan.shard_tokens)
+        kind, vocab = KINDS[store.manifest.kind], store.manifest.vocab_size
+        sizes = [shard.tokens for shard in store.manifest.shards]
+        most = sum(sizes) if kind.joins_all else plan.shard_tokens
         shards: list[Shard] = []
-        for group in groups:
+        for group in _groups(sizes, most):
             if len(group) == 1 and group[0] == len(shards):
                 shards.append(store.manifest.shards[group[0]])
             else:
-                tokens = np.concatenate([store.shards[i].tokens for i in group])
+                index = kind.join([store.shards[i] for i in group], vocab)
                 documents = sum(store.manifest.shards[i].documents for i in group)
-                suffixes = sort(tokens, store.manifest.vocab_size + 1)
-                shards.append(write_shard(folder, len(shards), tokens, suffixes, documents))
-            progress(len(group), sum(len(store.shards[i].tokens) for i in group))
+                tokens = sum(sizes[i] for i in group)
+                shards.append(write_shard(folder, len(shards), index, documents, tokens))
+            progress(len(group), sum(sizes[i] for i in group))
         state = store.manifest.with_shards(tuple(shards), {})
         manifest.save(folder, state)
         _remove_unlisted(folder)

@@ -1,4 +1,4 @@
-"""Where texts are tokenised and suffixes sorted: in this process, or on a Ray cluster.
+"""Where texts are tokenised and indexed: in this process, or on a Ray cluster.
 
 Both give the same results in the same order, so that the files are the same to the byte. A store is
 written by one process only, whatever the engine: workers need no access to its folder.
@@ -14,8 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from hf_specplug.datastore.index import Arrays, Index
 from hf_specplug.errors import StoreError
-from hf_specplug.kernels.suffix import suffix_array
 
 Batch = list[tuple[int, str]]
 """(number from 1, text) of some documents."""
@@ -27,7 +27,7 @@ class Engine(Protocol):
     """What a build needs done.
 
     Attributes:
-        ahead: shards that may be sorted while the next ones are read.
+        ahead: shards that may be indexed while the next ones are read.
     """
 
     ahead: int
@@ -35,8 +35,8 @@ class Engine(Protocol):
     def tokenised(self, tokenizer: Any, batches: Iterable[Batch]) -> Iterator[tuple[Batch, Rows]]:
         """The batches in order, with the tokens of each text."""
 
-    def sorting(self, tokens: NDArray[Any], alphabet: int) -> Callable[[], NDArray[np.int32]]:
-        """Begin to sort the suffixes of `tokens`; the result is had by calling what is returned."""
+    def indexing(self, kind: type[Index], tokens: NDArray[Any], vocab: int) -> Callable[[], Arrays]:
+        """Begin to make an index of `tokens`; the result is had by calling what is returned."""
 
 
 class Local:
@@ -48,9 +48,9 @@ class Local:
         for batch in batches:
             yield batch, tokenise(tokenizer, [text for _, text in batch])
 
-    def sorting(self, tokens: NDArray[Any], alphabet: int) -> Callable[[], NDArray[np.int32]]:
-        suffixes = sort(tokens, alphabet)
-        return lambda: suffixes
+    def indexing(self, kind: type[Index], tokens: NDArray[Any], vocab: int) -> Callable[[], Arrays]:
+        arrays = kind.build(tokens, vocab)
+        return lambda: arrays
 
 
 class OnRay:
@@ -70,7 +70,7 @@ class OnRay:
         cores = int(self._ray.cluster_resources().get("CPU", 1))
         self.ahead = max(1, cores - 1)
         self._tokenise = self._ray.remote(max_retries=-1)(tokenise)
-        self._sort = self._ray.remote(max_retries=-1)(sort)
+        self._index = self._ray.remote(max_retries=-1)(index)
         self._window = 2 * cores  # batches on their way, so that a corpus need not fit in memory
 
     def tokenised(self, tokenizer: Any, batches: Iterable[Batch]) -> Iterator[tuple[Batch, Rows]]:
@@ -85,9 +85,9 @@ class OnRay:
         for first, rows in waiting:
             yield first, self._ray.get(rows)
 
-    def sorting(self, tokens: NDArray[Any], alphabet: int) -> Callable[[], NDArray[np.int32]]:
-        suffixes = self._sort.remote(tokens, alphabet)
-        return lambda: self._ray.get(suffixes)  # type: ignore[no-any-return]
+    def indexing(self, kind: type[Index], tokens: NDArray[Any], vocab: int) -> Callable[[], Arrays]:
+        arrays = self._index.remote(kind, tokens, vocab)
+        return lambda: self._ray.get(arrays)  # type: ignore[no-any-return]
 
 
 def make(name: str) -> Engine:
@@ -108,6 +108,6 @@ def tokenise(tokenizer: Any, texts: list[str]) -> Rows:
     return [np.asarray(row, dtype=np.int32) for row in encoded]
 
 
-def sort(tokens: NDArray[Any], alphabet: int) -> NDArray[np.int32]:
-    """The suffix array of tokens of any dtype."""
-    return suffix_array(tokens.astype(np.int32), alphabet)
+def index(kind: type[Index], tokens: NDArray[Any], vocab: int) -> Arrays:
+    """The index of a part of a corpus."""
+    return kind.build(tokens, vocab)

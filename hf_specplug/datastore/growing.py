@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from hf_specplug.datastore import manifest
 from hf_specplug.datastore.build import refuse_foreign, write_shard, writing
-from hf_specplug.datastore.engines import sort
+from hf_specplug.datastore.index import token_dtype
 from hf_specplug.datastore.manifest import Manifest, Shard
-from hf_specplug.datastore.store import Datastore, described, token_dtype
+from hf_specplug.datastore.store import Datastore, described
+from hf_specplug.datastore.suffix import SuffixIndex
 from hf_specplug.errors import OptionError, StoreError
 
 logger = logging.getLogger("hf_specplug")
@@ -59,7 +60,10 @@ class GrowingStore:
         self._lock = threading.Lock()
         refuse_foreign(self.path)
         if (self.path / manifest.NAME).exists():
-            Datastore(self.path).refuse_other(tokenizer)
+            known = Datastore(self.path)
+            known.refuse_other(tokenizer)
+            if known.manifest.kind != SuffixIndex.kind:
+                raise StoreError(f"{self.path} is of another kind, {known.manifest.kind}")
         self._at_exit = weakref.finalize(self, _flush, weakref.ref(self))
 
     def add(self, tokens: NDArray[Any]) -> None:
@@ -98,7 +102,7 @@ class GrowingStore:
         separator = np.array([self._vocab])
         new = np.concatenate([part for text in self._waiting for part in (text, separator)])
         new = new[-self._max_tokens :].astype(token_dtype(self._vocab))
-        state = Manifest("suffix", self._vocab, self._tokenizer)
+        state = Manifest(SuffixIndex.kind, self._vocab, self._tokenizer)
         opened: list[NDArray[Any]] = []
         if (self.path / manifest.NAME).exists():
             store = Datastore(self.path)
@@ -116,8 +120,8 @@ class GrowingStore:
             shards.pop(0)
             opened.pop(0)
         number = _next_number(state.shards)
-        suffixes = sort(new, self._vocab + 1)
-        written = write_shard(self.path, number, new, suffixes, documents)
+        index = SuffixIndex.build(new, self._vocab)
+        written = write_shard(self.path, number, index, documents, len(new))
         manifest.save(self.path, state.with_shards((*shards, written), {}))
 
 

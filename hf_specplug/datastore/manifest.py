@@ -17,8 +17,8 @@ from hf_specplug.datastore.arrays import DTYPES, ArrayFile, sync
 from hf_specplug.errors import StoreError
 
 NAME = "specplug.json"
-FORMAT = 1
-KINDS = ("suffix",)
+FORMAT = 2
+KINDS = ("suffix", "trigram", "phrases", "ngram")
 MAX_BYTES = 1 << 24  # of a manifest
 _MAX_ITEMS = 1 << 40  # of an array
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}")
@@ -29,11 +29,12 @@ class Shard:
     """A part of the corpus, with an index of its own.
 
     Attributes:
-        documents: how many it holds.
-        arrays: by what they are: "tokens" and "suffixes".
+        documents, tokens: how many it was made of.
+        arrays: by what they are, such as "tokens" and "suffixes".
     """
 
     documents: int
+    tokens: int
     arrays: dict[str, ArrayFile]
 
 
@@ -42,7 +43,7 @@ class Manifest:
     """The state of a store.
 
     Attributes:
-        kind: of the index: "suffix".
+        kind: of the index, one of `KINDS`.
         vocab_size: token ids are below; this id itself separates documents.
         tokenizer: {"name", "hash"} of what made the tokens.
         shards: complete ones only.
@@ -115,7 +116,8 @@ def load(folder: Path) -> Manifest:
 
 def _shard(raw: Any) -> Shard:
     arrays = {str(key): _array(value) for key, value in raw["arrays"].items()}
-    return Shard(_integer(raw["documents"], 0, _MAX_ITEMS), arrays)
+    documents, tokens = (_integer(raw[key], 0, _MAX_ITEMS) for key in ("documents", "tokens"))
+    return Shard(documents, tokens, arrays)
 
 
 def _array(raw: Any) -> ArrayFile:

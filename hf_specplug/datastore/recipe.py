@@ -1,5 +1,6 @@
 """Recipes: a corpus and how to read it, in a TOML file.
 
+    kind = "suffix"
     tokenizer = "NAME_OR_PATH"
     corpus = ["{stdlib}", "notes/*.md", "chats.jsonl"]
     text_field = "messages"
@@ -21,6 +22,7 @@ from hf_specplug.datastore.corpus import HUB, STDIN, Corpus, find
 from hf_specplug.errors import CorpusError
 
 _KEYS = {
+    "kind": str,
     "tokenizer": str,
     "corpus": list,
     "text_field": str,
@@ -37,6 +39,7 @@ class Recipe:
     max_tokens: int
     dedup: bool
     tokenizer: str | None = None
+    kind: str = "suffix"
 
 
 def load(
@@ -58,6 +61,7 @@ def load(
             max_tokens or raw.get("max_tokens", 0),
             dedup or raw.get("dedup", False),
             raw.get("tokenizer"),
+            raw.get("kind", "suffix"),
         )
     return Recipe(Corpus(find(given), text_field), max_tokens, dedup)
 

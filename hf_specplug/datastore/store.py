@@ -4,30 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import xxhash
-from numpy.typing import NDArray
 
 from hf_specplug.datastore import arrays, manifest
 from hf_specplug.datastore.corpus import HUB
+from hf_specplug.datastore.index import Index
+from hf_specplug.datastore.kinds import KINDS
 from hf_specplug.datastore.manifest import Manifest, Shard
 from hf_specplug.errors import StoreError
-from hf_specplug.kernels import suffix as kernels
 
-MAX_SHARD = 1 << 27  # tokens
 _TRIES = 5  # of opening, while a writer replaces files
-
-
-@dataclass(frozen=True)
-class SuffixShard:
-    """tokens uint16[n] or uint32[n], suffixes int32[n]: read-only maps."""
-
-    tokens: NDArray[Any]
-    suffixes: NDArray[np.int32]
 
 
 class Datastore:
@@ -38,7 +27,7 @@ class Datastore:
 
     Attributes:
         path, manifest: what was opened.
-        shards: mapped; no index in them is to be trusted.
+        shards: an index each, mapped; no number in them is to be trusted.
 
     Raises:
         StoreError: it is missing, damaged, unfinished or of another version.
@@ -54,30 +43,21 @@ class Datastore:
         for left in reversed(range(_TRIES)):
             self.manifest = manifest.load(self.path)
             try:
-                self.shards = [self._open(shard) for shard in self.manifest.shards]
+                self.shards: list[Any] = [self._open(shard) for shard in self.manifest.shards]
                 break
             except StoreError:
                 if left == 0 or manifest.load(self.path) == self.manifest:
                     raise
 
-    def _open(self, shard: Shard) -> SuffixShard:
+    def _open(self, shard: Shard) -> Index:
+        kind = KINDS[self.manifest.kind]
+        if missing := set(kind.names) - set(shard.arrays):
+            raise StoreError(f"{self.path}: a shard has no {', '.join(sorted(missing))}")
+        opened = {name: arrays.open_array(self.path, shard.arrays[name]) for name in kind.names}
         try:
-            described = shard.arrays["tokens"], shard.arrays["suffixes"]
-        except KeyError as error:
-            raise StoreError(f"{self.path}: a shard has no {error}") from error
-        tokens, suffixes = (arrays.open_array(self.path, each) for each in described)
-        wanted = token_dtype(self.manifest.vocab_size)
-        if tokens.dtype != wanted or suffixes.dtype != np.int32:
-            raise StoreError(
-                f"{self.path}: tokens are {tokens.dtype} and suffixes {suffixes.dtype}, "
-                f"not {wanted} and int32"
-            )
-        if tokens.ndim != 1 or tokens.shape != suffixes.shape or len(tokens) > MAX_SHARD:
-            raise StoreError(
-                f"{self.path}: a shard has tokens {list(tokens.shape)} and suffixes "
-                f"{list(suffixes.shape)}; both must be as long, and up to {MAX_SHARD:,}"
-            )
-        return SuffixShard(tokens, suffixes)
+            return kind(opened, self.manifest.vocab_size)
+        except StoreError as error:
+            raise StoreError(f"{self.path}: {error}") from error
 
     def __reduce__(self) -> tuple[type[Datastore], tuple[Path]]:
         return Datastore, (self.path,)
@@ -86,8 +66,8 @@ class Datastore:
         return self  # it never changes
 
     def __len__(self) -> int:
-        """How many tokens it holds, the ends of documents included."""
-        return sum(len(shard.tokens) for shard in self.shards)
+        """How many tokens it was made of, the ends of documents included."""
+        return sum(shard.tokens for shard in self.manifest.shards)
 
     @property
     def documents(self) -> int:
@@ -99,7 +79,7 @@ class Datastore:
         return sum((self.path / name).stat().st_size for name in self.manifest.files())
 
     def check(self, deep: bool = False) -> None:
-        """Compare all checksums; `deep`: also that the suffixes are sorted, all of them.
+        """Compare all checksums; `deep`: also look at every number.
 
         Raises:
             StoreError: something is not as it was written.
@@ -109,21 +89,15 @@ class Datastore:
         ):
             for array in shard.arrays.values():
                 arrays.verify(self.path, array)
-            if not deep:
-                continue
-            if len(opened.tokens) and int(opened.tokens.max()) > self.manifest.vocab_size:
-                raise StoreError(f"{self.path}, shard {number}: a token is not in the vocabulary")
-            if not kernels.is_sorted(np.asarray(opened.tokens), np.asarray(opened.suffixes)):
-                raise StoreError(f"{self.path}, shard {number}: its suffixes are not sorted")
+            try:
+                if deep:
+                    opened.check(self.manifest.vocab_size)
+            except StoreError as error:
+                raise StoreError(f"{self.path}, shard {number}: {error}") from error
 
     def refuse_other(self, tokenizer: Any) -> None:
         """Raise StoreError unless its tokens were made by an equal tokenizer."""
         refuse_other(self.path, self.manifest, described(tokenizer))
-
-
-def token_dtype(vocab_size: int) -> np.dtype[Any]:
-    """uint16 if all ids and the separator fit, else uint32."""
-    return np.dtype(np.uint16 if vocab_size < 1 << 16 else np.uint32)
 
 
 def described(tokenizer: Any) -> dict[str, str]:

@@ -147,15 +147,21 @@ class Drafter(ABC):
     Attributes:
         name: short, unique, as users write it in `attach(model, drafters=[...])`.
         needs: outputs of the target that `observe` wants: "topk".
+        kinds: of the datastores that it reads; given to `add`.
         priors: float32[buckets] in (0, 1], P(token accepted | its bucket, parent accepted).
     """
 
     name: ClassVar[str]
     needs: ClassVar[frozenset[str]] = frozenset()
+    kinds: ClassVar[frozenset[str]] = frozenset()
     priors: Float32
 
     def begin(self, context: Context) -> None:  # noqa: B027
         """A new request starts; `context` holds its prompt and grows with the output."""
+
+    def add(self, store: Any) -> None:
+        """Draft from this datastore, too. Raises OptionError if it does not read its kind."""
+        raise OptionError(f"drafter {self.name!r} reads no datastores")
 
     @abstractmethod
     def expand(self, frontier: Frontier) -> Int32:

@@ -14,26 +14,22 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from hf_specplug.datastore.store import Datastore, open_all
+from hf_specplug.datastore.store import Datastore
 from hf_specplug.drafters.base import (
     Context,
-    Drafter,
     Frontier,
     Int32,
     Step,
     learned,
     register,
 )
-from hf_specplug.errors import StoreError
+from hf_specplug.drafters.stored import StoreDrafter
 from hf_specplug.kernels import retrieval as kernels
 
 
 @register
-class RestDrafter(Drafter):
+class RestDrafter(StoreDrafter):
     """Continues each path by what follows its longest suffix in the stores, counted.
-
-    Args:
-        stores: folders, or opened stores; more can be added at any time.
 
     Example:
         >>> RestDrafter().stores
@@ -41,24 +37,21 @@ class RestDrafter(Drafter):
     """
 
     name: ClassVar[str] = "rest"
+    kinds: ClassVar[frozenset[str]] = frozenset({"suffix"})
     rows_per_node: ClassVar[int] = 12
 
     def __init__(
         self, stores: Iterable[str | os.PathLike[str] | Datastore] = (), tokenizer: Any = None
     ) -> None:
         self.priors = np.array(learned(self.name), np.float32)
-        self.stores: list[Datastore] = []
         self._shards: list[_Matches] = []
         self._context: Context | None = None
         self._out = np.empty((0, 3), np.int32)
         self._raw = np.empty((0, 0, kernels.COLUMNS), np.int32)
         self._ends = np.empty((0, 0), np.int32)
-        for store in open_all(stores, tokenizer):
-            self.add(store)
+        super().__init__(stores, tokenizer)
 
-    def add(self, store: Datastore) -> None:
-        """Draft from this store, too, from the next token on."""
-        self.stores.append(store)
+    def _opened(self, store: Datastore) -> None:
         shards = [_Matches(shard, store.manifest.vocab_size) for shard in store.shards]
         shards = [matches for matches in shards if len(matches.tokens)]
         if self._context is not None:
@@ -76,12 +69,7 @@ class RestDrafter(Drafter):
             self.begin(kept["context"])
 
     def begin(self, context: Context) -> None:
-        for store in self.stores:
-            if store.manifest.vocab_size > context.vocab_size:
-                raise StoreError(
-                    f"{store.path} has {store.manifest.vocab_size:,} token ids, the model "
-                    f"{context.vocab_size:,}: it was built with another tokenizer"
-                )
+        super().begin(context)
         self._context = context
         for matches in self._shards:
             matches.begin(context.tokens)

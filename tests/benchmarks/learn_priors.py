@@ -24,7 +24,6 @@ import numpy as np
 from hf_specplug import simulate
 from hf_specplug.datastore.store import Datastore, open_all
 from hf_specplug.drafters.base import Drafter, Int32, create
-from hf_specplug.drafters.rest import RestDrafter
 from hf_specplug.kernels import mixer as mixing
 from hf_specplug.kernels import ngram, retrieval, tree
 from hf_specplug.mixer import Mixer
@@ -89,7 +88,12 @@ def smoothed(hits: Any, seen: Any) -> Any:
 
 
 def made(names: list[str], stores: list[Datastore]) -> list[Drafter]:
-    return create([RestDrafter(stores) if name == "rest" else name for name in names])
+    drafters = create(names)
+    for drafter in drafters:
+        for store in stores:
+            if store.manifest.kind in drafter.kinds:
+                drafter.add(store)
+    return drafters
 
 
 def run(
