@@ -183,6 +183,17 @@ Memory = Annotated[
     str | None, typer.Option(help="To be used at most, such as 8G (half of what is free).")
 ]
 OnError = Annotated[str, typer.Option(help="stop or skip, at a file or line that is unreadable.")]
+Given = Annotated[
+    bool, typer.Option("--given", help="Each document is a phrase as it is (kind phrases).")
+]
+FromModel = Annotated[
+    str | None,
+    typer.Option(
+        "--from-model-outputs",
+        metavar="MODEL",
+        help='Of its greedy answers; the corpus is what it is asked, JSON lines with "prompt".',
+    ),
+]
 Form = Annotated[str, typer.Option("--format", help="table or json.")]
 StorePath = Annotated[str, typer.Argument(help="Folder of a datastore.")]
 
@@ -195,7 +206,11 @@ def build(
         str | None, typer.Option(help="Folder or Hub name of the model's tokenizer.")
     ] = None,
     kind: Annotated[
-        str | None, typer.Option(help="suffix (exact matches of any length; if not given), ...")
+        str | None,
+        typer.Option(
+            help="suffix (exact matches of any length; if not given), trigram (what follows two "
+            "tokens), phrases (long ones that repeat) or ngram (the most common five tokens)."
+        ),
     ] = None,
     text_field: TextField = "text",
     dedup: Annotated[bool, typer.Option(help="Leave out documents that were there.")] = False,
@@ -204,6 +219,8 @@ def build(
     memory: Memory = None,
     on_error: OnError = "stop",
     engine: Annotated[str, typer.Option(help="local, or ray for a cluster.")] = "local",
+    given: Given = False,
+    from_model_outputs: FromModel = None,
 ) -> None:
     """Build a datastore of texts to draft from; goes on with one that was interrupted."""
     with _resumable("build"):
@@ -222,6 +239,8 @@ def build(
             append=False,
             engine=engine,
             kind=kind,
+            given=given,
+            from_model_outputs=from_model_outputs,
         )
         stores.show(stores.describe(store), "table")
 
@@ -235,13 +254,26 @@ def append(
     workers: Workers = 0,
     memory: Memory = None,
     on_error: OnError = "stop",
+    given: Given = False,
+    from_model_outputs: FromModel = None,
 ) -> None:
     """Add documents to a datastore, as new shards; readers see the old or the new state."""
     with _resumable("append"):
         from hf_specplug import stores
 
         store = stores.build(
-            path, corpus, None, text_field, dedup, 0, workers, memory, on_error, append=True
+            path,
+            corpus,
+            None,
+            text_field,
+            dedup,
+            0,
+            workers,
+            memory,
+            on_error,
+            append=True,
+            given=given,
+            from_model_outputs=from_model_outputs,
         )
         stores.show(stores.describe(store), "table")
 
@@ -267,7 +299,7 @@ def info(path: StorePath, form: Form = "table") -> None:
 @app.command(epilog="Example: specplug check my.store --deep")
 def check(
     path: StorePath,
-    deep: Annotated[bool, typer.Option(help="Also whether all suffixes are sorted.")] = False,
+    deep: Annotated[bool, typer.Option(help="Also every number that it holds.")] = False,
 ) -> None:
     """Compare a datastore with its checksums; exit code 1 if something has changed."""
     with _resumable("check"):

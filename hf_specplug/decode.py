@@ -49,9 +49,11 @@ def decode(
                 tree, asked = EMPTY, budget.ask()
                 if engine.drafts and any(asked):
                     limit = min(budget.limit, engine.room)
+                    walk.guide(search)
                     tree = search.grow(emitted[-1], limit, walk.room - 1, chain, asked)
                 # 2. size: as much of it as pays
-                tree = budget.fit(tree, len(context))
+                fitting = budget.fit(tree, len(context))
+                tree = tree if walk.keeps_drafts else fitting
 
             # 3. verify: one forward pass over the last token and the tree
             start = time.perf_counter() - engine.prepared[1]  # once is no time for a budget

@@ -26,33 +26,36 @@ class Mixer:
         names: of the drafters, in the order of their source bits.
 
     Attributes:
-        weights: float64[4, 3 D + 1]: for each weight set w, b and v of every drafter, and the bias.
+        weights: float64[4, 3 D + 3]: for each weight set w, b and v of every drafter, the bias, and
+            a and c of the noise of sampling.
         apm: float64[3, 33], the final recalibration by depth and log-odds.
 
     Example:
         >>> Mixer(["context", "recycling"]).weights.shape
-        (4, 7)
+        (4, 9)
     """
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = list(names)
         start = learned("mixer")
         count = len(self.names)
-        self.weights = np.empty((kernels.SETS, 3 * count + 1))
+        self.weights = np.empty((kernels.SETS, 3 * count + 3))
         for d, name in enumerate(self.names):
             self.weights[:, 3 * d : 3 * d + 3] = start["drafters"].get(name, start["others"])
-        self.weights[:, -1] = start["bias"]
+        self.weights[:, -3] = start["bias"]
+        self.weights[:, -2:] = start["noise"]
         odds = np.linspace(-8.0, 8.0, kernels.BINS)
         self.apm = np.tile(1.0 / (1.0 + np.exp(-odds)), (kernels.DEPTHS, 1))
         self.rates = _RATES.copy()
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
-        """`NAME.weights` float64[4, 3] of each drafter, `bias` float64[4], `apm` float64[3, 33]."""
+        """`NAME.weights` [4, 3] of each drafter, `bias` [4], `noise` [4, 2], `apm` [3, 33]."""
         state = {
             f"{name}.weights": self.weights[:, 3 * d : 3 * d + 3].copy()
             for d, name in enumerate(self.names)
         }
-        return {**state, "bias": self.weights[:, -1].copy(), "apm": self.apm.copy()}
+        bias, noise = self.weights[:, -3].copy(), self.weights[:, -2:].copy()
+        return {**state, "bias": bias, "noise": noise, "apm": self.apm.copy()}
 
     def load_state_dict(self, state: dict[str, NDArray[Any]]) -> None:
         """Take back what `state_dict` gave; drafters that it does not name stay as they are.
@@ -72,7 +75,9 @@ class Mixer:
                     f"not {array.dtype}{list(array.shape)}"
                 )
             if key == "bias":
-                fresh.weights[:, -1] = array
+                fresh.weights[:, -3] = array
+            elif key == "noise":
+                fresh.weights[:, -2:] = array
             elif key == "apm":
                 fresh.apm[:] = array.clip(0.0, 1.0)
             else:

@@ -37,6 +37,7 @@ from hf_specplug.session import Session
 from hf_specplug.stats import Stats
 from hf_specplug.verify.cache import CHAIN, PLAIN
 from hf_specplug.verify.engine import Engine
+from hf_specplug.verify.rejection import walk_class
 from hf_specplug.verify.walk import Walk
 
 logger = logging.getLogger("hf_specplug")
@@ -60,6 +61,9 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
         datastores: folders that `specplug build` made, or opened ones, to draft from.
         tokenizer: the model's, to refuse datastores that another one made.
         published: "rasd", "stand" or "token-recycling" drafts as that paper does, for comparisons.
+        verification: of sampled text: "seeded" gives the tokens that plain `generate` draws with
+            the same seed; "rejection" draws drafts and tokens from the same distribution with other
+            random numbers.
 
     Attributes:
         stats: what was drafted, accepted and spent since the last `stats.reset()`.
@@ -82,12 +86,15 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
         pack: bool = True,
         datastores: Iterable[str | os.PathLike[str] | Datastore] = (),
         tokenizer: Any = None,
+        verification: str = "seeded",
     ) -> None:
         check_nodes(nodes)
+        walk_class(verification, published)
         self.drafters = completed(create(drafters), published)
         self.mixer = Mixer([drafter.name for drafter in self.drafters])
         self.nodes = nodes
         self.published = published
+        self.verification = verification
         self.pack = pack
         self.stats = Stats()
         self._warned: set[str] = set()
@@ -149,7 +156,9 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
                 self.note("the plug was busy with another call")
             return handover.plain(model, input_ids, arguments, streamer, model_kwargs)
         try:
-            walk = Walk(input_ids, logits_processor, stopping_criteria, generation_config, streamer)
+            walk = walk_class(self.verification)(
+                input_ids, logits_processor, stopping_criteria, generation_config, streamer
+            )
             engine = session.engine(model, generation_config, model_kwargs, choice, static)
             vocab = int(model.config.get_text_config(decoder=True).vocab_size)
             context = Context(_prompt(model, input_ids, inputs_tensor, vocab), vocab)

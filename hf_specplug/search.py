@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hf_specplug.drafters.base import MAX_CHILDREN, Drafter, Float32, Frontier, Int32
 from hf_specplug.errors import DraftError
@@ -20,6 +21,9 @@ _REFUSALS = {
     kernels.BAD_TOKEN: "named a token outside the vocabulary",
     kernels.BAD_BUCKET: "named an evidence bucket that it has no prior for",
 }
+
+
+SILENCE = np.empty((0, 0)), 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,9 @@ class TreeSearch:
 
     Attributes:
         names: of all drafters, dropped or not: names[d] belongs to bit d of `DraftTree.sources`.
+        noise: what is known of the next picks' random numbers: float64[positions, V], uniform, to
+            be read in a circle; and the row of the first. No rows: nothing.
+        generator: if given, children are drawn by their probability, not ranked by it.
         seconds: what each of them took for the last tree.
     """
 
@@ -58,6 +65,8 @@ class TreeSearch:
         on_error: Callable[[Drafter, Exception], None],
     ) -> None:
         self.names = [drafter.name for drafter in drafters]
+        self.noise: tuple[NDArray[np.float64], int] = SILENCE
+        self.generator: np.random.Generator | None = None
         self._mixer = mixer
         self.seconds = [0.0] * len(drafters)
         self._grown = False
@@ -87,7 +96,7 @@ class TreeSearch:
     def _allocate(self, limit: int) -> None:
         capacity = 512 + 64 * limit
         self._pool = np.zeros((capacity, kernels.COLUMNS), np.int32)
-        self._chance = np.ones((capacity, 3), np.float32)
+        self._chance = np.ones((capacity, kernels.CHANCES), np.float32)
         self._evidence = np.zeros((capacity, len(self.names)), np.int32)
         self._chosen = np.empty(limit, np.int32)
         self._frontier = np.empty(limit, np.int32)
@@ -138,7 +147,10 @@ class TreeSearch:
                 self._table,
                 self._mixer.weights,
                 self._mixer.apm,
+                *self.noise,
             )
+            if self.generator is not None:
+                kernels.draw(pool, chance, frontier.nodes, self.generator)
             turn += 1
             if chain:
                 number, waiting = self._follow(turn, limit, depth)
@@ -147,7 +159,28 @@ class TreeSearch:
                     pool, chance, size, limit, depth, turn, self._chosen, self._frontier
                 )
         self._grown = True
+        self._size = number
         return self._read(self._chosen[:number])
+
+    def proposal(self, node: int) -> tuple[Int32, Float32, list[int]]:
+        """What the last tree drew from at a node (index in the tree + 1; 0 = root).
+
+        Returns:
+            (int32[n] tokens, float32[n] their probabilities, the node's children in the tree in the
+            order in which they were drawn)
+        """
+        chosen = self._chosen[: self._size]
+        place = int(chosen[node - 1]) if node else 0
+        child = int(self._pool[place, kernels.FIRST]) if self._pool[place, kernels.ROUND] else 0
+        named: list[int] = []
+        while child:
+            named.append(child)
+            child = int(self._pool[child, kernels.NEXT])
+        named.sort(key=lambda child: -float(self._chance[child, kernels.PATH]))
+        tokens, probs = self._pool[named, kernels.TOKEN], self._chance[named, kernels.PROB]
+        places = np.searchsorted(chosen, np.array(named, np.int32))
+        inside = (places < len(chosen)) & (chosen[np.minimum(places, len(chosen) - 1)] == named)
+        return tokens, probs, (places[inside] + 1).tolist()
 
     def learn(self, emitted: Int32) -> None:
         """Let the mixer learn what the target picked, from the root of the last tree on."""

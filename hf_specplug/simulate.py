@@ -16,7 +16,7 @@ from hf_specplug.budget import Budget
 from hf_specplug.drafters.base import Context, Drafter, Int32, Step, TopK, create
 from hf_specplug.errors import RecordingError
 from hf_specplug.mixer import Mixer
-from hf_specplug.published import search_class
+from hf_specplug.published import completed, search_class
 from hf_specplug.recording import Recording, Trace
 from hf_specplug.search import TreeSearch
 from hf_specplug.stats import Stats
@@ -129,7 +129,7 @@ def simulate(
     """
     if nodes == "auto" and cost is None:
         raise RecordingError('nodes "auto" needs a cost curve: what would it have to pay?')
-    made = create(drafters)
+    made = completed(create(drafters), published)
     mixer = Mixer([drafter.name for drafter in made])
     return replay(recording, made, mixer, nodes, cost, search_class(published), progress)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from hf_specplug.drafters.context import ORDER
 
 
@@ -72,15 +74,28 @@ Named = dict[int, float]
 
 
 def mixed(
-    candidates: Sequence[Named], sets: Sequence[int], weights: Sequence[Sequence[float]]
+    candidates: Sequence[Named],
+    sets: Sequence[int],
+    weights: Sequence[Sequence[float]],
+    noise: Sequence[float] | None = None,
 ) -> list[float]:
     """Twin of kernels.mixer.mix at one node, before recalibration.
 
     `sets`: the weight set that each candidate's evidence calls for; the largest is used.
+    `noise`: the exponential number of each candidate.
     """
     _, scores = scored(candidates, sets, weights)
     odds = [math.exp(score) for score in scores]
+    if noise is not None:
+        a, c = weights[max(sets)][-2:]
+        weight = a + c * (1 - max(odds) / (1 + sum(odds)))
+        odds = [one * math.exp(weight * favour(e)) for one, e in zip(odds, noise, strict=True)]
     return [one / (1 + sum(odds)) for one in odds]
+
+
+def favour(noise: float) -> float:
+    """How an exponential number favours a token: the Gumbel number, centred and clipped."""
+    return min(max(-math.log(noise) - 0.5772156649015329, -2.0), 4.0)
 
 
 def scored(
@@ -88,7 +103,7 @@ def scored(
 ) -> tuple[list[list[float]], list[float]]:
     """(features, score) of each candidate; a score is the sum of features times weights."""
     chosen = weights[max(sets)]
-    drafters = (len(chosen) - 1) // 3
+    drafters = (len(chosen) - 3) // 3
     mass = [sum(named.get(d, 0.0) for named in candidates) for d in range(drafters)]
     features = []
     for named in candidates:
@@ -99,7 +114,7 @@ def scored(
             else:
                 row += [0.0, 0.0, math.log(max(1 - mass[d], 0.02)) if mass[d] else 0.0]
         features.append([*row, 1.0])
-    return features, [sum(x * w for x, w in zip(row, chosen, strict=True)) for row in features]
+    return features, [sum(x * w for x, w in zip(row, chosen[:-2], strict=True)) for row in features]
 
 
 def recalibrated(prob: float, row: Sequence[float]) -> float:
@@ -175,3 +190,59 @@ def retrieved(
         top = length == lengths[0]
         result += [(token, length, count, total, top) for token, count in counted.items()]
     return result
+
+
+Weighted = list[tuple[int, float]]
+"""Tokens with their float32 weights, as a row of kernels.successors holds them."""
+
+
+def _ranked(row: dict[int, float], width: int) -> Weighted:
+    return sorted(row.items(), key=lambda pair: (-pair[1], pair[0]))[:width]
+
+
+def averaged(row: Weighted, new: Weighted, visits: int, width: int) -> Weighted:
+    """Twin of kernels.successors.mean: the mean of `visits` distributions takes in one more."""
+    share = 1.0 / (visits + 1)
+    mean = {token: float(np.float32(weight * (1.0 - share))) for token, weight in row}
+    for token, prob in new:
+        weight = float(np.float32(mean.get(token, 0.0) + share * float(np.float32(prob))))
+        if token >= 0 and prob > 0:
+            mean[token] = weight
+    return _ranked(mean, width)
+
+
+def decayed(row: Weighted, token: int, decay: float, width: int) -> Weighted:
+    """Twin of kernels.successors.decayed."""
+    counts = {known: float(np.float32(weight * decay)) for known, weight in row}
+    if token not in counts and len(counts) == width:
+        del counts[row[-1][0]]
+    counts[token] = float(np.float32(counts.get(token, 0.0) + 1.0))
+    return _ranked(counts, width)
+
+
+class Grams:
+    """Twin of kernels.successors.learn and expand, with room for everything."""
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+        self.rows: dict[tuple[int, ...], tuple[int, Weighted]] = {}
+
+    def learn(self, before: Sequence[int], ids: Sequence[int], probs: Sequence[float]) -> None:
+        """What the target said after the text `before`."""
+        for order in (2, 3, 4):
+            gram = tuple(before[-order:])
+            if len(gram) == order and min(gram) >= 0:
+                visits, row = self.rows.get(gram, (0, []))
+                new = list(zip(ids, probs, strict=True))
+                self.rows[gram] = visits + 1, averaged(row, new, visits, self.width)
+
+    def named(self, before: Sequence[int]) -> list[tuple[int, int]]:
+        """(token, bucket) after a text."""
+        for order in (4, 3, 2):
+            gram = tuple(before[-order:])
+            if len(gram) == order and gram in self.rows:
+                visits, row = self.rows[gram]
+                begin = ((order - 2) * 3 + (visits > 1) + (visits > 3)) * 8
+                steps = np.array([0.003, 0.01, 0.03, 0.1, 0.3, 0.6, 0.9])
+                return [(token, begin + int((weight >= steps).sum())) for token, weight in row]
+        return []

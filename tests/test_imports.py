@@ -28,7 +28,7 @@ LAYERS = [
     ["decode", "handover", "session"],
     ["plug"],
     ["attachment"],
-    ["demo", "forced", "record", "report", "stores", "workbench"],
+    ["answers", "demo", "forced", "record", "report", "stores", "tune", "workbench"],
     ["bench"],
     ["cli"],
 ]
@@ -69,7 +69,7 @@ def test_imports_point_one_way(path: Path) -> None:
 def test_heavy_libraries_stay_where_they_belong(path: Path) -> None:
     own = part(path)
     top = {name.split(".")[0] for name in imported(path, whole=True)}
-    if RANK.get(own, 0) < RANK["verify"] or own in ("workbench", "cli"):
+    if RANK.get(own, 0) < RANK["verify"] or own in ("tune", "workbench", "cli"):
         assert not top & {"torch", "transformers"}
     if own != "kernels":
         assert "numba" not in top

@@ -97,7 +97,7 @@ def test_best_takes_the_highest_path_probabilities(paths: list[float], limit: in
     size = len(paths) + 1
     pool = np.zeros((size, tree.COLUMNS), np.int32)
     pool[:, tree.DEPTH] = 1
-    chance = np.ones((size, 3), np.float32)
+    chance = np.ones((size, tree.CHANCES), np.float32)
     chance[1:, tree.PATH] = paths
     chosen, frontier = np.empty(limit, np.int32), np.empty(limit, np.int32)
     number, waiting = tree.best(pool, chance, size, limit, 9, 2, chosen, frontier)
@@ -176,7 +176,7 @@ def test_recycling_is_small() -> None:
 def test_insert_checks_every_row(row: tuple[int, int, int], answer: int) -> None:
     pool = np.zeros((8, tree.COLUMNS), np.int32)
     pool[0, tree.ROUND] = 1
-    chance = np.ones((8, 3), np.float32)
+    chance = np.ones((8, tree.CHANCES), np.float32)
     evidence = np.zeros((8, 3), np.int32)
     rows = np.array([row], np.int32)
     assert tree.insert(pool, chance, evidence, 1, rows, 2, 5, 7, 9, 1) == answer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import ClassVar
 
@@ -16,7 +17,7 @@ from hf_specplug.errors import StateError
 from hf_specplug.kernels import mixer as kernels
 from hf_specplug.kernels import tree
 from hf_specplug.mixer import Mixer
-from hf_specplug.search import TreeSearch
+from hf_specplug.search import SILENCE, TreeSearch
 from tests import reference
 
 PRIORS = [0.02, 0.1, 0.3, 0.6, 0.95]
@@ -29,7 +30,8 @@ def siblings(candidates: list[tuple[int | None, ...]]) -> tuple[np.ndarray, ...]
     """Search arrays in which the root has these children: node i + 1 carries token i."""
     size = len(candidates) + 1
     pool = np.zeros((size, tree.COLUMNS), np.int32)
-    chance = np.ones((size, 3), np.float32)
+    chance = np.ones((size, tree.CHANCES), np.float32)
+    chance[:, tree.NOISE] = 0
     evidence = np.zeros((size, 3), np.int32)
     pool[0, tree.FIRST] = pool[0, tree.ROUND] = 1
     for i, said in enumerate(candidates, start=1):
@@ -51,16 +53,25 @@ def in_words(candidates: list[tuple[int | None, ...]]) -> tuple[list[reference.N
     return named, sets
 
 
-@given(st.lists(CANDIDATE, min_size=1, max_size=8), st.lists(WEIGHT, min_size=40, max_size=40))
-def test_mix_is_the_formula(candidates: list, numbers: list[float]) -> None:
+@given(
+    st.lists(CANDIDATE, min_size=1, max_size=8),
+    st.lists(WEIGHT, min_size=48, max_size=48),
+    st.booleans(),
+)
+def test_mix_is_the_formula(candidates: list, numbers: list[float], noisy: bool) -> None:
     pool, chance, evidence, table = siblings(candidates)
-    weights = np.array(numbers).reshape(4, 10)
+    weights = np.array(numbers).reshape(4, 12)
     apm = Mixer([]).apm
     apm[0, ::3] *= 0.5
     chance[0, tree.PATH] = 0.5
     root = np.zeros(1, np.int32)
-    kernels.mix(pool, chance, evidence, root, table, weights, apm)
-    expected = reference.mixed(*in_words(candidates), weights.tolist())
+    noise = None
+    if noisy:
+        rows = np.random.default_rng(0).random((3, 8))  # the second is that of the next pick
+        noise = (-np.log1p(-rows[1, : len(candidates)])).tolist()
+    known = (rows, 1) if noisy else SILENCE
+    kernels.mix(pool, chance, evidence, root, table, weights, apm, *known)
+    expected = reference.mixed(*in_words(candidates), weights.tolist(), noise)
     np.testing.assert_allclose(chance[1:, tree.RAW], expected, rtol=1e-4)
     assert sum(expected) < 1
     refined = [reference.recalibrated(prob, apm[0].tolist()) for prob in expected]
@@ -70,35 +81,46 @@ def test_mix_is_the_formula(candidates: list, numbers: list[float]) -> None:
 
 @given(
     st.lists(CANDIDATE, min_size=1, max_size=6),
-    st.lists(WEIGHT, min_size=40, max_size=40),
+    st.lists(WEIGHT, min_size=48, max_size=48),
     st.integers(0, 6),
+    st.booleans(),
 )
-def test_learning_follows_the_gradient(candidates: list, numbers: list[float], token: int) -> None:
-    """The step is the rate times the derivative of ln P(what the target picked)."""
+def test_learning_follows_the_gradient(
+    candidates: list, numbers: list[float], token: int, noisy: bool
+) -> None:
+    """The step is the rate times the derivative of ln P(what the target picked).
+
+    With noise only its own weights are compared: for the others, how open the choice is counts as
+    given, though it depends on them.
+    """
+    rows = np.random.default_rng(0).random((1, 8)) if noisy else np.empty((0, 0))
+    noise = (-np.log1p(-rows[0, : len(candidates)])).tolist() if noisy else None
     pool, chance, evidence, table = siblings(candidates)
-    weights = np.array(numbers).reshape(4, 10)
+    weights = np.array(numbers).reshape(4, 12)
     named, sets = in_words(candidates)
 
     def likelihood(changed: np.ndarray) -> float:
-        probs = reference.mixed(named, sets, changed.tolist())
+        probs = reference.mixed(named, sets, changed.tolist(), noise)
         return math.log(probs[token] if token < len(probs) else 1 - sum(probs))
 
     apm = Mixer([]).apm
     root = np.zeros(1, np.int32)
-    kernels.mix(pool, chance, evidence, root, table, weights, apm)
+    kernels.mix(pool, chance, evidence, root, table, weights, apm, rows, 0)
     after = weights.copy()
     rates = np.array([0.5, 2.0, 0.1])
     emitted = np.array([token], np.int32)
     assert kernels.learn(pool, chance, evidence, emitted, table, after, apm, rates) == 1
-    expected = np.zeros((4, 10))
-    for place in np.ndindex(4, 10):
+    compared = range(10, 12) if noisy else range(12)
+    expected = np.zeros((4, 12))
+    for place in itertools.product(range(4), compared):
         near = weights.copy()
         near[place] += 1e-4
         above = likelihood(near)
         near[place] -= 2e-4
-        rate = 2.0 if place[1] % 3 == 1 or place[1] == 9 else 0.5
+        rate = 2.0 if place[1] % 3 == 1 or place[1] >= 9 else 0.5
         expected[place] = rate * (above - likelihood(near)) / 2e-4
-    np.testing.assert_allclose(after - weights, expected, rtol=2e-2, atol=2e-3)
+    learned, wanted = (after - weights)[:, compared], expected[:, compared]
+    np.testing.assert_allclose(learned, wanted, rtol=2e-2, atol=2e-3)
 
 
 class Loaded(Drafter):

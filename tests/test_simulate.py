@@ -16,7 +16,9 @@ from hf_specplug.cli import app
 from hf_specplug.drafters.base import TOP_K, TopK, create
 from hf_specplug.errors import OptionError, RecordingError
 from hf_specplug.mixer import Mixer
-from hf_specplug.published import LEVELS, TokenRecycling, fuse, static_tree
+from hf_specplug.published.rasd import fuse
+from hf_specplug.published.static import static_tree
+from hf_specplug.published.token_recycling import LEVELS, TokenRecycling
 from hf_specplug.recording import Recording, Trace
 from hf_specplug.search import TreeSearch
 from hf_specplug.simulate import Cost, cost_curve, simulate, walk
@@ -167,7 +169,7 @@ def test_token_recycling_drafts_its_rows() -> None:
         assert 1 <= (token - above) % VOCAB <= 8
 
 
-@pytest.mark.parametrize("paper", ["rasd", "token-recycling"])
+@pytest.mark.parametrize("paper", ["rasd", "stand", "token-recycling"])
 def test_papers_are_lossless_and_no_better_than_us(paper: str) -> None:
     model, inputs = make("llama"), prompt(make("llama"))
     settings = {"max_new_tokens": 60, "do_sample": False}
@@ -183,7 +185,7 @@ def test_papers_are_lossless_and_no_better_than_us(paper: str) -> None:
 
 
 def test_unknown_paper() -> None:
-    with pytest.raises(OptionError, match=r"one of \['rasd', 'token-recycling'\] or None"):
+    with pytest.raises(OptionError, match=r"one of \[.*'rasd', .*'token-recycling'.*\] or None"):
         SpecPlug(published="medusa")
 
 

@@ -6,7 +6,8 @@ It works on the search's arrays (see `kernels.tree`) and on
                                      the table of all drafters' buckets; 0 = it did not
     table     float32[buckets, 3]    of each bucket: prior P(accepted), its log-odds, and the weight
                                      set that it calls for
-    weights   float64[SETS, 3D + 1]  of each set: w, b and v of each drafter, then the bias
+    weights   float64[SETS, 3D + 3]  of each set: w, b and v of each drafter, the bias, then a and c
+                                     of the noise
     apm       float64[DEPTHS, BINS]  the final recalibration, over depth and log-odds
 """
 
@@ -17,7 +18,18 @@ import math
 import numpy as np
 
 from hf_specplug.kernels._njit import njit
-from hf_specplug.kernels.tree import DEPTH, FIRST, NEXT, PATH, PROB, RAW, ROUND, TOKEN
+from hf_specplug.kernels.tree import (
+    DEPTH,
+    FIRST,
+    NEXT,
+    NOISE,
+    PATH,
+    PROB,
+    RAW,
+    ROUND,
+    TOKEN,
+    UNSURE,
+)
 
 PRIOR, LOGIT, SET = range(3)
 SETS = 4
@@ -54,19 +66,33 @@ def _place(depth, prob):
     return row, below, place - below
 
 
+_EULER = 0.5772156649015329  # the mean of -ln e
+
+
 @njit
-def mix(pool, chance, evidence, nodes, table, weights, apm):
+def _favour(u):
+    """How chance favours a token whose exponential noise is -ln(1 - u): 0 on average."""
+    return min(max(-math.log(max(-math.log1p(-u), 1e-30)) - _EULER, -2.0), 4.0)
+
+
+@njit
+def mix(pool, chance, evidence, nodes, table, weights, apm, noise, start):
     """Set PROB and PATH (and RAW, before recalibration) of all children of some nodes.
 
         s_i = bias + sum over d that name i of (w_d log-odds(p_di) + b_d)
                    + sum over d that speak, but not of i, of v_d ln(1 - sum_j p_dj)
         P_i = exp s_i / (1 + sum_j exp s_j)
 
-    The 1 stands for "none of these"; so no renormalisation is needed.
+    The 1 stands for "none of these"; so no renormalisation is needed. Where the noise of sampling
+    is known, s_i grows by (a + c u) f_i: f_i is how noise favours the token, and u, how open the
+    choice is, 1 - max_j P_j before that.
 
     Args:
         nodes: int32[n], search nodes that all drafters have been asked about.
+        noise: float64[positions, V], uniform numbers by position from the root on, to be read in a
+            circle from row `start`; no rows if there is no noise.
     """
+    positions = noise.shape[0]
     count = evidence.shape[1]
     mass = np.empty(count, np.float64)
     absent = np.empty(count, np.float64)
@@ -82,6 +108,7 @@ def mix(pool, chance, evidence, nodes, table, weights, apm):
                 absent[d] = chosen[3 * d + 2] * math.log(max(1.0 - mass[d], _LEAST))
                 base += absent[d]
         total = 1.0
+        likeliest = 0.0
         child = first
         while child != 0:
             score = base
@@ -92,7 +119,20 @@ def mix(pool, chance, evidence, nodes, table, weights, apm):
             odds = math.exp(min(max(score, -_LARGEST), _LARGEST))
             chance[child, RAW] = odds
             total += odds
+            likeliest = max(likeliest, odds)
             child = pool[child, NEXT]
+        if pool[first, DEPTH] <= positions:
+            row = noise[(start + pool[first, DEPTH] - 1) % positions]
+            chance[node, UNSURE] = 1.0 - likeliest / total
+            weight = chosen[3 * count + 1] + chosen[3 * count + 2] * chance[node, UNSURE]
+            total = 1.0
+            child = first
+            while child != 0:
+                if pool[child, TOKEN] < row.shape[0]:
+                    chance[child, NOISE] = _favour(row[pool[child, TOKEN]])
+                    chance[child, RAW] *= math.exp(weight * chance[child, NOISE])
+                total += chance[child, RAW]
+                child = pool[child, NEXT]
         child = first
         while child != 0:
             raw = chance[child, RAW] / total
@@ -130,7 +170,7 @@ def learn(pool, chance, evidence, emitted, table, weights, apm, rates):
         if first == 0:
             break
         chosen = weights[_listen(pool, evidence, first, table, mass)]
-        slope = np.zeros(3 * count + 1, np.float64)
+        slope = np.zeros(3 * count + 3, np.float64)
         following = 0
         child = first
         while child != 0:
@@ -144,6 +184,8 @@ def learn(pool, chance, evidence, emitted, table, weights, apm, rates):
             apm[row, below + 1] += rates[2] * above * (right - apm[row, below + 1])
             error = right - raw
             slope[3 * count] += error
+            slope[3 * count + 1] += error * chance[child, NOISE]
+            slope[3 * count + 2] += error * chance[child, NOISE] * chance[node, UNSURE]
             for d in range(count):
                 bucket = evidence[child, d]
                 if bucket != 0:
@@ -156,7 +198,8 @@ def learn(pool, chance, evidence, emitted, table, weights, apm, rates):
             chosen[3 * d] += rates[0] * slope[3 * d]
             chosen[3 * d + 1] += rates[1] * slope[3 * d + 1]
             chosen[3 * d + 2] += rates[0] * slope[3 * d + 2]
-        chosen[3 * count] += rates[1] * slope[3 * count]
+        for last in range(3 * count, 3 * count + 3):
+            chosen[last] += rates[1] * slope[last]
         if following == 0:
             break
         node = following

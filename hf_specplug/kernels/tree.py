@@ -1,11 +1,13 @@
 """Growing and reading draft trees.
 
-A search keeps its nodes in three arrays, `pool` int32[capacity, 7], `chance` float32[capacity, 3]
+A search keeps its nodes in three arrays, `pool` int32[capacity, 7], `chance` float32[capacity, 5]
 and `evidence` int16[capacity, D] for D drafters (see `kernels.mixer`). Node 0 is the last accepted
 token, with path probability 1.
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 
@@ -13,7 +15,8 @@ from hf_specplug.kernels._njit import njit
 
 TOKEN, PARENT, DEPTH, FIRST, NEXT, SOURCES, ROUND = range(7)
 COLUMNS = 7
-PROB, PATH, RAW = range(3)
+PROB, PATH, RAW, NOISE, UNSURE = range(5)
+CHANCES = 5
 
 AHEAD = 0.3
 """A round expands the likeliest node and those that are at least this fraction as likely."""
@@ -121,6 +124,46 @@ def best(pool, chance, size, limit, depth, turn, chosen, frontier):
             frontier[ready] = node
             ready += 1
     return number, ready
+
+
+_LEAST = 0.01  # of the chance that none of a node's children is picked
+
+
+@njit
+def draw(pool, chance, nodes, generator):
+    """Draw children instead of ranking them: PATH becomes exp of a perturbed log-probability.
+
+    Top-down Gumbel-top-k (Kool et al. 2019, stochastic beam search): of each node, the children of
+    highest PATH are a sample without replacement from their PROB, and no child has more than its
+    parent. What is not named takes part, but is never drawn.
+
+    Args:
+        nodes: int32[n], whose children are to be drawn; those of their parents have been.
+        generator: of numpy.
+    """
+    for node in nodes:
+        path = 1.0
+        above = node
+        while above != 0:
+            path *= chance[above, PROB]
+            above = pool[above, PARENT]
+        unnamed = 1.0
+        highest = -np.inf
+        child = pool[node, FIRST]
+        while child != 0:
+            unnamed -= chance[child, PROB]
+            gumbel = -math.log(-math.log1p(-generator.random()) + 1e-300)
+            chance[child, PATH] = math.log(path * chance[child, PROB] + 1e-30) + gumbel
+            highest = max(highest, chance[child, PATH])
+            child = pool[child, NEXT]
+        gumbel = -math.log(-math.log1p(-generator.random()) + 1e-300)
+        highest = max(highest, math.log(path * max(unnamed, _LEAST)) + gumbel)
+        bound = 1.0 if node == 0 else chance[node, PATH]
+        child = pool[node, FIRST]
+        while child != 0:  # as if the highest were the parent's
+            lower = 1.0 / bound - math.exp(-highest) + math.exp(-chance[child, PATH])
+            chance[child, PATH] = min(1.0 / lower, bound)
+            child = pool[child, NEXT]
 
 
 @njit

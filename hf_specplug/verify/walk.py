@@ -13,7 +13,9 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 from transformers.generation.streamers import BaseStreamer
 
+from hf_specplug.search import SILENCE, TreeSearch
 from hf_specplug.tree import DraftTree
+from hf_specplug.verify import noise
 from hf_specplug.verify.outputs import Outputs
 
 
@@ -26,6 +28,7 @@ class Walk:
         streamer: receives every emitted token by itself, at the next `show`.
 
     Attributes:
+        keeps_drafts: whether a draft must be checked as it was drawn, or may be cut.
         finished: whether a stopping criterion was met; nothing is emitted after that.
         scores, logits: per emitted token [1, V], if `generate` was asked to return them.
     """
@@ -48,6 +51,8 @@ class Walk:
         self._buffer[:, : self._length] = input_ids
         self._new: list[int] = []  # emitted, but not in the buffer yet
         self._unshown: list[int] = []
+        self._noise: noise.Noise | None = None
+        self.keeps_drafts = False
         self.finished = False
         returns = config.return_dict_in_generate
         self.scores: tuple[torch.Tensor, ...] | None = (
@@ -76,6 +81,10 @@ class Walk:
             self._new = []
         return self._buffer[:, : self._length]
 
+    def guide(self, search: TreeSearch) -> None:
+        """Tell a search, before it grows a tree, what is known of the coming picks."""
+        search.noise = SILENCE if self._noise is None else self._noise.ahead()
+
     @property
     def room(self) -> int:
         """Tokens that can still be emitted before the length limit; huge if there is none."""
@@ -100,16 +109,16 @@ class Walk:
         emitted: list[int] = []
         node: int | None = 0
         while node is not None and not self.finished:
-            greedy = self._greedy
-            token = outputs.pick(node) if greedy else self._pick(outputs.logits[node : node + 1])
+            token = outputs.pick(node) if self._greedy else self._pick(outputs, node)
             self._emit(token)
             visited.append(node)
             emitted.append(token)
             node = children.get((node, token))
         return visited, emitted
 
-    def _pick(self, logits: torch.Tensor) -> int:
+    def _pick(self, outputs: Outputs, node: int) -> int:
         """One token as `GenerationMixin._sample` picks it."""
+        logits = outputs.logits[node : node + 1]
         raw = logits.to(copy=True, dtype=torch.float32, device=self._device)
         scores = self._processors(self.input_ids, raw)
         if self.scores is not None:
@@ -117,9 +126,14 @@ class Walk:
         if self.logits is not None:
             self.logits += (raw,)
         if self._sample:
-            probs = torch.nn.functional.softmax(scores, dim=-1)
-            return int(torch.multinomial(probs, num_samples=1))
+            return self._draw(torch.nn.functional.softmax(scores, dim=-1), node)
         return int(torch.argmax(scores, dim=-1))
+
+    def _draw(self, probs: torch.Tensor, node: int) -> int:
+        """One token from `probs` float32[1, V]."""
+        if self._noise is None and noise.known(probs.device, probs.shape[-1]):
+            self._noise = noise.Noise(probs.device, probs.shape[-1])
+        return int(torch.multinomial(probs, num_samples=1))
 
     def _emit(self, token: int) -> None:
         self._new.append(token)

@@ -24,8 +24,9 @@ import numpy as np
 from hf_specplug import simulate
 from hf_specplug.datastore.store import Datastore, open_all
 from hf_specplug.drafters.base import Drafter, Int32, create
+from hf_specplug.drafters.hierarchy import HierarchyDrafter
 from hf_specplug.kernels import mixer as mixing
-from hf_specplug.kernels import ngram, retrieval, tree
+from hf_specplug.kernels import ngram, phrases, retrieval, successors, tree, trigram
 from hf_specplug.mixer import Mixer
 from hf_specplug.recording import Recording, load
 from hf_specplug.search import TreeSearch
@@ -35,11 +36,14 @@ GRIDS = {  # evidence buckets as tables, whose rows go from weaker to stronger e
         (ngram.LENGTHS, ngram.LONGEST_BUCKETS),
         (ngram.LENGTHS, ngram.SHORTER_BUCKETS),
     ],
+    "phrases": [(phrases.LENGTHS, phrases.COLUMNS_OF_LENGTH)] * 2,
     "recycling": [(8, 8)],
     "rest": [
         (retrieval.LENGTHS, retrieval.LONGEST_BUCKETS),
         (retrieval.LENGTHS, retrieval.SHORTER_BUCKETS),
     ],
+    "stand": [(successors.VISITS, successors.PROB_STEPS)] * successors.ORDERS,
+    "trigram": [(trigram.SUPPORTS, trigram.PROB_STEPS)] * trigram.STRENGTHS,
 }
 PRIORS = Path(simulate.__file__).parent / "priors.json"
 STRENGTH = 20.0  # a bucket without data is worth what its row's weaker neighbour is
@@ -96,6 +100,11 @@ def made(names: list[str], stores: list[Datastore]) -> list[Drafter]:
     return drafters
 
 
+def has_own(drafter: Drafter) -> bool:
+    """Whether it has priors of its own; those of a hierarchy are its levels'."""
+    return not isinstance(drafter, HierarchyDrafter)
+
+
 def run(
     recording: Recording, names: list[str], stores: list[Datastore], start: dict[str, Any]
 ) -> dict[str, Any]:
@@ -104,7 +113,8 @@ def run(
     Counting.weights, Counting.steps = 0.0, 0
     drafters = made(names, stores)
     for drafter in drafters:
-        drafter.priors = np.array(start[drafter.name], np.float32)
+        if has_own(drafter):
+            drafter.priors = np.array(start[drafter.name], np.float32)
     with patch("hf_specplug.mixer.learned", start.__getitem__):
         mixer = Mixer(names)
     result = simulate.replay(recording, drafters, mixer, NODES, search=Counting)
@@ -121,14 +131,16 @@ def run(
                 Counting.seen[part].reshape(rows, columns),
             )
             table += grid.ravel().round(4).tolist()
-        found[drafter.name] = table
+        if has_own(drafter):
+            found[drafter.name] = table
     weights = (Counting.weights / Counting.steps).round(3)
     of_drafters = {name: weights[:, 3 * d : 3 * d + 3] for d, name in enumerate(names)}
     found["mixer"] = {
         "drafters": {name: of_drafters[name].tolist() for name in names},
         # a drafter about which nothing was learned is taken for an average one
         "others": np.mean(list(of_drafters.values()), axis=0).round(3).tolist(),
-        "bias": weights[:, -1].tolist(),
+        "bias": weights[:, -3].tolist(),
+        "noise": start["mixer"]["noise"],  # recordings have none
     }
     return found
 
@@ -151,11 +163,13 @@ def main() -> None:
     known: dict[str, Any] = json.loads(PRIORS.read_text(encoding="utf-8"))
     found: dict[str, Any] = dict(known)
     if args.only is None:
-        found |= {each.name: np.full(len(each.priors), 0.1) for each in made(names, stores)}
+        drafters = filter(has_own, made(names, stores))
+        found |= {each.name: np.full(len(each.priors), 0.1) for each in drafters}
         found["mixer"] = {
             "drafters": {},
             "others": [[0.5, 1.5, 0.2]] * mixing.SETS,
             "bias": [-3.0, -2.0, -1.5, -1.0],
+            "noise": known["mixer"]["noise"],
         }
     for _ in range(args.passes):
         found = {**known, **run(recording, names, stores, found)}

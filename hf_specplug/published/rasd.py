@@ -1,4 +1,4 @@
-"""Drafts as papers make them, to compare with ours: `SpecPlug(published="rasd")`."""
+"""RASD (Quan et al. 2025, arXiv 2503.03434): a generated and a retrieved tree, pruned and fused."""
 
 from __future__ import annotations
 
@@ -7,41 +7,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from hf_specplug.drafters.base import Drafter, Int32
-from hf_specplug.errors import OptionError
 from hf_specplug.mixer import Mixer
 from hf_specplug.search import TreeSearch
-from hf_specplug.tree import EMPTY, DraftTree
-
-LEVELS = (8, 21, 25, 15, 8, 3)
-"""Nodes by depth of Token Recycling's static tree: 80 in all (Luo et al. 2024, section 3.2)."""
-
-
-def static_tree(levels: Sequence[int], ranks: int) -> tuple[Int32, Int32]:
-    """A template tree: (parents int32[N], -1 = root; rank int32[N] of each among its siblings).
-
-    Of each level the nodes with the smallest product of ranks are kept: a token is about half as
-    likely at rank 2, a third at rank 3. (The paper gives the size of each level, not its nodes.)
-
-    Example:
-        >>> parents, rank = static_tree((2, 1), 2)
-        >>> parents.tolist(), rank.tolist()
-        ([-1, -1, 0], [0, 1, 0])
-    """
-    parents: list[int] = []
-    rank: list[int] = []
-    above = [(1, -1)]  # (product of the ranks so far, node)
-    for size in levels:
-        level = sorted(
-            (product * (place + 1), node, place)
-            for product, node in above
-            for place in range(ranks)
-        )[:size]
-        above = []
-        for product, node, place in sorted(level, key=lambda one: one[1:]):
-            above.append((product, len(parents)))
-            parents.append(node)
-            rank.append(place)
-    return np.array(parents, np.int32), np.array(rank, np.int32)
+from hf_specplug.tree import DraftTree
 
 
 def fuse(generated: DraftTree, retrieved: DraftTree, prune: bool = True) -> DraftTree:
@@ -78,38 +46,6 @@ def fuse(generated: DraftTree, retrieved: DraftTree, prune: bool = True) -> Draf
         np.array(probs, np.float32),
         np.array(sources, np.uint16),
     )
-
-
-class TokenRecycling(TreeSearch):
-    """The recycled rows alone, in the paper's static tree of 80 nodes, whatever `limit` says."""
-
-    def grow(
-        self,
-        root: int,
-        limit: int,
-        depth: int,
-        chain: bool = False,
-        ask: Sequence[bool] | None = None,
-    ) -> DraftTree:
-        matrix = [e for e in self._active if e.drafter.name == "recycling"]
-        if not matrix or limit < 1 or depth < 1:
-            return EMPTY
-        ids: Int32 = matrix[0].drafter.state_dict()["ids"]
-        parents, rank = static_tree(LEVELS[: 1 if chain else depth], 1 if chain else ids.shape[1])
-        tokens = np.empty(len(parents), np.int32)
-        there = np.zeros(len(parents), np.bool_)
-        for node, (parent, place) in enumerate(zip(parents.tolist(), rank.tolist(), strict=True)):
-            above = root if parent < 0 else int(tokens[parent])
-            tokens[node] = ids[above, place]
-            there[node] = tokens[node] >= 0 and (parent < 0 or there[parent])
-        size = len(parents)
-        whole = DraftTree(
-            tokens,
-            parents,
-            (1.0 / (rank + 2)).astype(np.float32),
-            np.full(size, 1 << matrix[0].column, np.uint16),
-        )
-        return whole.select(np.flatnonzero(there))
 
 
 class Rasd(TreeSearch):
@@ -165,21 +101,3 @@ class Rasd(TreeSearch):
         super().learn(emitted)
         for half in self._halves:
             half.learn(emitted)
-
-
-PUBLISHED: dict[str, type[TreeSearch]] = {"token-recycling": TokenRecycling, "rasd": Rasd}
-
-
-def search_class(published: str | None) -> type[TreeSearch]:
-    """The search of a paper; ours for None.
-
-    Raises:
-        OptionError: no paper is known by this name.
-    """
-    if published is None:
-        return TreeSearch
-    if published not in PUBLISHED:
-        raise OptionError(
-            f"published must be one of {sorted(PUBLISHED)} or None, not {published!r}"
-        )
-    return PUBLISHED[published]

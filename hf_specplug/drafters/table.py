@@ -1,0 +1,128 @@
+"""What drafters remember of n-grams: a table of fixed size that is saved and checked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hf_specplug.drafters.base import Float32, Int32
+from hf_specplug.errors import StateError
+from hf_specplug.kernels import successors
+
+_LAST_STAMP = (1 << 31) - 1
+
+
+class SuccessorTable:
+    """The arrays of `hf_specplug.kernels.successors`, with the clock that tells the oldest rows.
+
+    Args:
+        rows: n-grams kept, a power of two from 8; pages that were never written cost no memory.
+        width: successors kept of each.
+        most: no weight is ever larger.
+
+    Attributes:
+        clock: the last stamp given; kernels return the next one.
+        keys, stamps, visits, ids, weights: the arrays.
+
+    Example:
+        >>> table = SuccessorTable(rows=8, width=4, most=1.0)
+        >>> table.clear(100)
+        >>> {name: array.shape for name, array in table.state_dict().items()}["ids"]
+        (0, 4)
+    """
+
+    def __init__(self, rows: int, width: int, most: float) -> None:
+        self._rows, self._width, self._most = rows, width, most
+        self.clear(0)
+
+    def clear(self, vocab_size: int) -> None:
+        """Forget everything; token ids are below `vocab_size` from now on."""
+        self.vocab_size = vocab_size
+        self.clock = 0
+        self.keys = np.zeros(self._rows, np.uint64)
+        self.stamps = np.zeros(self._rows, np.int32)
+        self.visits = np.zeros(self._rows, np.int32)
+        self.ids: Int32 = np.zeros((self._rows, self._width), np.int32)
+        self.weights: Float32 = np.zeros((self._rows, self._width), np.float32)
+
+    def make_room(self, claims: int) -> None:
+        """Make sure that the clock can go on for so many claims."""
+        if self.clock > _LAST_STAMP - claims:
+            used = self._by_age()
+            self.stamps[used] = np.arange(1, len(used) + 1)
+            self.clock = len(used)
+
+    def _by_age(self) -> NDArray[np.intp]:
+        """The rows in use, oldest first."""
+        used = np.flatnonzero(self.keys)
+        return used[np.argsort(self.stamps[used])]
+
+    def state_dict(self) -> dict[str, NDArray[Any]]:
+        """The n rows in use, oldest first, and for which vocabulary.
+
+        `keys` uint64[n], `visits` int32[n], `ids` int32[n, width], `weights` float32[n, width],
+        `vocab_size` int64[1].
+        """
+        used = self._by_age()
+        return {
+            "keys": self.keys[used],
+            "visits": self.visits[used],
+            "ids": self.ids[used],
+            "weights": self.weights[used],
+            "vocab_size": np.array([self.vocab_size], np.int64),
+        }
+
+    def load_state_dict(self, state: dict[str, NDArray[Any]]) -> None:
+        """Take back what `state_dict` gave; a smaller table keeps the latest rows.
+
+        Raises:
+            StateError: the arrays are no such state. Nothing is changed.
+        """
+        self._check(state)
+        self.clear(int(state["vocab_size"][0]))
+        self.clock = len(state["keys"])
+        successors.restore(
+            self.keys,
+            self.stamps,
+            self.visits,
+            self.ids,
+            self.weights,
+            *(np.ascontiguousarray(state[key]) for key in ("keys", "visits", "ids", "weights")),
+        )
+
+    def _check(self, state: dict[str, NDArray[Any]]) -> None:
+        rows = len(state["keys"]) if "keys" in state and state["keys"].ndim else 0
+        expected = {
+            "keys": (np.uint64, (rows,)),
+            "visits": (np.int32, (rows,)),
+            "ids": (np.int32, (rows, self._width)),
+            "weights": (np.float32, (rows, self._width)),
+            "vocab_size": (np.int64, (1,)),
+        }
+        if set(state) != set(expected):
+            raise StateError(f"a table has the arrays {sorted(expected)}, not {sorted(state)}")
+        for key, (dtype, shape) in expected.items():
+            array = state[key]
+            if array.dtype != dtype or array.shape != shape:
+                raise StateError(
+                    f"{key} must be {np.dtype(dtype)}{list(shape)}, "
+                    f"not {array.dtype}{list(array.shape)}"
+                )
+        keys, ids, weights = state["keys"], state["ids"], state["weights"]
+        vocab_size = int(state["vocab_size"][0])
+        if not 0 <= vocab_size <= _LAST_STAMP or rows > _LAST_STAMP:
+            raise StateError(f"no table has {rows} rows for a vocabulary of {vocab_size}")
+        if not keys.all() or len(np.unique(keys)) < rows:
+            raise StateError("keys must be distinct and not 0")
+        if rows and (ids.min() < -1 or ids.max() >= vocab_size):
+            raise StateError(f"ids must lie in [-1, {vocab_size}), not {ids.min()} to {ids.max()}")
+        ordered = np.sort(ids, axis=1)
+        if ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any():
+            raise StateError("the ids of a row must be distinct")
+        usual = (weights >= 0) & (weights <= 1.001 * self._most)
+        if not usual.all() or (weights[:, 1:] > weights[:, :-1]).any():
+            raise StateError(f"weights lie in [0, {self._most:g}], descending in each row")
+        if (weights[ids < 0] > 0).any() or (state["visits"] < 1).any():
+            raise StateError("empty places have no weight, and rows were visited")

@@ -1,0 +1,49 @@
+"""Drafts as papers make them, to compare with ours: `SpecPlug(published="rasd")`."""
+
+from __future__ import annotations
+
+from hf_specplug.drafters.base import Drafter, create
+from hf_specplug.errors import OptionError
+from hf_specplug.published.rasd import Rasd
+from hf_specplug.published.stand import Stand
+from hf_specplug.published.static import StaticSearch
+from hf_specplug.published.token_recycling import TokenRecycling
+from hf_specplug.search import TreeSearch
+
+PUBLISHED: dict[str, type[TreeSearch]] = {
+    "token-recycling": TokenRecycling,
+    "rasd": Rasd,
+    "stand": Stand,
+}
+
+
+def search_class(published: str | None) -> type[TreeSearch]:
+    """The search of a paper; ours for None.
+
+    Raises:
+        OptionError: no paper is known by this name.
+    """
+    if published is None:
+        return TreeSearch
+    if published not in PUBLISHED:
+        raise OptionError(
+            f"published must be one of {sorted(PUBLISHED)} or None, not {published!r}"
+        )
+    return PUBLISHED[published]
+
+
+def completed(drafters: list[Drafter], published: str | None) -> list[Drafter]:
+    """The drafters, and the one that a paper's search draws from if it is not among them.
+
+    Raises:
+        OptionError: no paper is known by this name.
+
+    Example:
+        >>> [drafter.name for drafter in completed([], "token-recycling")]
+        ['recycling']
+    """
+    search = search_class(published)
+    names = [drafter.name for drafter in drafters]
+    if issubclass(search, StaticSearch) and search.drafter not in names:
+        return create([*drafters, search.drafter])
+    return drafters

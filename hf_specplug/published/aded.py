@@ -1,0 +1,77 @@
+"""ADED (Liu et al. 2024, arXiv 2407.12021) as published: drafts by exploration and exploitation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+
+import numpy as np
+
+from hf_specplug.drafters.base import Drafter
+from hf_specplug.drafters.trigram import TrigramDrafter
+from hf_specplug.kernels import aded as kernels
+from hf_specplug.mixer import Mixer
+from hf_specplug.search import TreeSearch
+from hf_specplug.tree import EMPTY, DraftTree
+
+
+class Aded(TreeSearch):
+    """Searches the tri-gram distribution by 150 random rollouts, and drafts what they visit most.
+
+    It draws from the `trigram` drafter alone. The random numbers are its own and start alike in
+    every request, so that drafts can be repeated. The search is compiled once for each number of
+    shards.
+    """
+
+    drafter: ClassVar[str] = "trigram"
+
+    def __init__(
+        self,
+        drafters: Sequence[Drafter],
+        mixer: Mixer,
+        vocab_size: int,
+        on_error: Callable[[Drafter, Exception], None],
+    ) -> None:
+        super().__init__(drafters, mixer, vocab_size, on_error)
+        self._rng = np.random.default_rng(0)
+        self._nodes = np.empty((kernels.CAPACITY, kernels.COLUMNS), np.int32)
+        self._numbers = np.empty((kernels.CAPACITY, 2))
+
+    def grow(
+        self,
+        root: int,
+        limit: int,
+        depth: int,
+        chain: bool = False,
+        ask: Sequence[bool] | None = None,
+    ) -> DraftTree:
+        if chain:
+            return super().grow(root, limit, depth, chain, ask)
+        for expert in self._active:
+            if isinstance(expert.drafter, TrigramDrafter) and limit > 0 and depth > 0:
+                return self._drawn(expert.drafter, 1 << expert.column, root, limit, depth)
+        return EMPTY
+
+    def _drawn(
+        self, drafter: TrigramDrafter, source: int, root: int, limit: int, depth: int
+    ) -> DraftTree:
+        table = drafter.table
+        state = (
+            tuple(drafter.shards) or (_nothing(),),
+            (table.keys, table.ids, table.weights),
+            int(drafter.tail[0]),
+            root,
+        )
+        nodes, numbers = self._nodes, self._numbers
+        size = kernels.search(*state, self._rng, nodes, numbers)
+        out, probs = np.empty((limit, 2), np.int32), np.empty(limit, np.float32)
+        number = kernels.choose(*state, nodes, numbers, size, limit, depth, out, probs)
+        tokens, parents = np.ascontiguousarray(out[:number].T)
+        sources = np.full(number, source, np.uint16)
+        return DraftTree(tokens, parents, probs[:number].clip(1e-6, 1.0), sources)
+
+
+def _nothing() -> tuple[tuple[np.ndarray, ...], int]:
+    """A shard without contexts: a kernel needs one to know what shards are made of."""
+    dtypes = (np.uint32, np.uint16, np.uint32, np.uint32, np.uint16, np.uint16)
+    return tuple(np.zeros(0, dtype) for dtype in dtypes), 0

@@ -1,0 +1,46 @@
+"""STAND (Song et al. 2025, arXiv 2506.04708) as published: stochastic drafts in a tuned tree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+
+import numpy as np
+
+from hf_specplug.drafters.base import Drafter, Int32, learned
+from hf_specplug.drafters.stand import StandDrafter
+from hf_specplug.mixer import Mixer
+from hf_specplug.published.static import Shape, StaticSearch
+
+
+class Stand(StaticSearch):
+    """Draws the children of each node from its n-gram's distribution, without replacement.
+
+    Gumbel top-k: the k largest of log p + Gumbel noise are a sample of k in the order of their
+    draws. The noise is our own and starts alike in every request, so that drafts can be repeated
+    and the random numbers of the target are left alone. `specplug tune-tree` makes the tree.
+    """
+
+    drafter: ClassVar[str] = "stand"
+
+    def __init__(
+        self,
+        drafters: Sequence[Drafter],
+        mixer: Mixer,
+        vocab_size: int,
+        on_error: Callable[[Drafter, Exception], None],
+    ) -> None:
+        super().__init__(drafters, mixer, vocab_size, on_error)
+        self._rng = np.random.default_rng(0)
+
+    @classmethod
+    def shape(cls) -> Shape:
+        parents, rank = np.array(learned("stand_tree"), np.int32).T
+        return parents, rank
+
+    def ranked(
+        self, drafter: StandDrafter, root: int, pool: Int32, node: int
+    ) -> Sequence[tuple[int, float]]:
+        ids, probs = drafter.distribution(pool, node)
+        order = np.argsort(-(np.log(probs) + self._rng.gumbel(size=len(probs))), kind="stable")
+        return list(zip(ids[order].tolist(), probs[order].clip(max=1.0).tolist(), strict=True))

@@ -1,0 +1,145 @@
+"""Static trees: the same nodes in every step, filled with a drafter's candidates by rank."""
+
+from __future__ import annotations
+
+import heapq
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from hf_specplug.drafters.base import Drafter, Int32
+from hf_specplug.mixer import Mixer
+from hf_specplug.search import TreeSearch
+from hf_specplug.tree import EMPTY, DraftTree
+
+Shape = tuple[Int32, Int32]
+"""A template: parents int32[N], -1 = root, before their children; rank int32[N] among siblings."""
+
+
+def static_tree(levels: Sequence[int], ranks: int) -> Shape:
+    """A template tree: (parents int32[N], -1 = root; rank int32[N] of each among its siblings).
+
+    Of each level the nodes with the smallest product of ranks are kept: a token is about half as
+    likely at rank 2, a third at rank 3. (The paper gives the size of each level, not its nodes.)
+
+    Example:
+        >>> parents, rank = static_tree((2, 1), 2)
+        >>> parents.tolist(), rank.tolist()
+        ([-1, -1, 0], [0, 1, 0])
+    """
+    parents: list[int] = []
+    rank: list[int] = []
+    above = [(1, -1)]  # (product of the ranks so far, node)
+    for size in levels:
+        level = sorted(
+            (product * (place + 1), node, place)
+            for product, node in above
+            for place in range(ranks)
+        )[:size]
+        above = []
+        for product, node, place in sorted(level, key=lambda one: one[1:]):
+            above.append((product, len(parents)))
+            parents.append(node)
+            rank.append(place)
+    return np.array(parents, np.int32), np.array(rank, np.int32)
+
+
+def wide_tree(size: int, ranks: int) -> Shape:
+    """The `size` likeliest nodes, if the token at rank r (from 1) follows with probability 1 / 2r.
+
+    Example:
+        >>> parents, rank = wide_tree(4, 9)
+        >>> parents.tolist(), rank.tolist()
+        ([-1, -1, 0, -1], [0, 1, 0, 2])
+    """
+    parents: list[int] = []
+    rank: list[int] = []
+    waiting = [(2, -1, 0)]  # (1 / probability, parent, rank)
+    while len(parents) < size:
+        odds, parent, place = heapq.heappop(waiting)
+        if place + 1 < ranks:
+            heapq.heappush(waiting, (odds // (place + 1) * (place + 2), parent, place + 1))
+        heapq.heappush(waiting, (2 * odds, len(parents), 0))
+        parents.append(parent)
+        rank.append(place)
+    return np.array(parents, np.int32), np.array(rank, np.int32)
+
+
+def depths(parents: Int32) -> Int32:
+    """int32[N] of a template's nodes, 1 for children of the root."""
+    found: list[int] = []
+    for parent in parents.tolist():
+        found.append(1 if parent < 0 else found[parent] + 1)
+    return np.array(found, np.int32)
+
+
+class StaticSearch(TreeSearch):
+    """Fills a static tree from one drafter, whatever `limit` says.
+
+    Attributes:
+        drafter: the name of the one that is asked.
+        draft: the last tree.
+        filled: intp[len(draft)], which nodes of the template they are.
+    """
+
+    drafter: ClassVar[str]
+
+    def __init__(
+        self,
+        drafters: Sequence[Drafter],
+        mixer: Mixer,
+        vocab_size: int,
+        on_error: Callable[[Drafter, Exception], None],
+    ) -> None:
+        super().__init__(drafters, mixer, vocab_size, on_error)
+        self._shape = self.shape()
+        self._forget()
+
+    def _forget(self) -> DraftTree:
+        self.draft, self.filled = EMPTY, np.empty(0, np.intp)
+        return self.draft
+
+    @classmethod
+    @abstractmethod
+    def shape(cls) -> Shape:
+        """The tree."""
+
+    @abstractmethod
+    def ranked(
+        self, drafter: Any, root: int, pool: Int32, node: int
+    ) -> Sequence[tuple[int, float]]:
+        """(token, probability) by rank after a node of `pool` (as in `Frontier`; 0 is the root)."""
+
+    def grow(
+        self,
+        root: int,
+        limit: int,
+        depth: int,
+        chain: bool = False,
+        ask: Sequence[bool] | None = None,
+    ) -> DraftTree:
+        expert = next((e for e in self._active if e.drafter.name == self.drafter), None)
+        if expert is None or limit < 1 or depth < 1:
+            return self._forget()
+        parents, rank = self._shape
+        pool = np.zeros((len(parents) + 1, 2), np.int32)
+        pool[1:, 1] = parents + 1
+        probs = np.zeros(len(parents), np.float32)
+        reached = [0] * len(pool)  # at what depth; 0: not filled
+        candidates: dict[int, Sequence[tuple[int, float]]] = {}
+        for node, parent, place in zip(
+            range(1, len(pool)), pool[1:, 1].tolist(), rank.tolist(), strict=True
+        ):
+            if (parent and not reached[parent]) or reached[parent] == depth or (chain and place):
+                continue
+            if parent not in candidates:
+                candidates[parent] = self.ranked(expert.drafter, root, pool, parent)
+            if place < len(candidates[parent]):
+                pool[node, 0], probs[node - 1] = candidates[parent][place]
+                reached[node] = reached[parent] + 1
+        sources = np.full(len(parents), 1 << expert.column, np.uint16)
+        self.filled = np.flatnonzero(reached[1:])
+        self.draft = DraftTree(pool[1:, 0], parents, probs, sources).select(self.filled)
+        return self.draft

@@ -1,0 +1,99 @@
+"""Noise peeking: the random numbers that seeded sampling is going to use are known in advance.
+
+`torch.multinomial` picks argmax p / e, where e are exponential numbers of the generator (the
+Gumbel-max trick). What a copy of the generator says of the coming positions tells which candidates
+chance will favour there; the mixer takes it as evidence. The generator itself is only read: the
+output stays that of plain sampling with the same seed, to the bit.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from functools import cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+POSITIONS = 8
+"""How far ahead to look; deeper nodes are rarely reached when sampling."""
+
+
+class Noise:
+    """The noise of the next positions, drawn once each, from a copy of the generator.
+
+    Args:
+        device: of the probabilities that are sampled from.
+        width: how many of them there are.
+
+    Example:
+        >>> rows, first = Noise(torch.device("cpu"), 10).ahead()
+        >>> rows.shape, first
+        ((8, 10), 0)
+    """
+
+    def __init__(self, device: torch.device, width: int) -> None:
+        self._device = device
+        self._twin = torch.Generator(device)
+        self._rows = np.empty((POSITIONS, width))
+        self._first = 0
+        self._places: deque[torch.Tensor] = deque()  # the generator's state before each row
+
+    def ahead(self) -> tuple[NDArray[np.float64], int]:
+        """Numbers u of the coming positions; the exponential noise of a token is -ln(1 - u).
+
+        Returns:
+            float64[POSITIONS, width] in [0, 1), to be read in a circle; and the row of the next
+            pick. Valid until the next call.
+        """
+        state = _state(self._device)
+        while self._places and not torch.equal(self._places[0], state):
+            self._places.popleft()
+            self._first = (self._first + 1) % POSITIONS
+        if not self._places:
+            self._twin.set_state(state)
+        while len(self._places) < POSITIONS:
+            row = (self._first + len(self._places)) % POSITIONS
+            self._places.append(self._twin.get_state())
+            self._rows[row] = draw(self._twin, self._rows.shape[1])
+        return self._rows, self._first
+
+
+def draw(generator: torch.Generator, width: int) -> NDArray[np.float64]:
+    """What the next pick of `generator` takes, as u: float64[width]."""
+    if generator.device.type == "cpu":  # without the logarithms, a third of the time
+        return torch.rand(width, dtype=torch.float64, generator=generator).numpy()
+    noise = torch.empty(width, device=generator.device).exponential_(1, generator=generator)
+    return (-torch.expm1(-noise.double())).cpu().numpy()
+
+
+@cache
+def known(device: torch.device, width: int) -> bool:
+    """Whether `draw` foresees what `torch.multinomial` does here; tried, not assumed."""
+    try:
+        real, twin = torch.Generator(device), torch.Generator(device)
+        logits = torch.linspace(0.0, 2.0, width, device=device)
+        for seed in range(4):
+            real.manual_seed(seed)
+            twin.manual_seed(seed)
+            probs = torch.softmax(logits.roll(seed * (width // 4)), dim=-1)[None]
+            for _ in range(2):
+                foreseen = -np.log1p(-draw(twin, width))
+                favoured = probs[0].cpu().double().numpy() / foreseen
+                token = int(torch.multinomial(probs, 1, generator=real))
+                # what rounding decides is no evidence
+                if favoured[token] < 0.999 * favoured.max():
+                    return False
+                if not torch.equal(real.get_state(), twin.get_state()):
+                    return False
+    except RuntimeError:  # a device without such generators
+        return False
+    return True
+
+
+def _state(device: torch.device) -> torch.Tensor:
+    """Of the generator that `torch.multinomial` uses by default."""
+    if device.type == "cpu":
+        return torch.get_rng_state()
+    state: torch.Tensor = getattr(torch, device.type).get_rng_state(device)
+    return state
