@@ -127,7 +127,7 @@ def simulate(
         bool, typer.Option(help="Also without each drafter in turn, and with each alone.")
     ] = False,
     published: Annotated[
-        str | None, typer.Option(help="Also as a paper drafts: rasd, stand, token-recycling.")
+        str | None, typer.Option(help="Also as a paper drafts: aded, rasd, stand, token-recycling.")
     ] = None,
     calibration: Annotated[bool, typer.Option(help="Print predicted against accepted.")] = False,
     out: Annotated[str | None, typer.Option(help="Write all figures as JSON.")] = None,
@@ -209,7 +209,7 @@ def build(
         str | None,
         typer.Option(
             help="suffix (exact matches of any length; if not given), trigram (what follows two "
-            "tokens), phrases (long ones that repeat) or ngram (the most common five tokens)."
+            "tokens; small), phrases (long ones that repeat), ngram (the most common five tokens)."
         ),
     ] = None,
     text_field: TextField = "text",

@@ -27,7 +27,7 @@ class Mixer:
 
     Attributes:
         weights: float64[4, 3 D + 3]: for each weight set w, b and v of every drafter, the bias, and
-            a and c of the noise of sampling.
+            a and c for when the noise of sampling is known.
         apm: float64[3, 33], the final recalibration by depth and log-odds.
 
     Example:

@@ -60,7 +60,7 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
             tokens, if memory allows; False to save it, or to measure drafting alone.
         datastores: folders that `specplug build` made, or opened ones, to draft from.
         tokenizer: the model's, to refuse datastores that another one made.
-        published: "rasd", "stand" or "token-recycling" drafts as that paper does, for comparisons.
+        published: "aded", "rasd", "stand" or "token-recycling" drafts as that paper does.
         verification: of sampled text: "seeded" gives the tokens that plain `generate` draws with
             the same seed; "rejection" draws drafts and tokens from the same distribution with other
             random numbers.

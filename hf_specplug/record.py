@@ -43,19 +43,14 @@ def run(
         OSError: the model or a file cannot be read.
     """
     console = Console(highlight=False, stderr=True)
-    lines = list(_lines(texts, limit))
+    lines = list(asked(texts, limit))
     traces: list[Trace] = []
     if Path(out).exists():
         begun = load(out)
         if begun.model != model_name:
             raise RecordingError(f"{out} is a recording of {begun.model}; choose another --out")
         traces = list(begun.traces)
-    tokenizer = AutoTokenizer.from_pretrained(model_name)
-    model = AutoModelForCausalLM.from_pretrained(model_name, dtype="auto").eval()
-    model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if model.device.type == "cpu":
-        model.float()
-    attach(model)
+    model, tokenizer = loaded(model_name, device)
     vocab = int(model.config.get_text_config(decoder=True).vocab_size)
     known = {trace.name for trace in traces}
     saved = time.monotonic()
@@ -74,8 +69,27 @@ def run(
     return recording
 
 
-def _lines(texts: str, limit: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(name, line), at most `limit` of each task."""
+def loaded(model_name: str, device: str | None = None) -> tuple[Any, Any]:
+    """A model with a plug, and its tokenizer.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(model_name)
+    model = AutoModelForCausalLM.from_pretrained(model_name, dtype="auto").eval()
+    model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if model.device.type == "cpu":
+        model.float()
+    attach(model)
+    return model, tokenizer
+
+
+def asked(texts: str, limit: int = 0) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(name, line with a "prompt"), at most `limit` of each task; 0: all.
+
+    Raises:
+        RecordingError: a line that is not understood.
+    """
     taken: dict[str, int] = {}
     with open(texts, encoding="utf-8") as file:
         for number, text in enumerate(file, start=1):
@@ -99,23 +113,36 @@ def _trace(
 ) -> Trace | None:
     """The text with its rows; None if it is too short, or too long for the model."""
     prompt = prompt_ids(tokenizer, line["prompt"])
-    longest = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    if longest is not None and len(prompt) + tokens > longest:
+    if tokens > room(model, prompt):
         return None
     if isinstance(line.get("response"), str):
         answer = tokenizer(line["response"], add_special_tokens=False)["input_ids"][:tokens]
     else:
-        ids = torch.tensor([prompt], device=model.device)
-        output = model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False
-        )
-        answer = output[0, len(prompt) :].tolist()
+        answer = greedy(model, prompt, tokens)
     if len(answer) < _LEAST or not prompt:
         return None
-    whole = torch.tensor([prompt + answer], device=model.device)
+    return traced(model, str(line.get("task", "text")), name, prompt + answer, len(prompt))
+
+
+def traced(model: Any, task: str, name: str, tokens: list[int], prompt_length: int) -> Trace:
+    """A text with what the model finds likely after each of its tokens."""
     with torch.inference_mode():
-        logits = model(whole).logits[0]
+        logits = model(torch.tensor([tokens], device=model.device)).logits[0]
         rows = [Outputs(part).topk() for part in logits.split(_ROWS)]
     topk = TopK(np.concatenate([r.ids for r in rows]), np.concatenate([r.probs for r in rows]))
-    task = str(line.get("task", "text"))
-    return Trace(task, name, np.array(prompt + answer, np.int32), len(prompt), topk)
+    return Trace(task, name, np.array(tokens, np.int32), prompt_length, topk)
+
+
+def room(model: Any, prompt: list[int]) -> int:
+    """Tokens that the model can say after a prompt."""
+    longest = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return max(0, (longest or 1 << 62) - len(prompt))
+
+
+def greedy(model: Any, prompt: list[int], tokens: int) -> list[int]:
+    """What the model answers, up to `tokens`."""
+    ids = torch.tensor([prompt], device=model.device)
+    output = model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False
+    )
+    return output[0, len(prompt) :].tolist()  # type: ignore[no-any-return]

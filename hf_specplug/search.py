@@ -7,9 +7,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from hf_specplug.drafters.base import MAX_CHILDREN, Drafter, Float32, Frontier, Int32
+from hf_specplug.drafters.base import (
+    MAX_CHILDREN,
+    SILENCE,
+    Drafter,
+    Float32,
+    Frontier,
+    Int32,
+    Noise,
+)
 from hf_specplug.errors import DraftError
 from hf_specplug.kernels import mixer as mixing
 from hf_specplug.kernels import tree as kernels
@@ -21,9 +28,6 @@ _REFUSALS = {
     kernels.BAD_TOKEN: "named a token outside the vocabulary",
     kernels.BAD_BUCKET: "named an evidence bucket that it has no prior for",
 }
-
-
-SILENCE = np.empty((0, 0)), 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +55,7 @@ class TreeSearch:
 
     Attributes:
         names: of all drafters, dropped or not: names[d] belongs to bit d of `DraftTree.sources`.
-        noise: what is known of the next picks' random numbers: float64[positions, V], uniform, to
-            be read in a circle; and the row of the first. No rows: nothing.
+        noise: what is known of the next picks' random numbers, see `Frontier.noise`.
         generator: if given, children are drawn by their probability, not ranked by it.
         seconds: what each of them took for the last tree.
     """
@@ -65,7 +68,7 @@ class TreeSearch:
         on_error: Callable[[Drafter, Exception], None],
     ) -> None:
         self.names = [drafter.name for drafter in drafters]
-        self.noise: tuple[NDArray[np.float64], int] = SILENCE
+        self.noise: Noise = SILENCE
         self.generator: np.random.Generator | None = None
         self._mixer = mixer
         self.seconds = [0.0] * len(drafters)
@@ -137,7 +140,9 @@ class TreeSearch:
         self._frontier[0] = 0
         size, waiting, turn = 1, 1, 1
         while waiting:
-            frontier = Frontier(_read_only(self._frontier[:waiting]), _read_only(pool), root)
+            frontier = Frontier(
+                _read_only(self._frontier[:waiting]), _read_only(pool), root, self.noise
+            )
             size = self._expand(frontier, size, turn)
             mixing.mix(
                 pool,

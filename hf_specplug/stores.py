@@ -26,6 +26,7 @@ from rich.table import Table
 from rich.tree import Tree
 from transformers import AutoTokenizer
 
+from hf_specplug.answers import SHARD, Answering, Prompts
 from hf_specplug.datastore import build as building
 from hf_specplug.datastore import engines
 from hf_specplug.datastore import recipe as recipes
@@ -53,6 +54,8 @@ def build(
     append: bool,
     engine: str = "local",
     kind: str | None = None,
+    given: bool = False,
+    from_model_outputs: str | None = None,
 ) -> Datastore:
     """Build, continue or append to a store; the arguments are those of the commands.
 
@@ -61,10 +64,12 @@ def build(
     """
     if on_error not in ("stop", "skip"):
         raise OptionError(f"--on-error is stop or skip, not {on_error!r}")
+    if from_model_outputs and engine != "local":
+        raise OptionError("a model answers in this process: --from-model-outputs has no --engine")
     if workers:
         os.environ["RAYON_NUM_THREADS"] = str(workers)
     recipe = recipes.load(corpus, text_field, max_tokens, dedup)
-    tokenizer = tokenizer or recipe.tokenizer
+    tokenizer = tokenizer or recipe.tokenizer or from_model_outputs
     if append:
         known = Datastore(out).manifest
         kind, tokenizer = known.kind, tokenizer or known.tokenizer["name"]
@@ -80,11 +85,14 @@ def build(
         console.print(f"skipped: {error}", style="yellow", highlight=False)
 
     kind = kind or recipe.kind
-    plan = building.Plan(_shard_tokens(memory), recipe.max_tokens, recipe.dedup, kind)
+    texts, most = recipe.corpus, _shard_tokens(memory)
+    if from_model_outputs is not None:
+        texts, most = Prompts(texts.files, model=from_model_outputs), min(most, SHARD)
+    plan = building.Plan(most, recipe.max_tokens, recipe.dedup, kind, given)
     made = AutoTokenizer.from_pretrained(tokenizer)
-    with _progress(console, "documents", recipe.corpus.count()) as progress:
-        where = engines.make(engine)
-        building.build(Path(out), recipe.corpus, made, plan, report, progress, append, where)
+    where = Answering(from_model_outputs) if from_model_outputs else engines.make(engine)
+    with _progress(console, "documents", texts.count()) as progress:
+        building.build(Path(out), texts, made, plan, report, progress, append, where)
     if skipped:
         console.print(f"{len(skipped)} places in the corpus were skipped", style="yellow")
     return Datastore(out)

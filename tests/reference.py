@@ -88,8 +88,7 @@ def mixed(
     odds = [math.exp(score) for score in scores]
     if noise is not None:
         a, c = weights[max(sets)][-2:]
-        weight = a + c * (1 - max(odds) / (1 + sum(odds)))
-        odds = [one * math.exp(weight * favour(e)) for one, e in zip(odds, noise, strict=True)]
+        odds = [one * math.exp(a * favour(e) + c) for one, e in zip(odds, noise, strict=True)]
     return [one / (1 + sum(odds)) for one in odds]
 
 
@@ -246,3 +245,48 @@ class Grams:
                 steps = np.array([0.003, 0.01, 0.03, 0.1, 0.3, 0.6, 0.9])
                 return [(token, begin + int((weight >= steps).sum())) for token, weight in row]
         return []
+
+
+def trigrams(
+    tokens: Sequence[int], vocab: int
+) -> dict[tuple[int, int], tuple[int, list[tuple[int, int]]]]:
+    """Twin of TrigramIndex.build, cutting nothing off: of each pair its total and successors."""
+    counts: dict[tuple[int, int], dict[int, int]] = {}
+    for i in range(len(tokens) - 2):
+        first, second, third = tokens[i : i + 3]
+        if vocab not in (first, second, third):
+            row = counts.setdefault((first, second), {})
+            row[third] = row.get(third, 0) + 1
+    return {
+        pair: (sum(row.values()), sorted(row.items(), key=lambda one: (-one[1], one[0])))
+        for pair, row in sorted(counts.items())
+    }
+
+
+def trigram_chances(
+    stores: Sequence[Sequence[int]],
+    vocab: int,
+    text: Sequence[int],
+    pair: tuple[int, int],
+    corpus: float,
+    decay: float,
+    width: int,
+) -> dict[int, tuple[float, float]]:
+    """Twin of kernels.trigram.distribution: token to (probability, weight in the text)."""
+    live: Weighted = []
+    for i in range(len(text) - 2):
+        if tuple(text[i : i + 2]) == pair:
+            live = decayed(live, text[i + 2], decay, width)
+    counts: dict[int, int] = {}
+    for tokens in stores:
+        for token, count in trigrams(tokens, vocab).get(pair, (0, []))[1]:
+            counts[token] = counts.get(token, 0) + count
+    weights, total = dict(live), sum(counts.values())
+    whole = corpus + sum(weights.values())
+    return {
+        token: (
+            (corpus * counts.get(token, 0) / max(total, 1) + weights.get(token, 0.0)) / whole,
+            weights.get(token, 0.0),
+        )
+        for token in {*counts, *weights}
+    }

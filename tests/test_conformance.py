@@ -24,7 +24,6 @@ from hf_specplug.drafters.base import (
     create,
     registry,
 )
-from hf_specplug.drafters.rest import RestDrafter
 from hf_specplug.mixer import Mixer
 from hf_specplug.search import TreeSearch
 from tests.helpers import new_tokens, plain, plugged
@@ -36,19 +35,22 @@ DRAFTERS = sorted(registry())
 
 
 @cache
-def store(letters: int) -> Datastore:
+def store(kind: str, letters: int) -> Datastore:
     """Random text, of so many tokens that every pair of them occurs."""
     folder = Path(tempfile.mkdtemp())
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, letters, 6 * letters**2)
     (folder / "text.txt").write_text("".join(chr(960 + token) for token in tokens))
-    make_store(folder / "store", folder / "text.txt", letters=letters)
+    make_store(folder / "store", folder / "text.txt", letters=letters, kind=kind)
     return Datastore(folder / "store")
 
 
 def new(name: str, letters: int = 12) -> Drafter:
     """A drafter that has something to draft from."""
-    return RestDrafter([store(letters)]) if name == "rest" else create([name])[0]
+    (drafter,) = create([name])
+    for kind in sorted(drafter.kinds):
+        drafter.add(store(kind, letters))
+    return drafter
 
 
 def fed(name: str, seed: int = 0) -> tuple[Drafter, Context]:
@@ -73,6 +75,7 @@ def grow(drafter: Drafter, context: Context, limit: int = 30) -> list[tuple[int,
         raise error
 
     search = TreeSearch([drafter], Mixer([drafter.name]), VOCAB, fail)
+    search.noise = np.random.default_rng(3).random((8, VOCAB)), 5
     tree = search.grow(context.last, limit, 8)
     return list(zip(tree.tokens.tolist(), tree.parents.tolist(), strict=True))
 
@@ -93,7 +96,8 @@ def test_proposes_within_the_contract(name: str) -> None:
     pool = np.zeros((4, 7), np.int32)
     pool[1:, 0] = 3, 4, 5
     for nodes in ([0], [1, 2], [3]):
-        rows = drafter.expand(Frontier(np.array(nodes, np.int32), pool, context.last))
+        noise = np.random.default_rng(3).random((8, VOCAB)), 5
+        rows = drafter.expand(Frontier(np.array(nodes, np.int32), pool, context.last, noise))
         assert rows.dtype == np.int32
         assert rows.shape[1] == 3
         assert set(rows[:, 0].tolist()) <= set(nodes)
@@ -146,5 +150,5 @@ def test_is_lossless(name: str, do_sample: bool) -> None:
     output, after, plug = plugged(model, inputs, [new(name, 96)], nodes=16, **settings)
     assert new_tokens(output, 60) == new_tokens(expected, 60)
     assert torch.equal(after, state)
-    assert plug.stats.drafted
+    assert plug.stats.drafted or (name == "luck" and not do_sample)
     assert not plug.stats.dropped

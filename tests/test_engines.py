@@ -14,7 +14,6 @@ from hf_specplug.datastore import build as build_module
 from hf_specplug.datastore import engines
 from hf_specplug.datastore.build import Plan, build
 from hf_specplug.datastore.corpus import Corpus, find
-from hf_specplug.datastore.index import Index
 from hf_specplug.datastore.store import Datastore
 from hf_specplug.errors import StoreError
 from tests.stores import Letters, silent, stop, texts
@@ -73,8 +72,8 @@ class Late(engines.Local):
 
     ahead = 3
 
-    def indexing(self, kind: type[Index], tokens: Any, vocab: int) -> Any:
-        return lambda: kind.build(tokens, vocab)
+    def indexing(self, build: engines.Build, tokens: Any, vocab: int) -> Any:
+        return lambda: build(tokens, vocab)
 
 
 def test_shards_that_come_late_are_listed_in_order(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from typing import ClassVar
 
@@ -12,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_specplug.calibration import Calibration
-from hf_specplug.drafters.base import Drafter, Frontier, Int32
+from hf_specplug.drafters.base import SILENCE, Drafter, Frontier, Int32
 from hf_specplug.errors import StateError
 from hf_specplug.kernels import mixer as kernels
 from hf_specplug.kernels import tree
 from hf_specplug.mixer import Mixer
-from hf_specplug.search import SILENCE, TreeSearch
+from hf_specplug.search import TreeSearch
 from tests import reference
 
 PRIORS = [0.02, 0.1, 0.3, 0.6, 0.95]
@@ -90,8 +89,7 @@ def test_learning_follows_the_gradient(
 ) -> None:
     """The step is the rate times the derivative of ln P(what the target picked).
 
-    With noise only its own weights are compared: for the others, how open the choice is counts as
-    given, though it depends on them.
+    Without noise its weights stay as they are.
     """
     rows = np.random.default_rng(0).random((1, 8)) if noisy else np.empty((0, 0))
     noise = (-np.log1p(-rows[0, : len(candidates)])).tolist() if noisy else None
@@ -110,17 +108,15 @@ def test_learning_follows_the_gradient(
     rates = np.array([0.5, 2.0, 0.1])
     emitted = np.array([token], np.int32)
     assert kernels.learn(pool, chance, evidence, emitted, table, after, apm, rates) == 1
-    compared = range(10, 12) if noisy else range(12)
     expected = np.zeros((4, 12))
-    for place in itertools.product(range(4), compared):
+    for place in np.ndindex(4, 12):
         near = weights.copy()
         near[place] += 1e-4
         above = likelihood(near)
         near[place] -= 2e-4
         rate = 2.0 if place[1] % 3 == 1 or place[1] >= 9 else 0.5
         expected[place] = rate * (above - likelihood(near)) / 2e-4
-    learned, wanted = (after - weights)[:, compared], expected[:, compared]
-    np.testing.assert_allclose(learned, wanted, rtol=2e-2, atol=2e-3)
+    np.testing.assert_allclose(after - weights, expected, rtol=2e-2, atol=2e-3)
 
 
 class Loaded(Drafter):

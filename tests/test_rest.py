@@ -34,13 +34,13 @@ def noise(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "store"
 
 
-def store_of(folder: Path, *answers: list[int]) -> Path:
+def store_of(folder: Path, *answers: list[int], kind: str = "suffix") -> Path:
     """A store of token sequences."""
     folder.mkdir()
     for number, answer in enumerate(answers):
         (folder / f"{number}.txt").write_text("".join(chr(960 + token) for token in answer))
     files = Corpus(find([str(folder)]))
-    build(folder.parent / f"{folder.name}.store", files, Letters(), Plan(), stop, silent)
+    build(folder.parent / f"{folder.name}.store", files, Letters(), Plan(kind=kind), stop, silent)
     return folder.parent / f"{folder.name}.store"
 
 

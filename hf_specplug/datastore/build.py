@@ -25,6 +25,7 @@ from hf_specplug.datastore.engines import Engine, Local
 from hf_specplug.datastore.index import Arrays, token_dtype
 from hf_specplug.datastore.kinds import KINDS
 from hf_specplug.datastore.manifest import Manifest, Shard
+from hf_specplug.datastore.phrases import PhraseIndex
 from hf_specplug.datastore.store import Datastore, described, refuse_other
 from hf_specplug.datastore.suffix import MAX_SHARD
 from hf_specplug.errors import CorpusError, StoreError
@@ -48,16 +49,20 @@ class Plan:
         max_tokens: of the whole corpus; 0: all.
         dedup: whether a document that was there already is left out.
         kind: of the index.
+        given: whether documents are phrases as they are (kind "phrases").
     """
 
     shard_tokens: int = SHARD
     max_tokens: int = 0
     dedup: bool = False
     kind: str = "suffix"
+    given: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise StoreError(f"a datastore is of kind {', '.join(KINDS)}, not {self.kind!r}")
+        if self.given and self.kind != PhraseIndex.kind:
+            raise StoreError(f"given phrases make a datastore of kind {PhraseIndex.kind}")
         if not 1 <= self.shard_tokens <= MAX_SHARD:
             raise StoreError(
                 f"a shard has from 1 to {MAX_SHARD:,} tokens, not {self.shard_tokens:,}"
@@ -143,7 +148,7 @@ def _begin(folder: Path, corpus: Corpus, tokenizer: Any, plan: Plan, append: boo
     """The manifest to go on from; its `build` says how far it is."""
     fresh = {
         "corpus": corpus.fingerprint(),
-        "plan": [plan.shard_tokens, plan.max_tokens, plan.dedup],
+        "plan": [plan.shard_tokens, plan.max_tokens, plan.dedup, plan.given],
         "documents": 0,
         "tokens": 0,
     }
@@ -187,7 +192,7 @@ def _add(
     read = int(state.build["documents"])
     written = int(state.build["tokens"])
     most = plan.max_tokens or (1 << 62)
-    shards = _Shards(folder, state, engine)
+    shards = _Shards(folder, state, engine, plan)
     buffer = np.empty(plan.shard_tokens, token_dtype(state.vocab_size))
     filled = documents = 0
     texts = _new(corpus.documents(on_error), read, plan.dedup)
@@ -214,8 +219,9 @@ def _add(
 class _Shards:
     """Writes shards in order, some of them still being indexed when the next ones are filled."""
 
-    def __init__(self, folder: Path, state: Manifest, engine: Engine) -> None:
+    def __init__(self, folder: Path, state: Manifest, engine: Engine, plan: Plan) -> None:
         self._folder, self._state, self._engine = folder, state, engine
+        self._build = PhraseIndex.given if plan.given else KINDS[state.kind].build
         self._waiting: deque[Callable[[], None]] = deque()
         self._count = len(state.shards)
 
@@ -224,8 +230,7 @@ class _Shards:
         if not len(tokens):
             return
         size = len(tokens)
-        kind = KINDS[self._state.kind]
-        index = self._engine.indexing(kind, tokens.copy(), self._state.vocab_size)
+        index = self._engine.indexing(self._build, tokens.copy(), self._state.vocab_size)
         number = self._count
         self._count += 1
 

@@ -14,13 +14,16 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_specplug.datastore.index import Arrays, Index
+from hf_specplug.datastore.index import Arrays
 from hf_specplug.errors import StoreError
 
 Batch = list[tuple[int, str]]
 """(number from 1, text) of some documents."""
 
 Rows = list[NDArray[np.int32]]
+
+Build = Callable[[NDArray[Any], int], Arrays]
+"""Makes the arrays of an index of tokens, as `Index.build` does."""
 
 
 class Engine(Protocol):
@@ -35,8 +38,12 @@ class Engine(Protocol):
     def tokenised(self, tokenizer: Any, batches: Iterable[Batch]) -> Iterator[tuple[Batch, Rows]]:
         """The batches in order, with the tokens of each text."""
 
-    def indexing(self, kind: type[Index], tokens: NDArray[Any], vocab: int) -> Callable[[], Arrays]:
-        """Begin to make an index of `tokens`; the result is had by calling what is returned."""
+    def indexing(self, build: Build, tokens: NDArray[Any], vocab: int) -> Callable[[], Arrays]:
+        """Begin to make an index of `tokens`; the result is had by calling what is returned.
+
+        Args:
+            build: makes it, such as `Index.build` of a kind.
+        """
 
 
 class Local:
@@ -48,8 +55,8 @@ class Local:
         for batch in batches:
             yield batch, tokenise(tokenizer, [text for _, text in batch])
 
-    def indexing(self, kind: type[Index], tokens: NDArray[Any], vocab: int) -> Callable[[], Arrays]:
-        arrays = kind.build(tokens, vocab)
+    def indexing(self, build: Build, tokens: NDArray[Any], vocab: int) -> Callable[[], Arrays]:
+        arrays = build(tokens, vocab)
         return lambda: arrays
 
 
@@ -85,8 +92,8 @@ class OnRay:
         for first, rows in waiting:
             yield first, self._ray.get(rows)
 
-    def indexing(self, kind: type[Index], tokens: NDArray[Any], vocab: int) -> Callable[[], Arrays]:
-        arrays = self._index.remote(kind, tokens, vocab)
+    def indexing(self, build: Build, tokens: NDArray[Any], vocab: int) -> Callable[[], Arrays]:
+        arrays = self._index.remote(build, tokens, vocab)
         return lambda: self._ray.get(arrays)  # type: ignore[no-any-return]
 
 
@@ -108,6 +115,6 @@ def tokenise(tokenizer: Any, texts: list[str]) -> Rows:
     return [np.asarray(row, dtype=np.int32) for row in encoded]
 
 
-def index(kind: type[Index], tokens: NDArray[Any], vocab: int) -> Arrays:
+def index(build: Build, tokens: NDArray[Any], vocab: int) -> Arrays:
     """The index of a part of a corpus."""
-    return kind.build(tokens, vocab)
+    return build(tokens, vocab)

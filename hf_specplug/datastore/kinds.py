@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from hf_specplug.datastore.index import Index
+from hf_specplug.datastore.phrases import NgramIndex, PhraseIndex
 from hf_specplug.datastore.suffix import SuffixIndex
+from hf_specplug.datastore.trigram import TrigramIndex
 
-KINDS: dict[str, type[Index]] = {index.kind: index for index in (SuffixIndex,)}
+KINDS: dict[str, type[Index]] = {
+    index.kind: index for index in (SuffixIndex, TrigramIndex, PhraseIndex, NgramIndex)
+}
 """By name."""

@@ -70,6 +70,10 @@ class Context:
         self._length = end
 
 
+Noise = tuple[NDArray[np.float64], int]
+SILENCE: Noise = (np.empty((0, 0)), 0)
+
+
 @dataclass(frozen=True, slots=True)
 class Frontier:
     """The search nodes to expand now. The arrays are read-only.
@@ -79,11 +83,15 @@ class Frontier:
             once in a step, after its parent, so that a drafter can keep state per id.
         pool: int32[capacity, k], all search nodes: column 0 token, 1 parent id, 2 depth (root 0).
         root: the last accepted token, the one at node 0.
+        noise: what is known of the next picks' random numbers u: float64[positions, V] in [0, 1),
+            to be read in a circle, and the row of the first. The target picks the token of highest
+            p / -ln(1 - u). No rows: nothing is known, or it picks the likeliest.
     """
 
     nodes: Int32
     pool: Int32
     root: int
+    noise: Noise = SILENCE
 
     def path(self, node: int) -> list[int]:
         """The tokens from the root (not included) to `node` (included)."""

@@ -7,7 +7,7 @@ It works on the search's arrays (see `kernels.tree`) and on
     table     float32[buckets, 3]    of each bucket: prior P(accepted), its log-odds, and the weight
                                      set that it calls for
     weights   float64[SETS, 3D + 3]  of each set: w, b and v of each drafter, the bias, then a and c
-                                     of the noise
+                                     for when the noise of sampling is known
     apm       float64[DEPTHS, BINS]  the final recalibration, over depth and log-odds
 """
 
@@ -28,7 +28,6 @@ from hf_specplug.kernels.tree import (
     RAW,
     ROUND,
     TOKEN,
-    UNSURE,
 )
 
 PRIOR, LOGIT, SET = range(3)
@@ -84,15 +83,14 @@ def mix(pool, chance, evidence, nodes, table, weights, apm, noise, start):
         P_i = exp s_i / (1 + sum_j exp s_j)
 
     The 1 stands for "none of these"; so no renormalisation is needed. Where the noise of sampling
-    is known, s_i grows by (a + c u) f_i: f_i is how noise favours the token, and u, how open the
-    choice is, 1 - max_j P_j before that.
+    is known, s_i grows by a f_i + c: f_i is how it favours the token, and c stands for how it may
+    favour those that nobody named.
 
     Args:
         nodes: int32[n], search nodes that all drafters have been asked about.
         noise: float64[positions, V], uniform numbers by position from the root on, to be read in a
             circle from row `start`; no rows if there is no noise.
     """
-    positions = noise.shape[0]
     count = evidence.shape[1]
     mass = np.empty(count, np.float64)
     absent = np.empty(count, np.float64)
@@ -107,8 +105,9 @@ def mix(pool, chance, evidence, nodes, table, weights, apm, noise, start):
             if mass[d] > 0.0:
                 absent[d] = chosen[3 * d + 2] * math.log(max(1.0 - mass[d], _LEAST))
                 base += absent[d]
+        foreseen = pool[first, DEPTH] <= noise.shape[0]
+        row = (start + pool[first, DEPTH] - 1) % max(noise.shape[0], 1)
         total = 1.0
-        likeliest = 0.0
         child = first
         while child != 0:
             score = base
@@ -116,23 +115,13 @@ def mix(pool, chance, evidence, nodes, table, weights, apm, noise, start):
                 bucket = evidence[child, d]
                 if bucket != 0:
                     score += chosen[3 * d] * table[bucket, LOGIT] + chosen[3 * d + 1] - absent[d]
+            if foreseen and pool[child, TOKEN] < noise.shape[1]:
+                chance[child, NOISE] = _favour(noise[row, pool[child, TOKEN]])
+                score += chosen[3 * count + 1] * chance[child, NOISE] + chosen[3 * count + 2]
             odds = math.exp(min(max(score, -_LARGEST), _LARGEST))
             chance[child, RAW] = odds
             total += odds
-            likeliest = max(likeliest, odds)
             child = pool[child, NEXT]
-        if pool[first, DEPTH] <= positions:
-            row = noise[(start + pool[first, DEPTH] - 1) % positions]
-            chance[node, UNSURE] = 1.0 - likeliest / total
-            weight = chosen[3 * count + 1] + chosen[3 * count + 2] * chance[node, UNSURE]
-            total = 1.0
-            child = first
-            while child != 0:
-                if pool[child, TOKEN] < row.shape[0]:
-                    chance[child, NOISE] = _favour(row[pool[child, TOKEN]])
-                    chance[child, RAW] *= math.exp(weight * chance[child, NOISE])
-                total += chance[child, RAW]
-                child = pool[child, NEXT]
         child = first
         while child != 0:
             raw = chance[child, RAW] / total
@@ -184,8 +173,9 @@ def learn(pool, chance, evidence, emitted, table, weights, apm, rates):
             apm[row, below + 1] += rates[2] * above * (right - apm[row, below + 1])
             error = right - raw
             slope[3 * count] += error
-            slope[3 * count + 1] += error * chance[child, NOISE]
-            slope[3 * count + 2] += error * chance[child, NOISE] * chance[node, UNSURE]
+            if chance[child, NOISE] != 0.0:
+                slope[3 * count + 1] += error * chance[child, NOISE]
+                slope[3 * count + 2] += error
             for d in range(count):
                 bucket = evidence[child, d]
                 if bucket != 0:

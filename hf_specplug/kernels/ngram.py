@@ -28,7 +28,7 @@ BUCKETS = LENGTHS * (LONGEST_BUCKETS + SHORTER_BUCKETS)
 
 
 @njit
-def _slot(table, nodes, parent, token):
+def slot_of(table, nodes, parent, token):
     """The slot that holds the child, or the free one where it would go."""
     mask = table.shape[0] - 1
     key = np.uint64(parent) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(token + 1)
@@ -56,7 +56,7 @@ def extend(nodes, table, active, size, tokens):
         parent = 0
         for depth in range(order):
             following = active[depth + 1]
-            slot = _slot(table, nodes, parent, token)
+            slot = slot_of(table, nodes, parent, token)
             node = table[slot]
             if node == 0:
                 node = size
@@ -95,7 +95,7 @@ def extend(nodes, table, active, size, tokens):
 def rehash(nodes, table, size):
     """Fill an empty, larger `table` with all nodes."""
     for node in range(1, size):
-        table[_slot(table, nodes, nodes[node, PARENT], nodes[node, TOKEN])] = node
+        table[slot_of(table, nodes, nodes[node, PARENT], nodes[node, TOKEN])] = node
 
 
 @njit
@@ -130,7 +130,7 @@ def expand(nodes, table, root, matches, pool, frontier, limit, out):
             token = pool[node, 0]
             match = matches[pool[node, 1]]
             while True:
-                child = table[_slot(table, nodes, match, token)]
+                child = table[slot_of(table, nodes, match, token)]
                 if child != 0 or match == 0:
                     match = child
                     break

@@ -1,6 +1,6 @@
 """Growing and reading draft trees.
 
-A search keeps its nodes in three arrays, `pool` int32[capacity, 7], `chance` float32[capacity, 5]
+A search keeps its nodes in three arrays, `pool` int32[capacity, 7], `chance` float32[capacity, 4]
 and `evidence` int16[capacity, D] for D drafters (see `kernels.mixer`). Node 0 is the last accepted
 token, with path probability 1.
 """
@@ -15,8 +15,8 @@ from hf_specplug.kernels._njit import njit
 
 TOKEN, PARENT, DEPTH, FIRST, NEXT, SOURCES, ROUND = range(7)
 COLUMNS = 7
-PROB, PATH, RAW, NOISE, UNSURE = range(5)
-CHANCES = 5
+PROB, PATH, RAW, NOISE = range(4)
+CHANCES = 4
 
 AHEAD = 0.3
 """A round expands the likeliest node and those that are at least this fraction as likely."""

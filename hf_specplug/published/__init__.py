@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from hf_specplug.drafters.base import Drafter, create
 from hf_specplug.errors import OptionError
+from hf_specplug.published.aded import Aded
 from hf_specplug.published.rasd import Rasd
 from hf_specplug.published.stand import Stand
-from hf_specplug.published.static import StaticSearch
 from hf_specplug.published.token_recycling import TokenRecycling
 from hf_specplug.search import TreeSearch
 
 PUBLISHED: dict[str, type[TreeSearch]] = {
+    "aded": Aded,
     "token-recycling": TokenRecycling,
     "rasd": Rasd,
     "stand": Stand,
@@ -42,8 +43,7 @@ def completed(drafters: list[Drafter], published: str | None) -> list[Drafter]:
         >>> [drafter.name for drafter in completed([], "token-recycling")]
         ['recycling']
     """
-    search = search_class(published)
-    names = [drafter.name for drafter in drafters]
-    if issubclass(search, StaticSearch) and search.drafter not in names:
-        return create([*drafters, search.drafter])
+    needed = getattr(search_class(published), "drafter", None)
+    if needed is not None and needed not in [drafter.name for drafter in drafters]:
+        return create([*drafters, needed])
     return drafters

@@ -13,7 +13,8 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 from transformers.generation.streamers import BaseStreamer
 
-from hf_specplug.search import SILENCE, TreeSearch
+from hf_specplug.drafters.base import SILENCE
+from hf_specplug.search import TreeSearch
 from hf_specplug.tree import DraftTree
 from hf_specplug.verify import noise
 from hf_specplug.verify.outputs import Outputs

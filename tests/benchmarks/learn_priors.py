@@ -4,7 +4,8 @@
     python -m tests.benchmarks.learn_priors traces.safetensors --out hf_specplug/priors.json
 
 Only numbers leave the recording: one probability per evidence bucket, and the mixer's weights.
-A further drafter is added to the known ones with `--only`, a store with `--datastore`:
+Texts that were sampled with a known seed (named "seed N", see `many_samples`) teach what noise is
+worth, too. A further drafter is added to the known ones with `--only`, a store with `--datastore`:
 
     python -m tests.benchmarks.learn_priors mine.safetensors --drafters context,recycling,rest \
         --datastore my.store --only rest --out hf_specplug/priors.json
@@ -15,27 +16,33 @@ from __future__ import annotations
 import argparse
 import json
 import random
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+import torch
 
 from hf_specplug import simulate
 from hf_specplug.datastore.store import Datastore, open_all
 from hf_specplug.drafters.base import Drafter, Int32, create
 from hf_specplug.drafters.hierarchy import HierarchyDrafter
+from hf_specplug.drafters.luck import LuckDrafter
+from hf_specplug.kernels import luck, ngram, phrases, retrieval, successors, tree, trigram
 from hf_specplug.kernels import mixer as mixing
-from hf_specplug.kernels import ngram, phrases, retrieval, successors, tree, trigram
 from hf_specplug.mixer import Mixer
-from hf_specplug.recording import Recording, load
+from hf_specplug.recording import Recording, Trace, load
 from hf_specplug.search import TreeSearch
+from hf_specplug.tree import DraftTree
+from hf_specplug.verify.noise import POSITIONS, draw
 
 GRIDS = {  # evidence buckets as tables, whose rows go from weaker to stronger evidence
     "context": [
         (ngram.LENGTHS, ngram.LONGEST_BUCKETS),
         (ngram.LENGTHS, ngram.SHORTER_BUCKETS),
     ],
+    "luck": [(1, luck.SCORES)] * luck.RANKS,
     "phrases": [(phrases.LENGTHS, phrases.COLUMNS_OF_LENGTH)] * 2,
     "recycling": [(8, 8)],
     "rest": [
@@ -57,8 +64,28 @@ class Counting(TreeSearch):
     seen = np.zeros(0)
     weights: Any = 0.0
     steps = 0
+    vocab_size = 0
+    foreseen: Any = None  # the noise of the whole answer, if it was sampled
+    place = 1
+
+    @classmethod
+    def following(cls, traces: Iterable[Trace]) -> Iterator[Trace]:
+        """The traces; those called "seed N" with the noise that they were sampled with on a CPU."""
+        for trace in traces:
+            cls.foreseen = None
+            if trace.name.startswith("seed "):
+                generator = torch.Generator().manual_seed(int(trace.name.split()[1]))
+                count = len(trace.answer) + POSITIONS
+                cls.foreseen = np.stack([draw(generator, cls.vocab_size) for _ in range(count)])
+            yield trace
+
+    def grow(self, *args: Any, **named: Any) -> DraftTree:
+        if self.foreseen is not None:
+            self.noise = (self.foreseen[self.place : self.place + POSITIONS], 0)
+        return super().grow(*args, **named)
 
     def learn(self, emitted: Int32) -> None:
+        self.place += len(emitted)
         if not self._grown:
             return
         cls = type(self)
@@ -111,13 +138,14 @@ def run(
     """One pass: what `priors.json` should hold after it."""
     Counting.hits = Counting.seen = np.zeros(0)
     Counting.weights, Counting.steps = 0.0, 0
+    Counting.vocab_size = recording.vocab_size
     drafters = made(names, stores)
     for drafter in drafters:
         if has_own(drafter):
             drafter.priors = np.array(start[drafter.name], np.float32)
     with patch("hf_specplug.mixer.learned", start.__getitem__):
         mixer = Mixer(names)
-    result = simulate.replay(recording, drafters, mixer, NODES, search=Counting)
+    result = simulate.replay(recording, drafters, mixer, NODES, None, Counting, Counting.following)
     print(f"accept length {result.total.accept_length:.3f}, {result.total.tokens} tokens")
     found: dict[str, Any] = {}
     begin = 1
@@ -140,7 +168,7 @@ def run(
         # a drafter about which nothing was learned is taken for an average one
         "others": np.mean(list(of_drafters.values()), axis=0).round(3).tolist(),
         "bias": weights[:, -3].tolist(),
-        "noise": start["mixer"]["noise"],  # recordings have none
+        "noise": weights[:, -2:].tolist(),
     }
     return found
 
@@ -169,13 +197,15 @@ def main() -> None:
             "drafters": {},
             "others": [[0.5, 1.5, 0.2]] * mixing.SETS,
             "bias": [-3.0, -2.0, -1.5, -1.0],
-            "noise": known["mixer"]["noise"],
+            "noise": [[0.3, -1.0]] * mixing.SETS,
         }
     for _ in range(args.passes):
         found = {**known, **run(recording, names, stores, found)}
     if args.only is not None:
         learned = found["mixer"]["drafters"][args.only]
         mixer = {**known["mixer"], "drafters": {**known["mixer"]["drafters"], args.only: learned}}
+        if args.only == LuckDrafter.name:
+            mixer["noise"] = found["mixer"]["noise"]
         found = {**known, args.only: found[args.only], "mixer": mixer}
     if args.out:
         lines = ",\n".join(f" {json.dumps(key)}: {json.dumps(found[key])}" for key in found)
