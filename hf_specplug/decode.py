@@ -73,11 +73,10 @@ def decode(
             # 5. observe: drafters learn from all that was seen
             with stats.phase("observe"):
                 search.learn(_int32(emitted))
-                tokens = np.concatenate([_int32([root]), tree.tokens])
-                sources = np.concatenate([np.zeros(1, np.uint16), tree.sources])
-                context.append(emitted)
                 topk = outputs.topk() if _needs_topk(search) else None
-                observe(search, Step(tokens, sources, _int32(visited), _int32(emitted), topk))
+                before = len(context) - 1
+                context.append(emitted)
+                observe(search, Step.of_tree(root, tree, before, visited, emitted, topk))
                 late = partial(_report, walk, stats, tree, visited, search.names)
                 if not engine.overlaps:
                     late()
@@ -98,8 +97,8 @@ def _prefill(engine: Engine, walk: Walk, search: TreeSearch, context: Context) -
     topk = None
     if _needs_topk(search) and len(prompt):
         topk = Outputs(logits[-len(prompt) :]).topk()
-    unnamed = np.zeros(len(prompt), np.uint16)
-    observe(search, Step(prompt, unnamed, _int32([]), _int32(emitted), topk))
+    before = len(context) - len(emitted) - len(prompt)
+    observe(search, Step.of_text(prompt, before, [], emitted, topk))
     return emitted
 
 

@@ -174,7 +174,7 @@ def _replay(
         drafter.begin(context)
     context.append(answer[:1])
     rows = np.arange(max(0, prompt - len(answer)), prompt)
-    _observe(search, trace, rows, np.empty(0, np.int32), answer[:1], np.zeros(len(rows), np.uint16))
+    _observe(search, trace, rows, rows[:0], answer[:1])
     place = 1
     while place < len(answer):
         start = time.perf_counter()
@@ -197,8 +197,7 @@ def _replay(
         search.learn(emitted)
         context.append(emitted)
         rows = np.arange(prompt + place - 1, prompt + place - 1 + len(visited))
-        sources = np.concatenate([np.zeros(1, np.uint16), tree.sources])[visited]
-        _observe(search, trace, rows, np.arange(len(rows), dtype=np.int32), emitted, sources)
+        _observe(search, trace, rows, np.arange(len(rows)), emitted)
         result.draft_seconds[trace.task] += time.perf_counter() - start
         place += len(visited)
 
@@ -220,10 +219,8 @@ def walk(tree: DraftTree, answer: Int32) -> list[int]:
     return visited
 
 
-def _observe(
-    search: TreeSearch, trace: Trace, rows: Any, visited: Int32, emitted: Int32, sources: Any
-) -> None:
+def _observe(search: TreeSearch, trace: Trace, rows: Any, visited: Any, emitted: Int32) -> None:
     topk = TopK(trace.topk.ids[rows], trace.topk.probs[rows])
-    step = Step(trace.tokens[rows], sources, visited, emitted.copy(), topk)
+    step = Step.of_text(trace.tokens[rows], int(rows[0]), visited, emitted, topk)
     for drafter in search.drafters:
         drafter.observe(step)

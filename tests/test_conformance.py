@@ -66,7 +66,7 @@ def fed(name: str, seed: int = 0) -> tuple[Drafter, Context]:
         rows = np.stack([rng.permutation(12)[:TOP_K] for _ in range(5)]).astype(np.int32)
         topk = TopK(rows, np.full((5, TOP_K), 0.1, np.float32))
         visited = np.array([0, 1], np.int32)
-        drafter.observe(Step(tokens, np.zeros(5, np.uint16), visited, emitted, topk))
+        drafter.observe(Step.of_text(tokens, len(context) - 3, visited, emitted, topk))
     return drafter, context
 
 
@@ -138,7 +138,7 @@ def test_an_empty_context_and_no_observation(name: str) -> None:
     drafter.begin(context)
     assert isinstance(grow(drafter, context), list)
     none = np.empty(0, np.int32)
-    drafter.observe(Step(none, none.astype(np.uint16), none, none, None))
+    drafter.observe(Step.of_text(none, 0, [], none, None))
 
 
 @pytest.mark.parametrize("name", DRAFTERS)

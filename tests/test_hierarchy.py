@@ -154,7 +154,7 @@ def test_what_its_levels_need_and_learn() -> None:
     rows = np.arange(8, dtype=np.int32)[None]
     topk = TopK(rows, np.full((1, 8), 0.1, np.float32))
     one = np.zeros(1, np.int32)
-    drafter.observe(Step(np.array([3], np.int32), one.astype(np.uint16), one, one, topk))
+    drafter.observe(Step.of_text(one + 3, 2, [0], one, topk))
     state = drafter.state_dict()
     assert set(state) == {"recycling.ids", "recycling.probs"}
     other = HierarchyDrafter(["context", "recycling"])

@@ -53,7 +53,7 @@ def test_context_names_what_followed_every_suffix(
     drafter.begin(context)
     for token in text[cut:]:  # incrementally, as in decoding
         none = np.empty(0, np.int32)
-        step = Step(none, none.astype(np.uint16), none, np.array([token], np.int32), None)
+        step = Step.of_text(none, 0, [], [token], None)
         context.append([token])
         drafter.observe(step)
     rows = expand_path(drafter, path, text[-1])
@@ -75,7 +75,7 @@ def test_context_grows_and_keeps_its_index() -> None:
     for start in range(0, 5000, 250):
         part = np.array(text[start : start + 250], np.int32)
         none = np.empty(0, np.int32)
-        two.observe(Step(none, none.astype(np.uint16), none, part, None))
+        two.observe(Step.of_text(none, 0, [], part, None))
     assert expand_path(one, [1, 2], text[-1]) == expand_path(two, [1, 2], text[-1])
     expected = reference.continuations(text, [1, 2])
     assert [token for token, _ in expand_path(one, [1, 2], text[-1])] == [e[0] for e in expected]
@@ -138,11 +138,11 @@ def test_recycling_keeps_the_accepted_row(steps: list, data: st.DataObject) -> N
         visited = sorted(data.draw(st.sets(st.integers(0, len(tokens) - 1), max_size=3)))
         history.append((tokens, rows, visited))
         drafter.observe(
-            Step(
+            Step.of_text(
                 np.array(tokens, np.int32),
-                np.zeros(len(tokens), np.uint16),
-                np.array(visited, np.int32),
-                np.empty(0, np.int32),
+                0,
+                visited,
+                [],
                 TopK(np.array(rows, np.int32), np.full((len(rows), WIDTH), 0.05, np.float32)),
             )
         )

@@ -100,17 +100,20 @@ def test_keys_tell_n_grams_apart() -> None:
 
 
 def step_of(
-    tokens: list[int], rows: list[list[int]], visited: list[int], emitted: list[int]
+    tokens: list[int],
+    rows: list[list[int]],
+    emitted: list[int],
+    before: int = 0,
+    parents: list[int] | None = None,
 ) -> Step:
     ids = np.array(rows, np.int32).reshape(-1, TOP_K)
     probs = np.tile(np.linspace(0.3, 0.02, TOP_K, dtype=np.float32), (len(ids), 1))
-    return Step(
-        np.array(tokens, np.int32),
-        np.zeros(len(tokens), np.uint16),
-        np.array(visited, np.int32),
-        np.array(emitted, np.int32),
-        TopK(ids, probs),
-    )
+    topk = TopK(ids, probs)
+    if parents is None:
+        return Step.of_text(np.array(tokens, np.int32), before, [], emitted, topk)
+    given = [np.array(values, np.int32) for values in (tokens, parents)]
+    unnamed = np.zeros(len(tokens), np.uint16)
+    return Step(*given, before, unnamed, np.zeros(1, np.int32), np.array(emitted, np.int32), topk)
 
 
 TOKENS = st.integers(-1, 3)
@@ -128,7 +131,7 @@ def requests(draw: st.DrawFn) -> tuple[list[int], int, list[list[int]]]:
 
 
 @given(requests(), st.lists(st.integers(0, 3), max_size=6), st.integers(0, 2**32 - 1))
-def test_learns_along_the_text_and_looks_up_the_longest(
+def test_learns_along_all_paths_and_looks_up_the_longest(
     request: tuple[list[int], int, list[list[int]]], path: list[int], seed: int
 ) -> None:
     text, seen, steps = request
@@ -143,21 +146,25 @@ def test_learns_along_the_text_and_looks_up_the_longest(
     shown = rows(seen)
     first, *later = steps
     context.append(first[:1])
-    step = step_of(text[len(text) - seen :], shown, [], first[:1])
+    step = step_of(text[len(text) - seen :], shown, first[:1], len(text) - seen)
     drafter.observe(step)
     assert step.topk is not None
     for i, row in enumerate(shown):
         twin.learn(text[: len(text) - seen + i + 1], row, step.topk.probs[i].tolist())
     text = [*text, first[0]]
     for emitted in later:
-        shown = rows(5)  # the root and four nodes, of which the accepted ones stand anywhere
-        accepted = sorted(rng.choice(np.arange(1, 5), len(emitted) - 1, replace=False).tolist())
-        step = step_of([text[-1], 0, 0, 0, 0], shown, [0, *accepted], emitted)
+        shown = rows(5)  # the root and four nodes
+        parents = [-1, *(int(rng.integers(0, i)) for i in range(1, 5))]
+        tokens = [text[-1], *rng.integers(0, 4, 4).tolist()]
+        step = step_of(tokens, shown, emitted, len(text) - 1, parents)
         context.append(emitted)
         drafter.observe(step)
         assert step.topk is not None
-        for i, row in enumerate([0, *accepted]):
-            twin.learn([*text, *emitted[:i]], shown[row], step.topk.probs[row].tolist())
+        paths = [text]
+        for parent, token in zip(parents[1:], tokens[1:], strict=True):
+            paths.append([*paths[parent], token])
+        for i, before in enumerate(paths):
+            twin.learn(before, shown[i], step.topk.probs[i].tolist())
         text = [*text, *emitted]
     pool = np.zeros((len(path) + 1, 3), np.int32)
     for i, token in enumerate(path):
@@ -178,7 +185,7 @@ def taught(letters: int = VOCAB, length: int = 200) -> tuple[StandDrafter, Conte
     drafter.begin(context)
     context.append([1])
     rows = [rng.permutation(letters)[:TOP_K].tolist() for _ in text]
-    drafter.observe(step_of(text, rows, [], [1]))
+    drafter.observe(step_of(text, rows, [1]))
     return drafter, context
 
 
@@ -199,7 +206,7 @@ def test_memory_is_bounded_and_keeps_what_is_recent() -> None:
     for _ in range(40):
         text = rng.integers(0, 1 << 20, 50).tolist()
         drafter.begin(Context(text, 1 << 20))
-        drafter.observe(step_of(text, [[*range(TOP_K)]] * 49 + [[-1] * TOP_K], [], []))
+        drafter.observe(step_of(text, [[*range(TOP_K)]] * 49 + [[-1] * TOP_K], []))
     state = drafter.state_dict()
     assert len(state["keys"]) == 256
     assert nbytes(drafter) == 96 * 256
@@ -215,7 +222,7 @@ def test_the_clock_goes_on_for_ever() -> None:
     twin.table.clock = 2**31 - 1
     for one, text in ((drafter, context), (twin, other)):
         text.append([5, 6])
-        one.observe(step_of([1, 5, 0], [[*range(TOP_K)]] * 3, [0, 1], [5, 6]))
+        one.observe(step_of([1, 5, 0], [[*range(TOP_K)]] * 3, [5, 6], 200, [-1, 0, 1]))
     assert twin.table.clock <= drafter.table.clock  # n-grams that came up again left gaps
     one, two = drafter.state_dict(), twin.state_dict()
     assert all((one[key] == two[key]).all() for key in one)
@@ -225,8 +232,7 @@ def test_nothing_is_learned_without_rows_and_a_new_vocabulary_clears() -> None:
     drafter, context = taught()
     before = drafter.state_dict()
     context.append([2])
-    bare = step_of([1], [[*range(TOP_K)]], [0], [2])
-    drafter.observe(Step(bare.tokens, bare.sources, bare.visited, bare.emitted, None))
+    drafter.observe(Step.of_text(np.ones(1, np.int32), 200, [], [2], None))
     assert (drafter.state_dict()["keys"] == before["keys"]).all()
     drafter.begin(Context([1], VOCAB))
     assert len(drafter.state_dict()["keys"]) == len(before["keys"])
@@ -250,7 +256,7 @@ def test_state_comes_back_in_any_size() -> None:
         text = copy.deepcopy(context)
         one.begin(text)
         text.append([3])
-        one.observe(step_of([1], [[*range(TOP_K)]], [0], [3]))
+        one.observe(step_of([1], [[*range(TOP_K)]], [3], len(text) - 1))
     again = same.state_dict()
     assert all((again[key] == array).all() for key, array in drafter.state_dict().items())
     small = StandDrafter(32)

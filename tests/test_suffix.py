@@ -109,7 +109,7 @@ def test_a_text_that_grows(tokens: list[int], text: list[int], more: list[list[i
     for part in more:
         text = text + part
         new = np.array(part, np.int32)
-        grown.observe(Step(none, none.astype(np.uint16), none, new, None))
+        grown.observe(Step.of_text(none, 0, [], new, None))
         fresh = drafter([shard(tokens)])
         fresh.begin(Context(text, VOCAB))
         assert grown.expand(frontier).tolist() == fresh.expand(frontier).tolist()

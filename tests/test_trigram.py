@@ -85,7 +85,7 @@ def drafter(shards: list[TrigramIndex], vocab: int = VOCAB) -> TrigramDrafter:
 
 
 def step(tokens: Any) -> Step:
-    return Step(NONE.copy(), np.empty(0, np.uint16), NONE.copy(), np.array(tokens, np.int32), None)
+    return Step.of_text(NONE, 0, [], tokens, None)
 
 
 def named(made: TrigramDrafter, root: int) -> list[tuple[int, int]]:

@@ -64,15 +64,7 @@ def test_gumbel_draws_follow_the_distribution() -> None:
     text.append([2, 3])
     ids = np.array([[7, 9] + [-1] * 6] * 2, np.int32)
     probs = np.array([[0.75, 0.25] + [0.0] * 6] * 2, np.float32)
-    drafter.observe(
-        Step(
-            np.array([1, 2], "i4"),
-            np.zeros(2, "u2"),
-            np.empty(0, "i4"),
-            np.array([3], "i4"),
-            TopK(ids, probs),
-        )
-    )
+    drafter.observe(Step.of_text(np.array([1, 2], "i4"), 0, [], [3], TopK(ids, probs)))
     drafter.begin(Context([1, 2], VOCAB))
     search = Stand([drafter], Mixer(["stand"]), VOCAB, fail)
     firsts = []

@@ -6,7 +6,7 @@ import importlib
 import json
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hf_specplug.errors import OptionError, StateError
+from hf_specplug.tree import DraftTree
 from hf_specplug.tree import Float32 as Float32
 from hf_specplug.tree import Int32 as Int32
 
@@ -126,6 +127,9 @@ class Step:
     Attributes:
         tokens: int32[n], the tokens whose outputs are known: the root and the tree, or prompt
             tokens.
+        parents: int32[n], for each of them the index of the token before it, which comes earlier;
+            -1 at the first, which follows the text `context.tokens[:before]`.
+        before: tokens of the text before the first of them.
         sources: uint16[n], for each of them the bits of the drafters that named it; 0 at the root.
         visited: int32[m], indices into `tokens` on the accepted path, in order.
         emitted: int32[k], the tokens that were added to the text.
@@ -133,16 +137,60 @@ class Step:
     """
 
     tokens: Int32
+    parents: Int32
+    before: int
     sources: NDArray[np.uint16]
     visited: Int32
     emitted: Int32
     topk: TopK | None
 
     def __post_init__(self) -> None:
-        for array in (self.tokens, self.sources, self.visited, self.emitted):
+        for array in (self.tokens, self.parents, self.sources, self.visited, self.emitted):
             array.flags.writeable = False
         if self.topk is not None:
             self.topk.ids.flags.writeable = self.topk.probs.flags.writeable = False
+
+    @classmethod
+    def of_tree(
+        cls,
+        root: int,
+        tree: DraftTree,
+        before: int,
+        visited: Sequence[int],
+        emitted: Sequence[int] | Int32,
+        topk: TopK | None,
+    ) -> Step:
+        """A checked tree: `visited` counts the root as 0."""
+        first = np.array([root], np.int32)
+        return cls(
+            np.concatenate([first, tree.tokens]),
+            np.concatenate([np.full(1, -1, np.int32), tree.parents + 1]),
+            before,
+            np.concatenate([np.zeros(1, np.uint16), tree.sources]),
+            np.array(visited, np.int32),
+            np.array(emitted, np.int32),
+            topk,
+        )
+
+    @classmethod
+    def of_text(
+        cls,
+        tokens: Int32,
+        before: int,
+        visited: Sequence[int],
+        emitted: Sequence[int] | Int32,
+        topk: TopK | None,
+    ) -> Step:
+        """Consecutive tokens, such as a prompt's, of which nothing was drafted."""
+        return cls(
+            np.array(tokens, np.int32),
+            np.arange(-1, len(tokens) - 1, dtype=np.int32),
+            before,
+            np.zeros(len(tokens), np.uint16),
+            np.array(visited, np.int32),
+            np.array(emitted, np.int32),
+            topk,
+        )
 
 
 class Drafter(ABC):

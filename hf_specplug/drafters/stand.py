@@ -70,16 +70,14 @@ class StandDrafter(Drafter):
         self._context = context
 
     def observe(self, step: Step) -> None:
-        """Learns from the target's rows along the text: of the prompt, or of the accepted path."""
+        """Learns from all of the target's rows: of the prompt and of every drafted node.
+
+        What was rejected teaches, too: another sample of the same question may well say it.
+        """
         if step.topk is None:
             return
-        rows, before = step.visited, 1
-        if not len(rows):  # a prompt: its last tokens
-            before = len(step.tokens)
-            rows = np.arange(before, dtype=np.int32)
-            rows.flags.writeable = False  # as `visited` is: one kernel for both
         table = self.table
-        table.make_room(successors.ORDERS * len(rows))
+        table.make_room(successors.ORDERS * len(step.tokens))
         table.clock = successors.learn(
             table.keys,
             table.stamps,
@@ -87,9 +85,9 @@ class StandDrafter(Drafter):
             table.ids,
             table.weights,
             table.clock,
-            self._context.tokens,
-            len(self._context) - len(step.emitted) - before,
-            rows,
+            self._context.tokens[: step.before],
+            step.tokens,
+            step.parents,
             step.topk.ids,
             step.topk.probs,
         )

@@ -145,33 +145,39 @@ def decayed(ids, probs, visits, row, token, decay):
 
 
 @njit
-def learn(keys, stamps, visits, ids, probs, clock, text, first, rows, top_ids, top_probs):
-    """Take distributions after consecutive places of a text into the means of their n-grams.
+def learn(keys, stamps, visits, ids, probs, clock, text, tokens, parents, top_ids, top_probs):
+    """Take distributions after the tokens of a tree, or a text, into the means of their n-grams.
 
     Args:
         clock: the last stamp given.
-        text: int32[n]; n-grams with a negative id are not learned.
-        first: the place in `text` after which the first distribution holds; it may be outside.
-        rows: int32[m], the rows of the next two to be learned, one per place.
-        top_ids, top_probs: int32[l, k], float32[l, k], likeliest first.
+        text: int32[l], what precedes the first token; n-grams with a negative id are not learned.
+        tokens, parents: int32[n], with the index of the token before each, -1 at the first.
+        top_ids, top_probs: int32[n, k], float32[n, k], likeliest first.
 
     Returns:
         The last stamp given now.
     """
-    for i in range(rows.shape[0]):
-        end, top = first + i, rows[i]
-        if end < 0 or end >= text.shape[0] or not top_probs[top, 0] > 0:
+    for i in range(tokens.shape[0]):
+        if not top_probs[i, 0] > 0:
             continue
         key = np.uint64(EMPTY_GRAM)
+        place, before = i, text.shape[0]
         for order in range(1, LONGEST + 1):
-            at = end + 1 - order
-            if at < 0 or text[at] < 0:
+            if place >= 0:
+                token = tokens[place]
+                place = parents[place]
+            else:
+                before -= 1
+                if before < 0:
+                    break
+                token = text[before]
+            if token < 0:
                 break
-            key = longer(key, text[at])
+            key = longer(key, token)
             if order >= SHORTEST:
                 clock += 1
                 row = claim(keys, stamps, visits, ids, probs, key, clock)
-                mean(ids, probs, visits, row, top_ids[top], top_probs[top])
+                mean(ids, probs, visits, row, top_ids[i], top_probs[i])
     return clock
 
 
