@@ -108,7 +108,7 @@ def record(
 )
 def simulate(
     recording: Annotated[str, typer.Argument(help="A file that `specplug record` wrote.")],
-    drafters: Annotated[str, typer.Option(help="Names, with commas.")] = "context,recycling",
+    drafters: Annotated[str, typer.Option(help="Names, with commas.")] = "context,recycling,stand",
     datastore: Annotated[
         list[str] | None, typer.Option(help="Also draft from this store; may be repeated.")
     ] = None,

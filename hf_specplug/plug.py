@@ -42,7 +42,7 @@ from hf_specplug.verify.walk import Walk
 
 logger = logging.getLogger("hf_specplug")
 
-DEFAULT_DRAFTERS = ("context", "recycling")
+DEFAULT_DRAFTERS = ("context", "recycling", "stand", "luck")
 
 
 class SpecPlug(CandidateGenerator):  # type: ignore[misc]

@@ -42,6 +42,7 @@ def run(
         recording = recording.where(_split(tasks))
     curve = cost_curve(cost) if cost else None
     console = Console(highlight=False)
+    progress_bars = Console(stderr=True)
     names = _split(drafters)
     stores = open_all(datastores)
     names += [name for name in dict.fromkeys(map(_reader, stores)) if name not in names]
@@ -49,7 +50,7 @@ def run(
     for label, group, size, paper in _plan(names, _sizes(nodes), leave_one_out, published):
 
         def progress(traces: Iterable[Trace], label: str = label) -> Iterable[Trace]:
-            return track(traces, label, total=len(recording), console=console, transient=True)
+            return track(traces, label, total=len(recording), console=progress_bars, transient=True)
 
         made = create(group)
         for drafter in made:

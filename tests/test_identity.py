@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 import torch
 
+from hf_specplug.plug import DEFAULT_DRAFTERS
 from tests.helpers import new_tokens, plain, plugged
 from tests.replay import Replay
 from tests.zoo import FAMILIES, make, prompt
 
+DRAFTERS = list(DEFAULT_DRAFTERS)
 CASES = [
     pytest.param(name, dtype, id=f"{name}-{str(dtype)[6:]}")
     for name, family in FAMILIES.items()
@@ -65,7 +67,7 @@ def test_greedy(name: str, dtype: torch.dtype) -> None:
     if FAMILIES[name].mode == "tree":
         assert not plug.stats.fallbacks
         assert forwards["rank-2"] < 30  # siblings are checked together
-    output, _, plug = plugged(model, inputs, ["context", "recycling"], nodes=16, **settings)
+    output, _, plug = plugged(model, inputs, DRAFTERS, nodes=16, **settings)
     assert output.tolist() == expected.tolist()
     assert not plug.stats.dropped
 
@@ -96,7 +98,7 @@ def test_sampling_with_the_real_drafters(kind: str) -> None:
     for seed in range(8):
         every = {"max_new_tokens": 40, "do_sample": True, "seed": seed, **SAMPLING[kind]}
         expected, state = plain(model, inputs, **every)
-        output, after, plug = plugged(model, inputs, ["context", "recycling"], **every)
+        output, after, plug = plugged(model, inputs, DRAFTERS, **every)
         assert output.tolist() == expected.tolist()
         assert torch.equal(after, state)
         assert plug.stats.drafted > 0
@@ -109,7 +111,7 @@ def test_every_size(name: str, nodes: int | str) -> None:
     inputs = prompt(model)
     settings: dict[str, Any] = {"max_new_tokens": 50, "do_sample": False}
     expected, _ = plain(model, inputs, **settings)
-    for drafters in (["context", "recycling"], ["context"], ["recycling"]):
+    for drafters in (DRAFTERS, ["context"], ["recycling"]):
         output, _, _ = plugged(model, inputs, drafters, nodes=nodes, **settings)
         assert output.tolist() == expected.tolist()
 
@@ -147,6 +149,6 @@ def test_long_text_grows_every_buffer() -> None:
     model.config.max_position_embeddings = 2048
     settings: dict[str, Any] = {"max_new_tokens": 700, "do_sample": False}
     expected, _ = plain(model, inputs, **settings)
-    output, _, plug = plugged(model, inputs, ["context", "recycling"], nodes=16, **settings)
+    output, _, plug = plugged(model, inputs, DRAFTERS, nodes=16, **settings)
     assert output.tolist() == expected.tolist()
     assert plug.stats.accept_length > 1.5

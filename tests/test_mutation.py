@@ -120,9 +120,9 @@ def test_a_walk_that_trusts_the_draft(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_additional_draw(monkeypatch: pytest.MonkeyPatch) -> None:
     pick = Walk._pick
 
-    def twice(self: Walk, logits: torch.Tensor) -> int:
+    def twice(self: Walk, *args: Any) -> int:
         torch.rand(1)
-        return pick(self, logits)
+        return pick(self, *args)
 
     monkeypatch.setattr(Walk, "_pick", twice)
     model, inputs = make("llama"), prompt(make("llama"))

@@ -18,6 +18,7 @@ from hf_specplug.datastore.corpus import Corpus, find
 from hf_specplug.datastore.store import Datastore
 from hf_specplug.drafters.rest import RestDrafter
 from hf_specplug.errors import StoreError
+from hf_specplug.plug import DEFAULT_DRAFTERS
 from tests.helpers import new_tokens, plain
 from tests.stores import Letters, make, silent, stop, texts
 from tests.zoo import VOCAB, prompt
@@ -88,7 +89,7 @@ def test_stores_can_be_added_while_in_use(tmp_path: Path, noise: Path) -> None:
     plug.add_datastore(store_of(tmp_path / "answer", new_tokens(expected, 40)))
     assert model.generate(**inputs, **GREEDY).tolist() == expected.tolist()
     assert plug.stats.accepted_by["rest"] > 20
-    assert [drafter.name for drafter in plug.drafters] == ["context", "recycling", "rest"]
+    assert [drafter.name for drafter in plug.drafters] == [*DEFAULT_DRAFTERS, "rest"]
     detach(model)
 
 

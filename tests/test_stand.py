@@ -54,7 +54,9 @@ def test_mean_is_the_running_mean(shown: list[list[tuple[int, float]]]) -> None:
             ids, probs, visits, 0, tokens, np.array([prob for _, prob in new], np.float32)
         )
         known = reference.averaged(known, new, k, 3)
-        assert row_of(ids, probs) == known
+        found = row_of(ids, probs)
+        assert [weight for _, weight in found] == [weight for _, weight in known]
+        assert sorted(found) == sorted(known)  # rounding may make equals of two, in either order
         assert visits[0] == k + 1
 
 

@@ -47,6 +47,15 @@ class SuccessorTable:
         self.ids: Int32 = np.zeros((self._rows, self._width), np.int32)
         self.weights: Float32 = np.zeros((self._rows, self._width), np.float32)
 
+    def __getstate__(self) -> dict[str, Any]:
+        kept = {name: getattr(self, name) for name in ("_rows", "_width", "_most")}
+        return {**kept, "state": self.state_dict()}  # not what is still empty
+
+    def __setstate__(self, kept: dict[str, Any]) -> None:
+        state = kept.pop("state")
+        vars(self).update(kept)
+        self.load_state_dict(state)
+
     def make_room(self, claims: int) -> None:
         """Make sure that the clock can go on for so many claims."""
         if self.clock > _LAST_STAMP - claims:

@@ -32,7 +32,7 @@ def record(args: argparse.Namespace) -> Recording:
     model: Any = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).eval()
     texts = Path(args.prompts).read_text(encoding="utf-8").splitlines()
     chosen = random.Random(0).sample(texts, args.questions)
-    plug = SpecPlug(["context", "recycling", "stand"])
+    plug = SpecPlug()
     traces: list[Trace] = []
     for number, line in enumerate(chosen):
         prompt = prompt_ids(tokenizer, json.loads(line)["turns"][0])

@@ -16,7 +16,9 @@ from hf_specplug import SpecPlug, attach, report
 from hf_specplug.forced import load, measure
 
 
-def methods(model: Any, sizes: list[str]) -> dict[str, tuple[dict[str, Any], SpecPlug | None]]:
+def methods(
+    sizes: list[str], stores: list[str]
+) -> dict[str, tuple[dict[str, Any], SpecPlug | None]]:
     """Name -> (arguments of `generate`, the plug whose statistics to read)."""
     table: dict[str, tuple[dict[str, Any], SpecPlug | None]] = {
         "plain": ({"assistant": None}, None),
@@ -27,6 +29,9 @@ def methods(model: Any, sizes: list[str]) -> dict[str, tuple[dict[str, Any], Spe
         for name, pack in ((f"specplug-{size}", True), (f"{size}-unpacked", False)):
             plug = SpecPlug(nodes=nodes, pack=pack)
             table[name] = ({"assistant": plug}, plug)
+        if stores:
+            plug = SpecPlug(nodes=nodes, datastores=stores)
+            table[f"{size}-stores"] = ({"assistant": plug}, plug)
     return table
 
 
@@ -35,6 +40,7 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--traces", required=True)
     parser.add_argument("--per-task", type=int, default=3)
+    parser.add_argument("--datastore", action="append", default=[])
     parser.add_argument("--tokens", type=int, default=96)
     parser.add_argument("--sizes", default="auto", help="nodes to compare, e.g. auto,8,16")
     parser.add_argument("--dtype", default="float32")
@@ -50,7 +56,7 @@ def main() -> None:
     ).eval()
     attach(model)
     traces = load(args.traces, tokenizer, args.per_task, args.tokens, args.seed)
-    table = methods(model, args.sizes.split(","))
+    table = methods(args.sizes.split(","), args.datastore)
     for arguments, plug in table.values():  # compile kernels, touch memory, pack
         measure(model.generate, traces[0], arguments)
         if plug is not None:

@@ -20,6 +20,7 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_specplug import SpecPlug, __version__
+from hf_specplug.plug import DEFAULT_DRAFTERS
 from hf_specplug.verify.walk import Walk
 from tests.benchmarks.free_running import load
 
@@ -41,7 +42,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--nodes", type=int, nargs="+", default=[4, 16])
     parser.add_argument("--temperatures", type=float, nargs="+", default=[0.6, 1.0])
-    parser.add_argument("--drafters", default="context,recycling")
+    parser.add_argument("--drafters", default=",".join(DEFAULT_DRAFTERS))
     parser.add_argument("--datastore", action="append", default=[])
     parser.add_argument("--plain", action="store_true", help="also compare with plain sampling")
     parser.add_argument("--weights", action="store_true", help="print what the mixer has learned")
