@@ -21,7 +21,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from hf_specplug.attachment import attach
 from hf_specplug.datastore.build import Plan, build
 from hf_specplug.datastore.corpus import Corpus, find
-from hf_specplug.datastore.manifest import FORMAT
 from hf_specplug.datastore.store import Datastore, tokenizer_hash
 from hf_specplug.drafters.base import Drafter, Float32, Frontier, Int32, Step
 from hf_specplug.errors import OptionError
@@ -131,7 +130,7 @@ def _standard_library(tokenizer: Any, console: Console) -> Path:
         StoreError, OSError: it cannot be built there.
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hf_specplug"
-    path = cache / f"stdlib-{tokenizer_hash(tokenizer)[:8]}-{FORMAT}.store"
+    path = cache / f"stdlib-{tokenizer_hash(tokenizer)[:8]}.store"
     if not path.exists() or Datastore(path).manifest.build:
         with console.status("building a datastore of Python's standard library, once"):
             files = Corpus(find([sysconfig.get_paths()["stdlib"]]))

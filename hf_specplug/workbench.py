@@ -80,6 +80,9 @@ def _reader(store: Datastore) -> str:
     return reader(store.manifest.kind).name
 
 
+_WIDE = 5  # columns of sets of drafters that fit on a screen
+
+
 def _split(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
@@ -131,14 +134,23 @@ def _table(results: dict[str, Result], title: str) -> Table:
 
 
 def _by_task(results: dict[str, Result], priced: bool) -> Table:
-    table = Table(title="x plain" if priced else "tokens per step", padding=(0, 0, 0, 1))
-    table.add_column("task", no_wrap=True)
-    for label in results:
-        table.add_column(label, justify="right")
-    for task in sorted(next(iter(results.values())).by_task):
-        figures = [
-            result.speed(task) if priced else result.by_task[task].accept_length
-            for result in results.values()
-        ]
-        table.add_row(task, *(f"{figure:.3f}" for figure in figures))
+    """A row for each task, or, of many sets of drafters, for each of these."""
+    title = "x plain" if priced else "tokens per step"
+    tasks = sorted(next(iter(results.values())).by_task)
+
+    def figure(label: str, task: str) -> str:
+        result = results[label]
+        rate = result.speed(task) if priced else result.by_task[task].accept_length
+        return f"{rate:.3f}"
+
+    rows, columns = tasks, list(results)
+    if len(columns) > _WIDE:
+        rows, columns = columns, rows
+    table = Table(title=title, padding=(0, 0, 0, 1))
+    table.add_column("task" if rows is tasks else "drafters @nodes", no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right")
+    for row in rows:
+        pairs = [(column, row) if rows is tasks else (row, column) for column in columns]
+        table.add_row(row, *(figure(*pair) for pair in pairs))
     return table

@@ -275,7 +275,7 @@ def broken_stores(store: Path) -> dict[str, Any]:
         "binary": lambda: (store / manifest.NAME).write_bytes(b"\xff\xfe\0"),
     }
     changes: dict[str, Any] = {
-        "another format": lambda raw, _: raw.update(format=1),
+        "format 3": lambda raw, _: raw.update(format=3),
         "another kind": lambda raw, _: raw.update(kind="dense"),
         "no kind": lambda raw, _: raw.pop("kind"),
         "vocabulary -1": lambda raw, _: raw.update(vocab_size=-1),

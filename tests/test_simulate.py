@@ -207,7 +207,8 @@ def test_simulation_is_what_generate_does() -> None:
 def test_command(tmp_path: Path) -> None:
     path, out = tmp_path / "r", tmp_path / "o.json"
     recording("repeats").save(path)
-    options = "--nodes auto,16 --cost h200-graph --leave-one-out --published rasd --calibration"
+    options = "--drafters context,recycling --nodes auto,16 --cost h200-graph --leave-one-out "
+    options += "--published rasd --calibration"
     run = CliRunner().invoke(app, ["simulate", str(path), *options.split(), "--out", str(out)])
     assert run.exit_code == 0, run.output
     assert "expected calibration error" in run.output

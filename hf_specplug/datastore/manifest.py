@@ -18,6 +18,7 @@ from hf_specplug.errors import StoreError
 
 NAME = "specplug.json"
 FORMAT = 2
+_WITHOUT_TOKENS = 1  # suffix arrays only, whose shards did not say how many tokens they hold
 KINDS = ("suffix", "trigram", "phrases", "ngram")
 MAX_BYTES = 1 << 24  # of a manifest
 _MAX_ITEMS = 1 << 40  # of an array
@@ -94,7 +95,7 @@ def load(folder: Path) -> Manifest:
         if path.stat().st_size > MAX_BYTES:
             raise ValueError("it is too large")
         raw = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
-        if raw.get("format") != FORMAT:
+        if raw.get("format") not in (FORMAT, _WITHOUT_TOKENS):
             raise ValueError(f"format {raw.get('format')!r}, and this version reads {FORMAT}")
         if raw["kind"] not in KINDS:
             raise ValueError(f"kind {raw['kind']!r}, and this version reads {', '.join(KINDS)}")
@@ -116,7 +117,8 @@ def load(folder: Path) -> Manifest:
 
 def _shard(raw: Any) -> Shard:
     arrays = {str(key): _array(value) for key, value in raw["arrays"].items()}
-    documents, tokens = (_integer(raw[key], 0, _MAX_ITEMS) for key in ("documents", "tokens"))
+    tokens = raw["tokens"] if "tokens" in raw else arrays["tokens"].shape[0]
+    documents, tokens = (_integer(value, 0, _MAX_ITEMS) for value in (raw["documents"], tokens))
     return Shard(documents, tokens, arrays)
 
 

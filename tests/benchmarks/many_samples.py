@@ -2,8 +2,9 @@
 
 python -m tests.benchmarks.many_samples --model PATH --prompts gsm8k.jsonl --questions 24
 
-The model answers each question several times (drafted, which changes nothing), what it found likely
-is recorded, and the recording is replayed through each set of drafters: all see the same texts.
+Every set of drafters generates the same samples, as seeds decide them; only counts are compared.
+`--recording FILE` instead writes samples with what the model found likely, called "seed N", for
+`learn_priors`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import json
 import platform
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,38 +21,45 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_specplug import SpecPlug, __version__
-from hf_specplug.drafters.base import create
 from hf_specplug.forced import prompt_ids
 from hf_specplug.record import traced
-from hf_specplug.recording import Recording, Trace, load
-from hf_specplug.simulate import simulate
+from hf_specplug.recording import Recording
+
+OTHERS = ["context", "recycling", "trigram", "luck"]
+SETS = [["context"], ["recycling"], ["trigram"], ["stand"], OTHERS, [*OTHERS, "stand"]]
 
 
-def record(args: argparse.Namespace) -> Recording:
-    """`args.samples` answers to each question; the task of a trace is the number of the sample."""
-    tokenizer = AutoTokenizer.from_pretrained(args.model)
-    model: Any = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).eval()
+def answers(
+    model: Any, tokenizer: Any, plug: SpecPlug, args: argparse.Namespace
+) -> Iterator[tuple[int, int, list[int], int]]:
+    """(sample from 0, seed, prompt and answer, length of the prompt), all samples of a question in
+    a row."""
     texts = Path(args.prompts).read_text(encoding="utf-8").splitlines()
-    chosen = random.Random(0).sample(texts, args.questions)
-    plug = SpecPlug()
-    traces: list[Trace] = []
-    for number, line in enumerate(chosen):
+    for number, line in enumerate(random.Random(0).sample(texts, args.questions)):
         prompt = prompt_ids(tokenizer, json.loads(line)["turns"][0])
         ids = torch.tensor([prompt])
         for sample in range(args.samples):
-            torch.manual_seed(1000 * number + sample)
-            settings = {"do_sample": True, "top_k": 0, "temperature": args.temperature}
+            seed = 1000 * number + sample
+            torch.manual_seed(seed)
             output = model.generate(
                 ids,
                 attention_mask=torch.ones_like(ids),
                 max_new_tokens=args.tokens,
+                do_sample=True,
+                top_k=0,
+                temperature=args.temperature,
                 custom_generate=plug,
-                **settings,
-            )[0].tolist()
-            if len(output) > len(prompt) + 1:
-                name = f"seed {1000 * number + sample}"
-                traces.append(traced(model, f"sample {sample + 1}", name, output, len(prompt)))
-    return Recording(args.model, int(model.config.vocab_size), traces)
+            )
+            yield sample, seed, output[0].tolist(), len(prompt)
+
+
+def record(model: Any, tokenizer: Any, args: argparse.Namespace) -> None:
+    traces = [
+        traced(model, f"sample {sample + 1}", f"seed {seed}", tokens, length)
+        for sample, seed, tokens, length in answers(model, tokenizer, SpecPlug(), args)
+        if len(tokens) > length + 1
+    ]
+    Recording(args.model, int(model.config.vocab_size), traces).save(args.recording)
 
 
 def main() -> None:
@@ -61,35 +70,40 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=192)
     parser.add_argument("--temperature", type=float, default=0.6)
-    parser.add_argument("--nodes", type=int, nargs="+", default=[16, 32])
-    parser.add_argument("--recording", help="keep the samples here, or use those that are there")
+    parser.add_argument("--nodes", type=int, default=16)
+    parser.add_argument("--recording")
     parser.add_argument("--out")
     args = parser.parse_args()
 
-    if args.recording and Path(args.recording).exists():
-        recording = load(args.recording)
-    else:
-        recording = record(args)
-        if args.recording:
-            recording.save(args.recording)
-    rest = ["context", "recycling", "trigram"]
-    sets = [["context"], ["recycling"], ["trigram"], ["stand"], rest, [*rest, "stand"]]
-    columns = [f"sample {index + 1}" for index in range(args.samples)]
-    results: dict[str, Any] = {}
-    print(f"tokens per step{'':27}" + "".join(f"{index + 1:7}" for index in range(args.samples)))
-    for nodes in args.nodes:
-        for names in sets:
-            result = simulate(recording, create(names), nodes)
-            row = {task: result.by_task[task].accept_length for task in columns}
-            label = f"{'+'.join(names)} @{nodes}"
-            numbers = "".join(f"{row[task]:7.3f}" for task in columns)
-            print(f"{label:42}{numbers}   all {result.total.accept_length:.3f}", flush=True)
-            results[label] = {**row, "all": result.total.accept_length}
+    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).eval()
+    if args.recording:
+        record(model, tokenizer, args)
+        return
+    results: dict[str, list[float]] = {}
+    texts: list[list[list[int]]] = []
+    columns = "".join(f"{index + 1:7}" for index in range(args.samples))
+    print(f"tokens per forward, T = {args.temperature}, by sample{columns}      all")
+    for names in SETS:
+        plug = SpecPlug(names, args.nodes)
+        counts = [[0, 0] for _ in range(args.samples)]
+        texts.append([])
+        for sample, _, tokens, _ in answers(model, tokenizer, plug, args):
+            counts[sample][0] += plug.stats.tokens
+            counts[sample][1] += plug.stats.forwards
+            plug.stats.reset()
+            texts[-1].append(tokens)
+        counts.append([sum(column) for column in zip(*counts, strict=True)])
+        row = [tokens / forwards for tokens, forwards in counts]
+        label = f"{'+'.join(names)}"
+        print(f"{label:42}" + "".join(f"{rate:7.3f}" for rate in row), flush=True)
+        results[label] = row
+    same = sum(all(other == one for other in others) for one, *others in zip(*texts, strict=True))
+    print(f"identical samples: {same} of {len(texts[0])}")
     if args.out:
-        about = {"machine": platform.machine(), "hf_specplug": __version__}
-        setting = {"temperature": args.temperature, "questions": args.questions}
+        about = {"machine": platform.machine(), "hf_specplug": __version__, **vars(args)}
         with open(args.out, "w", encoding="utf-8") as file:
-            json.dump({**about, **setting, "results": results}, file, indent=1)
+            json.dump({**about, "tokens_per_forward": results, "identical": same}, file, indent=1)
 
 
 if __name__ == "__main__":
