@@ -36,7 +36,7 @@ OVERLAP = 8
 """Tokens that two pieces of a phrase of more than `LONGEST` share: the one leads to the other."""
 
 GIVEN = 1 << 20
-"""As many occurrences is a given phrase worth: it is kept, and comes before what was found."""
+"""A given phrase is worth so many occurrences: it is kept, and comes before what was found."""
 
 GRAM = 5
 """Tokens of an n-gram, as in the paper."""

@@ -2,7 +2,7 @@
 
 Stores of kind "phrases" (boilerplate of a corpus, or given templates) and "ngram" (5-grams of the
 model's own answers, as Hierarchy Drafting has them: Cho et al. 2025, arXiv 2502.05609) are put
-together in one automaton, which follows the text at a few nanoseconds per token. Other than the
+together in one automaton, which follows the text at a few nanoseconds per token. Unlike the
 paper's table by last token it knows how much of a phrase was said, and how often each goes on how.
 """
 
