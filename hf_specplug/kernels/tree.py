@@ -18,7 +18,7 @@ COLUMNS = 7
 PROB, PATH, RAW, NOISE = range(4)
 CHANCES = 4
 
-AHEAD = 0.3
+AHEAD = 0.1
 """A round expands the likeliest node and those that are at least this fraction as likely."""
 
 BAD_NODE, BAD_TOKEN, BAD_BUCKET, FULL = -1, -2, -3, -4

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hf_specplug import SpecPlug, __version__
+from hf_specplug import SpecPlug, report
 from hf_specplug.forced import prompt_ids
 from hf_specplug.record import traced
 from hf_specplug.recording import Recording
@@ -101,9 +100,7 @@ def main() -> None:
     same = sum(all(other == one for other in others) for one, *others in zip(*texts, strict=True))
     print(f"identical samples: {same} of {len(texts[0])}")
     if args.out:
-        about = {"machine": platform.machine(), "hf_specplug": __version__, **vars(args)}
-        with open(args.out, "w", encoding="utf-8") as file:
-            json.dump({**about, "tokens_per_forward": results, "identical": same}, file, indent=1)
+        report.write(args.out, vars(args), tokens_per_forward=results, identical=same)
 
 
 if __name__ == "__main__":

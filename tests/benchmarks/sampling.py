@@ -9,17 +9,14 @@ are compared, so that nothing else on the machine matters.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 from collections import defaultdict
 from typing import Any
 from unittest.mock import patch
 
 import torch
-import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hf_specplug import SpecPlug, __version__
+from hf_specplug import SpecPlug, report
 from hf_specplug.plug import DEFAULT_DRAFTERS
 from hf_specplug.verify.walk import Walk
 from tests.benchmarks.free_running import load
@@ -86,10 +83,7 @@ def main() -> None:
             accepted = {f"accepted_{name}": value for name, value in per.items()}
             results.append({**row, **accepted, "gain": gain, "identical": dict(same)})
     if args.out:
-        versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-        about = {"machine": platform.machine(), "hf_specplug": __version__, **versions}
-        with open(args.out, "w", encoding="utf-8") as file:
-            json.dump({**about, "results": results}, file, indent=1)
+        report.write(args.out, vars(args), results=results)
 
 
 if __name__ == "__main__":
