@@ -61,7 +61,9 @@ class LuckDrafter(Drafter):
             self._count(step.topk.ids[rows].ravel(), step.topk.probs[rows].ravel())
 
     def _count(self, tokens: Int32, amounts: NDArray[Any]) -> None:
-        self._total += kernels.count(self.weights, tokens, amounts)
+        known = (tokens >= 0) & (tokens < len(self.weights)) & (amounts > 0)
+        np.add.at(self.weights, tokens[known], amounts[known])
+        self._total += float(amounts[known].sum())
 
     def expand(self, frontier: Frontier) -> Int32:
         noise, first = frontier.noise

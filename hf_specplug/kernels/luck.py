@@ -17,17 +17,6 @@ BUCKETS = RANKS * SCORES
 
 
 @njit
-def count(weights, tokens, amounts):
-    """Add to the weights of tokens; ids outside are passed over. Returns what was added."""
-    added = 0.0
-    for i in range(tokens.shape[0]):
-        if 0 <= tokens[i] < weights.shape[0] and amounts[i] > 0.0:
-            weights[tokens[i]] += amounts[i]
-            added += amounts[i]
-    return added
-
-
-@njit
 def favoured(weights, total, noise, tokens, buckets):
     """The tokens of highest p / e at one position: the pick, were p the target's distribution.
 
