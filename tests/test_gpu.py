@@ -10,6 +10,7 @@ import torch
 from transformers import CompileConfig
 
 from hf_specplug import attach, detach
+from hf_specplug.verify import noise
 from hf_specplug.verify.outputs import Outputs
 from hf_specplug.verify.static import WIDTHS
 from tests.helpers import new_tokens
@@ -122,3 +123,26 @@ def test_bfloat16_tokens_are_the_targets_own() -> None:
         logits = model(output).logits[0, inputs["input_ids"].shape[1] - 1 : -1].float()
     chosen = logits.gather(1, output[0, inputs["input_ids"].shape[1] :, None])[:, 0]
     assert (logits.max(dim=1).values - chosen).max() < 0.05 * logits.std()
+
+
+@pytest.mark.parametrize("width", [96, 32_000, 151_936])
+def test_the_noise_of_sampling_is_foreseen(width: int) -> None:
+    """What the mixer is told of the coming picks holds on this device, too."""
+    noise.known.cache_clear()
+    assert noise.known(torch.device("cuda", torch.cuda.current_device()), width)
+
+
+def test_peeking_leaves_sampled_tokens_alone() -> None:
+    model = on_gpu("llama")
+    inputs = inputs_of(model)
+    settings: dict[str, Any] = {"max_new_tokens": 60, "do_sample": True, "top_k": 0}
+    for seed in range(4):
+        torch.manual_seed(seed)
+        expected = model.generate(**inputs, **settings)
+        state = torch.cuda.get_rng_state()
+        plug = attach(model, nodes=16)
+        torch.manual_seed(seed)
+        assert model.generate(**inputs, **settings).tolist() == expected.tolist()
+        assert torch.equal(torch.cuda.get_rng_state(), state)
+        assert plug.stats.accepted_by["luck"]
+        detach(model)
