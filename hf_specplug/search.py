@@ -90,6 +90,10 @@ class TreeSearch:
             end += len(table)
         self._table = np.concatenate(tables)
         self._allocate(64)
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """What a search of another kind needs besides."""
 
     @property
     def drafters(self) -> list[Drafter]:

@@ -17,6 +17,7 @@ from hf_specplug.drafters.base import Context, Drafter, Frontier, Int32
 from hf_specplug.errors import OptionError
 from hf_specplug.mixer import Mixer
 from hf_specplug.search import TreeSearch
+from hf_specplug.tree import EMPTY
 from hf_specplug.verify import noise
 from hf_specplug.verify.outputs import Outputs
 from hf_specplug.verify.rejection import RejectionWalk, pick
@@ -245,6 +246,19 @@ def first_two(odds: list[float], nodes: int, runs: int, chain: bool) -> tuple[An
 def test_drawn_trees_keep_the_distribution(odds: list[float], nodes: int, chain: bool) -> None:
     counts, expected = first_two(odds, nodes, 5000, chain)
     assert not improbable(counts, expected)
+
+
+def test_what_an_earlier_step_drew_is_not_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    drafter = Wrong([0.3, 0.3])
+    search = TreeSearch([drafter], Mixer([drafter.name]), SIZE, lambda *_: None)
+    config, start = GenerationConfig(do_sample=True), torch.zeros((1, 1), dtype=torch.int64)
+    criteria = StoppingCriteriaList([MaxLengthCriteria(9)])
+    walk = RejectionWalk(start, LogitsProcessorList(), criteria, config, None)
+    walk.guide(search)
+    tree = search.grow(0, 3, 2)
+    walk.accept(Outputs(torch.zeros(len(tree) + 1, SIZE)), tree)
+    monkeypatch.setattr(TreeSearch, "proposal", None)
+    assert walk.accept(Outputs(torch.zeros(1, SIZE)), EMPTY)[0] == [0]
 
 
 def test_ranked_trees_would_not(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
 
-from hf_specplug.drafters.base import Drafter
 from hf_specplug.drafters.trigram import TrigramDrafter
 from hf_specplug.kernels import aded as kernels
-from hf_specplug.mixer import Mixer
 from hf_specplug.search import TreeSearch
 from hf_specplug.tree import EMPTY, DraftTree
 
@@ -25,14 +23,7 @@ class Aded(TreeSearch):
 
     drafter: ClassVar[str] = "trigram"
 
-    def __init__(
-        self,
-        drafters: Sequence[Drafter],
-        mixer: Mixer,
-        vocab_size: int,
-        on_error: Callable[[Drafter, Exception], None],
-    ) -> None:
-        super().__init__(drafters, mixer, vocab_size, on_error)
+    def _prepare(self) -> None:
         self._rng = np.random.default_rng(0)
         self._nodes = np.empty((kernels.CAPACITY, kernels.COLUMNS), np.int32)
         self._numbers = np.empty((kernels.CAPACITY, 2))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
 
-from hf_specplug.drafters.base import Drafter, Int32, learned
+from hf_specplug.drafters.base import Int32, learned
 from hf_specplug.drafters.stand import StandDrafter
-from hf_specplug.mixer import Mixer
 from hf_specplug.published.static import Shape, StaticSearch
 
 
@@ -23,14 +22,8 @@ class Stand(StaticSearch):
 
     drafter: ClassVar[str] = "stand"
 
-    def __init__(
-        self,
-        drafters: Sequence[Drafter],
-        mixer: Mixer,
-        vocab_size: int,
-        on_error: Callable[[Drafter, Exception], None],
-    ) -> None:
-        super().__init__(drafters, mixer, vocab_size, on_error)
+    def _prepare(self) -> None:
+        super()._prepare()
         self._rng = np.random.default_rng(0)
 
     @classmethod

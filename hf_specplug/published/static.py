@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import heapq
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
-from hf_specplug.drafters.base import Drafter, Int32
-from hf_specplug.mixer import Mixer
+from hf_specplug.drafters.base import Int32
 from hf_specplug.search import TreeSearch
 from hf_specplug.tree import EMPTY, DraftTree
 
@@ -86,14 +85,7 @@ class StaticSearch(TreeSearch):
 
     drafter: ClassVar[str]
 
-    def __init__(
-        self,
-        drafters: Sequence[Drafter],
-        mixer: Mixer,
-        vocab_size: int,
-        on_error: Callable[[Drafter, Exception], None],
-    ) -> None:
-        super().__init__(drafters, mixer, vocab_size, on_error)
+    def _prepare(self) -> None:
         self._shape = self.shape()
         self._forget()
 

@@ -15,6 +15,8 @@ import torch
 
 from hf_specplug.errors import OptionError
 from hf_specplug.search import TreeSearch
+from hf_specplug.tree import DraftTree
+from hf_specplug.verify.outputs import Outputs
 from hf_specplug.verify.walk import Walk
 
 
@@ -27,6 +29,7 @@ class RejectionWalk(Walk):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self._search: TreeSearch | None = None
+        self._drafted = False
         if self._sample:  # so that a seed decides the drafts, too
             self.keeps_drafts = True
             self._generator = np.random.default_rng(int(torch.randint(1 << 62, (1,))))
@@ -36,8 +39,12 @@ class RejectionWalk(Walk):
             self._search = search
             search.generator = self._generator
 
+    def accept(self, outputs: Outputs, tree: DraftTree) -> tuple[list[int], list[int]]:
+        self._drafted = len(tree) > 0  # else what the search holds is of an earlier step
+        return super().accept(outputs, tree)
+
     def _draw(self, probs: torch.Tensor, node: int) -> int:
-        if self._search is None:
+        if self._search is None or not self._drafted:
             return int(torch.multinomial(probs, num_samples=1))
         tokens, chances, drawn = self._search.proposal(node)
         proposal = torch.zeros_like(probs[0], dtype=torch.float64)
