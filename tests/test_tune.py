@@ -76,8 +76,8 @@ def test_gumbel_draws_follow_the_distribution() -> None:
 
 
 def test_a_paper_brings_its_drafter() -> None:
-    plug = SpecPlug(published="stand")
-    assert [drafter.name for drafter in plug.drafters] == ["context", "recycling", "stand"]
+    plug = SpecPlug("context", published="stand")
+    assert [drafter.name for drafter in plug.drafters] == ["context", "stand"]
     given = [StandDrafter(8)]
     assert completed([*given], "stand") == given
     assert completed([*given], None) == given
