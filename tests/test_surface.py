@@ -268,7 +268,7 @@ def test_forwards_are_fewer_in_truth(model: Any, expected: Any) -> None:
 
 
 def test_learned_state_is_saved_and_loaded(model: Any, tmp_path: Path) -> None:
-    plug = attach(model, drafters=["context", "recycling"], nodes=16)
+    plug = attach(model, nodes=16)
     model.generate(**prompt(model), **SETTINGS)
     plug.save_state(tmp_path / "state.safetensors")
     assert [file.name for file in tmp_path.iterdir()] == ["state.safetensors"]
@@ -331,4 +331,4 @@ def test_state_of_another_vocabulary_is_started_anew(model: Any, expected: Any) 
 
 def test_create_names() -> None:
     assert [drafter.name for drafter in create("context")] == ["context"]
-    assert repr(SpecPlug(nodes=4)) == "SpecPlug(drafters=['context', 'recycling'], nodes=4)"
+    assert repr(SpecPlug("context", nodes=4)) == "SpecPlug(drafters=['context'], nodes=4)"
