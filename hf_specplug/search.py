@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -59,6 +60,8 @@ class TreeSearch:
         generator: if given, children are drawn by their probability, not ranked by it.
         seconds: what each of them took for the last tree.
     """
+
+    drafter: ClassVar[str | None] = None  # the only one that is drawn from; None: all
 
     def __init__(
         self,

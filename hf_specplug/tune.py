@@ -46,11 +46,11 @@ def run(path: str, drafters: str, start: int, keep: int, out: str | None) -> Non
         for place in (0, 1)
     )
     names = [name.strip() for name in drafters.split(",") if name.strip()]
-    console = Console(highlight=False)
+    console, progress_bars = Console(highlight=False), Console(stderr=True)
 
     def tried(texts: Recording, search: type[TreeSearch], label: str) -> Result:
         def progress(traces: Iterable[Trace]) -> Iterable[Trace]:
-            return track(traces, label, total=len(texts), console=console, transient=True)
+            return track(traces, label, total=len(texts), console=progress_bars, transient=True)
 
         made = completed(create(names), "stand")
         mixer = Mixer([drafter.name for drafter in made])

@@ -13,10 +13,12 @@ from rich.table import Table
 from hf_specplug import __version__
 from hf_specplug.datastore.store import Datastore, open_all
 from hf_specplug.drafters.base import create
-from hf_specplug.drafters.stored import reader
+from hf_specplug.drafters.stored import give, reader
 from hf_specplug.errors import OptionError
 from hf_specplug.recording import Trace, load
 from hf_specplug.simulate import Result, cost_curve, simulate
+
+_WIDE = 5  # columns of sets of drafters that fit on a screen
 
 
 def run(
@@ -53,10 +55,7 @@ def run(
             return track(traces, label, total=len(recording), console=progress_bars, transient=True)
 
         made = create(group)
-        for drafter in made:
-            for store in stores:
-                if store.manifest.kind in drafter.kinds:
-                    drafter.add(store)
+        give(stores, made)
         results[label] = simulate(recording, made, size, curve, paper, progress)
     console.print(_table(results, f"{path}: {len(recording)} texts of {recording.model}"))
     console.print(_by_task(results, curve is not None))
@@ -78,9 +77,6 @@ def run(
 
 def _reader(store: Datastore) -> str:
     return reader(store.manifest.kind).name
-
-
-_WIDE = 5  # columns of sets of drafters that fit on a screen
 
 
 def _split(text: str) -> list[str]:

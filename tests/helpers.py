@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,6 +37,18 @@ def plugged(
         return output, torch.get_rng_state(), plug
     finally:
         detach(model)
+
+
+def assert_harmless(program: str, variable: str, cache: Path) -> None:
+    """Run a program that ends in `print("done")` with a variable of numba's that checks indices."""
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program],
+        env={**os.environ, variable: "1", "NUMBA_CACHE_DIR": str(cache)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.stdout == "done\n", result.stderr
 
 
 def new_tokens(output: torch.Tensor, count: int) -> list[int]:

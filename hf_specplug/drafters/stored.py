@@ -58,6 +58,14 @@ class StoreDrafter(Drafter):
                 )
 
 
+def give(stores: Iterable[Datastore], drafters: Iterable[Drafter]) -> None:
+    """Let every drafter read the stores of its kinds."""
+    for drafter in drafters:
+        for store in stores:
+            if store.manifest.kind in drafter.kinds:
+                drafter.add(store)
+
+
 def reader(kind: str) -> StoreDrafter:
     """A new drafter for stores of a kind."""
     for _, drafter in sorted(registry().items()):

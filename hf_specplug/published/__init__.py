@@ -43,7 +43,7 @@ def completed(drafters: list[Drafter], published: str | None) -> list[Drafter]:
         >>> [drafter.name for drafter in completed([], "token-recycling")]
         ['recycling']
     """
-    needed = getattr(search_class(published), "drafter", None)
+    needed = search_class(published).drafter
     if needed is not None and needed not in [drafter.name for drafter in drafters]:
         return create([*drafters, needed])
     return drafters

@@ -29,6 +29,7 @@ from hf_specplug.datastore.store import Datastore, open_all
 from hf_specplug.drafters.base import Drafter, Int32, create
 from hf_specplug.drafters.hierarchy import HierarchyDrafter
 from hf_specplug.drafters.luck import LuckDrafter
+from hf_specplug.drafters.stored import give
 from hf_specplug.kernels import luck, ngram, phrases, retrieval, successors, tree, trigram
 from hf_specplug.kernels import mixer as mixing
 from hf_specplug.mixer import Mixer
@@ -120,10 +121,7 @@ def smoothed(hits: Any, seen: Any) -> Any:
 
 def made(names: list[str], stores: list[Datastore]) -> list[Drafter]:
     drafters = create(names)
-    for drafter in drafters:
-        for store in stores:
-            if store.manifest.kind in drafter.kinds:
-                drafter.add(store)
+    give(stores, drafters)
     return drafters
 
 

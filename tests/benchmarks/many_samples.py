@@ -94,7 +94,7 @@ def main() -> None:
             texts[-1].append(tokens)
         counts.append([sum(column) for column in zip(*counts, strict=True)])
         row = [tokens / forwards for tokens, forwards in counts]
-        label = f"{'+'.join(names)}"
+        label = "+".join(names)
         print(f"{label:42}" + "".join(f"{rate:7.3f}" for rate in row), flush=True)
         results[label] = row
     same = sum(all(other == one for other in others) for one, *others in zip(*texts, strict=True))
