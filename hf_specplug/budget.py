@@ -165,6 +165,7 @@ class Turns:
         self.all = [True] * count
         self._saved = [0.0] * count
         self._spent = [0.0] * count
+        self._started = [False] * count
         self._every = [1] * count
         self._step = 0
 
@@ -185,6 +186,9 @@ class Turns:
         shares = _shares(tree, len(asked)) if saved else [0.0] * len(asked)
         for d, was_asked in enumerate(asked):
             if not was_asked:
+                continue
+            if not self._started[d]:  # its kernels were compiled or loaded: once is no cost
+                self._started[d] = True
                 continue
             earned = shares[d] * saved
             self._saved[d] += (1 - self._MEMORY) * (earned - self._saved[d])

@@ -139,3 +139,11 @@ def test_an_expensive_drafter_must_earn_more() -> None:
     count = asked(Turns(2), 320, 0.1, (0.01, 0.2), 3)
     assert count[0] == 320
     assert count[1] < 50
+
+
+def test_compiling_kernels_at_the_first_call_is_no_cost() -> None:
+    turns = Turns(2)
+    tree = draft(0.5, 4)
+    tree.sources[:] = 3
+    turns.observe(turns.next(), [5.0, 5.0], tree, 0.1, 1.0)
+    assert asked(turns, 100, 0.1, (0.01, 0.01), 3).tolist() == [100, 100]
