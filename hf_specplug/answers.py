@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_specplug.datastore.corpus import Corpus
+from hf_specplug.datastore.corpus import Corpus, Document
 from hf_specplug.datastore.engines import Batch, Local, Rows
 from hf_specplug.errors import CorpusError, RecordingError
 from hf_specplug.forced import prompt_ids
@@ -37,7 +37,7 @@ class Prompts(Corpus):
     def count(self) -> int | None:
         return None
 
-    def documents(self, on_error: Callable[[CorpusError], None]) -> Iterator[str]:
+    def documents(self, on_error: Callable[[CorpusError], None]) -> Iterator[Document]:
         for name in self.files:
             try:
                 for _, line in asked(name):
@@ -62,7 +62,7 @@ class Answering(Local):
     def tokenised(self, tokenizer: Any, batches: Iterable[Batch]) -> Iterator[tuple[Batch, Rows]]:
         for batch in batches:
             for number, text in batch:
-                answer = np.array(self._answer(text) if text else [], np.int32)
+                answer = np.array(self._answer(str(text)) if text else [], np.int32)
                 strange = np.flatnonzero(answer >= len(tokenizer))  # of a padded vocabulary
                 yield [(number, text)], [answer[: strange[0]] if len(strange) else answer]
 

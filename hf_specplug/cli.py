@@ -94,12 +94,15 @@ def record(
     tokens: Annotated[int, typer.Option(min=2, help="Of an answer at most.")] = 512,
     per_task: Annotated[int, typer.Option(min=0, help="Texts per task at most; 0: all.")] = 0,
     device: Annotated[str | None, typer.Option(help="As torch names it.")] = None,
+    states: Annotated[
+        bool, typer.Option("--states", help="Also hidden states, to replay dense retrieval.")
+    ] = False,
 ) -> None:
     """Write down what a model finds likely at every token of some texts, to be replayed."""
     from hf_specplug import record as module
 
     with _friendly("record"):
-        made = module.run(model, texts, out, tokens, per_task, device)
+        made = module.run(model, texts, out, tokens, per_task, device, states)
     typer.echo(f"{out}: {len(made)} texts, {made.answer_tokens} tokens of answers")
 
 
@@ -173,7 +176,7 @@ Corpora = Annotated[
     list[str],
     typer.Argument(
         help="Text, code, .jsonl or .parquet files (.gz, .zst), folders, globs, - for standard "
-        "input, hf://DATASET[:SPLIT], or one recipe (.toml).",
+        "input, hf://DATASET[:SPLIT], one recipe (.toml), or one datastore, for its texts.",
         show_default=False,
     ),
 ]
@@ -209,9 +212,19 @@ def build(
         str | None,
         typer.Option(
             help="suffix (exact matches of any length; if not given), trigram (what follows two "
-            "tokens; small), phrases (long ones that repeat), ngram (the most common five tokens)."
+            "tokens; small), phrases (long ones that repeat), ngram (the most common five tokens), "
+            "dense (what is alike to the model; needs --model)."
         ),
     ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Whose hidden states are indexed (kind dense).")
+    ] = None,
+    layer: Annotated[
+        int, typer.Option(min=-1, help="Of these states, from 0; -1: the last (kind dense).")
+    ] = -1,
+    index: Annotated[
+        str, typer.Option(help="auto, or a FAISS index factory string (kind dense).")
+    ] = "auto",
     text_field: TextField = "text",
     dedup: Annotated[bool, typer.Option(help="Leave out documents that were there.")] = False,
     max_tokens: Annotated[int, typer.Option(min=0, help="Of all; 0: no limit.")] = 0,
@@ -241,6 +254,9 @@ def build(
             kind=kind,
             given=given,
             from_model_outputs=from_model_outputs,
+            model=model,
+            layer=layer,
+            index=index,
         )
         stores.show(stores.describe(store), "table")
 

@@ -73,10 +73,11 @@ def decode(
             # 5. observe: drafters learn from all that was seen
             with stats.phase("observe"):
                 search.learn(_int32(emitted))
-                topk = outputs.topk() if _needs_topk(search) else None
+                topk = outputs.topk() if _needed(search, "topk") else None
+                hidden = outputs.hidden(visited[-1]) if _needed(search, "hidden") else None
                 before = len(context) - 1
                 context.append(emitted)
-                observe(search, Step.of_tree(root, tree, before, visited, emitted, topk))
+                observe(search, Step.of_tree(root, tree, before, visited, emitted, topk, hidden))
                 late = partial(_report, walk, stats, tree, visited, search.names)
                 if not engine.overlaps:
                     late()
@@ -88,17 +89,19 @@ def decode(
 def _prefill(engine: Engine, walk: Walk, search: TreeSearch, context: Context) -> list[int]:
     """Run the prompt, show it to the drafters, and return the first token."""
     wanted = 1
-    if _needs_topk(search):
+    if _needed(search, "topk"):
         wanted = max(1, _prompt_rows(walk, context))
-    logits = engine.prefill(walk.input_ids, wanted)
+    outputs = engine.prefill(walk.input_ids, wanted)
+    logits = outputs.logits
     prompt = context.tokens[len(context) - min(len(context), len(logits)) :].copy()
     _, emitted = walk.accept(Outputs(logits[-1:]), EMPTY)
     context.append(emitted)
     topk = None
-    if _needs_topk(search) and len(prompt):
+    if _needed(search, "topk") and len(prompt):
         topk = Outputs(logits[-len(prompt) :]).topk()
     before = len(context) - len(emitted) - len(prompt)
-    observe(search, Step.of_text(prompt, before, [], emitted, topk))
+    hidden = outputs.hidden(-1) if _needed(search, "hidden") else None
+    observe(search, Step.of_text(prompt, before, [], emitted, topk, hidden))
     return emitted
 
 
@@ -128,8 +131,8 @@ def _prompt_rows(walk: Walk, context: Context) -> int:
     return min(walk.input_ids.shape[1], PREFILL_LOGITS // context.vocab_size, walk.room)
 
 
-def _needs_topk(search: TreeSearch) -> bool:
-    return any("topk" in drafter.needs for drafter in search.drafters)
+def _needed(search: TreeSearch, output: str) -> bool:
+    return any(output in drafter.needs for drafter in search.drafters)
 
 
 def _int32(values: list[int]) -> Int32:

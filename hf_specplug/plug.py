@@ -27,7 +27,7 @@ from hf_specplug.budget import Budget, check_nodes
 from hf_specplug.datastore.growing import GrowingStore
 from hf_specplug.datastore.store import Datastore, open_all
 from hf_specplug.decode import decode, observe
-from hf_specplug.drafters.base import Context, Drafter, Int32, Step, create
+from hf_specplug.drafters.base import Context, Drafter, Int32, Step, create, watched
 from hf_specplug.drafters.stored import reader
 from hf_specplug.errors import OptionError, StateError
 from hf_specplug.mixer import Mixer
@@ -161,7 +161,8 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
             )
             engine = session.engine(model, generation_config, model_kwargs, choice, static)
             vocab = int(model.config.get_text_config(decoder=True).vocab_size)
-            context = Context(_prompt(model, input_ids, inputs_tensor, vocab), vocab)
+            prompt = _prompt(model, input_ids, inputs_tensor, vocab)
+            context = Context(prompt, vocab, session.signature(model))
             chain = choice.mode == CHAIN
             cache = self._draft(walk, engine, session.budget(static), context, chain)
             if self._growing is not None:
@@ -261,7 +262,9 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
     def _session(self, model: PreTrainedModel) -> Session:
         if model not in self._sessions:
             self._sessions[model] = Session(self.nodes, len(self.drafters), self.pack)
-        return self._sessions[model]
+        session = self._sessions[model]
+        session.layer = watched(self.drafters)
+        return session
 
     def _draft(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,24 @@ from hf_specplug.drafters.base import TopK
 from hf_specplug.errors import RecordingError
 from hf_specplug.forced import prompt_ids
 from hf_specplug.recording import Recording, Trace, load
+from hf_specplug.verify.hidden import Watch
+from hf_specplug.verify.hidden import rows as rows_of
 from hf_specplug.verify.outputs import Outputs
 
 _SAVE_EVERY = 60.0  # seconds of work that an interruption may lose
 _ROWS = 256  # rows of logits to sort at a time
 _LEAST = 2  # tokens of an answer
+_FLOAT16 = 65504.0  # the largest number
 
 
 def run(
-    model_name: str, texts: str, out: str, tokens: int, limit: int, device: str | None
+    model_name: str,
+    texts: str,
+    out: str,
+    tokens: int,
+    limit: int,
+    device: str | None,
+    states: bool = False,
 ) -> Recording:
     """Record the texts of a JSON-lines file; continue if `out` holds some of them already.
 
@@ -37,6 +47,7 @@ def run(
         tokens: of an answer at most.
         limit: texts per task at most; 0 for all.
         device: as torch names it.
+        states: also record hidden states, of the last layer.
 
     Raises:
         RecordingError: a line that is not understood, or `out` is something else.
@@ -49,6 +60,8 @@ def run(
         begun = load(out)
         if begun.model != model_name:
             raise RecordingError(f"{out} is a recording of {begun.model}; choose another --out")
+        if any((trace.hidden is not None) != states for trace in begun):
+            raise RecordingError(f"{out} was begun with other --states; choose another --out")
         traces = list(begun.traces)
     model, tokenizer = loaded(model_name, device)
     vocab = int(model.config.get_text_config(decoder=True).vocab_size)
@@ -57,7 +70,7 @@ def run(
     try:
         for name, line in track(lines, "recording", console=console, transient=True):
             if name not in known:
-                trace = _trace(model, tokenizer, name, line, tokens)
+                trace = _trace(model, tokenizer, name, line, tokens, states)
                 if trace is not None:
                     traces.append(trace)
             if time.monotonic() - saved > _SAVE_EVERY:
@@ -109,7 +122,7 @@ def asked(texts: str, limit: int = 0) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _trace(
-    model: Any, tokenizer: Any, name: str, line: dict[str, Any], tokens: int
+    model: Any, tokenizer: Any, name: str, line: dict[str, Any], tokens: int, states: bool
 ) -> Trace | None:
     """The text with its rows; None if it is too short, or too long for the model."""
     prompt = prompt_ids(tokenizer, line["prompt"])
@@ -121,16 +134,22 @@ def _trace(
         answer = greedy(model, prompt, tokens)
     if len(answer) < _LEAST or not prompt:
         return None
-    return traced(model, str(line.get("task", "text")), name, prompt + answer, len(prompt))
+    task = str(line.get("task", "text"))
+    return traced(model, task, name, prompt + answer, len(prompt), states)
 
 
-def traced(model: Any, task: str, name: str, tokens: list[int], prompt_length: int) -> Trace:
-    """A text with what the model finds likely after each of its tokens."""
-    with torch.inference_mode():
+def traced(
+    model: Any, task: str, name: str, tokens: list[int], prompt_length: int, states: bool = False
+) -> Trace:
+    """A text with what the model finds likely after each of its tokens, and with its states."""
+    watch = Watch(model) if states else None
+    with torch.inference_mode(), watch or nullcontext():
         logits = model(torch.tensor([tokens], device=model.device)).logits[0]
         rows = [Outputs(part).topk() for part in logits.split(_ROWS)]
     topk = TopK(np.concatenate([r.ids for r in rows]), np.concatenate([r.probs for r in rows]))
-    return Trace(task, name, np.array(tokens, np.int32), prompt_length, topk)
+    seen = None if watch is None else watch.of(0, len(tokens) - prompt_length + 1)
+    hidden = None if seen is None else rows_of(seen).clip(-_FLOAT16, _FLOAT16).astype(np.float16)
+    return Trace(task, name, np.array(tokens, np.int32), prompt_length, topk, hidden)
 
 
 def room(model: Any, prompt: list[int]) -> int:

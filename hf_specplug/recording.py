@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from hf_specplug.drafters.base import TOP_K, Int32, TopK
+from hf_specplug.drafters.base import TOP_K, Float32, Int32, TopK
 from hf_specplug.errors import RecordingError
 
 FORMAT = "hf_specplug recording 1"
@@ -29,6 +29,8 @@ class Trace:
         tokens: int32[n], prompt and answer.
         prompt_length: how many of them are the prompt.
         topk: rows for all n tokens: what the target found likely after each.
+        hidden: float16[len(answer) + 1, width], the target's states at the prompt's last token and
+            at those of the answer; None if they were not recorded.
 
     Example:
         >>> topk = TopK(np.zeros((3, 8), np.int32), np.zeros((3, 8), np.float32))
@@ -41,11 +43,19 @@ class Trace:
     tokens: Int32
     prompt_length: int
     topk: TopK
+    hidden: NDArray[np.float16] | None = None
 
     @property
     def answer(self) -> Int32:
         """int32[n - prompt_length]."""
         return self.tokens[self.prompt_length :]
+
+    def state(self, place: int) -> Float32 | None:
+        """float32[width], the target's state at a token from the prompt's last one on."""
+        if self.hidden is None:
+            return None
+        state: Float32 = self.hidden[place - self.prompt_length + 1].astype(np.float32)
+        return state
 
 
 @dataclass(frozen=True)
@@ -98,6 +108,8 @@ class Recording:
             ),
         }
         tensors = {key: np.concatenate([*found, none]) for key, (found, none) in parts.items()}
+        if traces and all(trace.hidden is not None for trace in traces):
+            tensors["hidden"] = np.concatenate([trace.hidden for trace in traces])
         tensors["lengths"] = np.array([len(trace.tokens) for trace in traces], np.int64)
         tensors["prompt_lengths"] = np.array([trace.prompt_length for trace in traces], np.int64)
         metadata = {
@@ -147,12 +159,21 @@ def _assemble(tensors: dict[str, NDArray[Any]], metadata: dict[str, str]) -> Rec
         raise ValueError(f"rows are {ids.shape} and {probs.shape}, not {(len(tokens), TOP_K)}")
     if len(tokens) and not (ids.min() >= -1 and max(ids.max(), tokens.max()) < vocab_size):
         raise ValueError(f"ids outside the vocabulary of {vocab_size}")
+    hidden, seen = tensors.get("hidden"), 0
+    if hidden is not None and (
+        hidden.dtype != np.float16
+        or hidden.ndim != 2
+        or len(hidden) != len(tokens) - sum(prompts) + len(prompts)
+    ):
+        raise ValueError(f"states are {hidden.dtype}{list(hidden.shape)}, not one for each answer")
     traces, start = [], 0
     for task, name, length, prompt in zip(tasks, names, lengths, prompts, strict=True):
         if not 0 < prompt <= length:
             raise ValueError(f"a prompt of {prompt} in a text of {length} tokens")
         part = slice(start, start + length)
         topk = TopK(ids[part], probs[part])
-        traces.append(Trace(str(task), str(name), tokens[part], prompt, topk))
+        states = None if hidden is None else hidden[seen : seen + length - prompt + 1]
+        traces.append(Trace(str(task), str(name), tokens[part], prompt, topk, states))
         start += length
+        seen += length - prompt + 1
     return Recording(metadata["model"], vocab_size, traces)

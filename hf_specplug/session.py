@@ -9,11 +9,13 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from hf_specplug.budget import Budget
+from hf_specplug.errors import OptionError
 from hf_specplug.verify import support
 from hf_specplug.verify.cache import PLAIN, TREE
 from hf_specplug.verify.eager import EagerEngine
 from hf_specplug.verify.engine import Engine
 from hf_specplug.verify.forward import StaticForward
+from hf_specplug.verify.hidden import Watch, signature
 from hf_specplug.verify.packed import PackedLinears
 from hf_specplug.verify.static import WIDTHS, StaticEngine, compile_config
 from hf_specplug.verify.support import Support
@@ -27,10 +29,15 @@ class Session:
     Args:
         nodes, drafters: for the budget; the latter is their number.
         pack: whether weights may be kept in another layout too.
+
+    Attributes:
+        layer: whose hidden states drafters want; None if none does.
     """
 
     def __init__(self, nodes: int | str, drafters: int, pack: bool) -> None:
         self._nodes, self._drafters = nodes, drafters
+        self._signature = ""
+        self.layer: int | None = None
         self._support: dict[str, Support] = {}
         self._budgets: dict[bool, Budget] = {}
         self._packed = PackedLinears() if pack else None
@@ -66,11 +73,25 @@ class Session:
     ) -> Engine:
         """What runs a call of the given kind."""
         packed = self._packed if model.device.type == "cpu" else None
+        engine: Engine
         if static:
             if compile_config(model, config) is not None:
                 packed = None
-            return StaticEngine(model, config, model_kwargs, mode, self._forward, packed)
-        return EagerEngine(model, config, model_kwargs, mode, packed)
+            engine = StaticEngine(model, config, model_kwargs, mode, self._forward, packed)
+        else:
+            engine = EagerEngine(model, config, model_kwargs, mode, packed)
+        if self.layer is not None:
+            try:
+                engine.watch = Watch(model, self.layer)
+            except OptionError as error:  # nothing is drafted by states, then
+                engine.trouble = str(error)
+        return engine
+
+    def signature(self, model: PreTrainedModel) -> str:
+        """Tells the model from others, if a drafter looks at its hidden states; "" if none does."""
+        if self.layer is not None and not self._signature:
+            self._signature = signature(model)
+        return self._signature
 
     def on_engine(
         self,

@@ -221,6 +221,7 @@ def walk(tree: DraftTree, answer: Int32) -> list[int]:
 
 def _observe(search: TreeSearch, trace: Trace, rows: Any, visited: Any, emitted: Int32) -> None:
     topk = TopK(trace.topk.ids[rows], trace.topk.probs[rows])
-    step = Step.of_text(trace.tokens[rows], int(rows[0]), visited, emitted, topk)
+    hidden = trace.state(int(rows[-1]))
+    step = Step.of_text(trace.tokens[rows], int(rows[0]), visited, emitted, topk, hidden)
     for drafter in search.drafters:
         drafter.observe(step)

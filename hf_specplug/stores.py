@@ -30,12 +30,18 @@ from hf_specplug.answers import SHARD, Answering, Prompts
 from hf_specplug.datastore import build as building
 from hf_specplug.datastore import engines
 from hf_specplug.datastore import recipe as recipes
+from hf_specplug.datastore.dense import AUTO, DenseIndex
+from hf_specplug.datastore.manifest import NAME
+from hf_specplug.datastore.retold import Retold
 from hf_specplug.datastore.store import Datastore
 from hf_specplug.drafters.base import Context
 from hf_specplug.drafters.stored import reader
+from hf_specplug.embedding import SHARD as EMBEDDED
+from hf_specplug.embedding import Embedding
 from hf_specplug.errors import CorpusError, OptionError
 from hf_specplug.mixer import Mixer
 from hf_specplug.search import TreeSearch
+from hf_specplug.verify.hidden import LAST
 from hf_specplug.verify.packed import available_memory
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -56,6 +62,9 @@ def build(
     kind: str | None = None,
     given: bool = False,
     from_model_outputs: str | None = None,
+    model: str | None = None,
+    layer: int = LAST,
+    index: str = AUTO,
 ) -> Datastore:
     """Build, continue or append to a store; the arguments are those of the commands.
 
@@ -69,10 +78,13 @@ def build(
     if workers:
         os.environ["RAYON_NUM_THREADS"] = str(workers)
     recipe = recipes.load(corpus, text_field, max_tokens, dedup)
-    tokenizer = tokenizer or recipe.tokenizer or from_model_outputs
+    tokenizer = tokenizer or recipe.tokenizer or from_model_outputs or model
     if append:
         known = Datastore(out).manifest
         kind, tokenizer = known.kind, tokenizer or known.tokenizer["name"]
+        if kind == DenseIndex.kind:
+            model, layer = known.settings["model"]["name"], known.settings["layer"]
+            index = known.settings["index"]
     if tokenizer is None:
         raise OptionError("a store needs the model's tokenizer: --tokenizer NAME_OR_PATH")
     console = Console(stderr=True)
@@ -88,14 +100,34 @@ def build(
     texts, most = recipe.corpus, _shard_tokens(memory)
     if from_model_outputs is not None:
         texts, most = Prompts(texts.files, model=from_model_outputs), min(most, SHARD)
-    plan = building.Plan(most, recipe.max_tokens, recipe.dedup, kind, given)
     made = AutoTokenizer.from_pretrained(tokenizer)
+    if isinstance(texts, Retold):
+        texts.store.refuse_other(made)
+    embedding = _embedding(out, kind, model, layer)
+    settings: dict[str, Any] = {}
+    if embedding is not None:
+        most, settings = min(most, EMBEDDED), embedding.settings(index)
+    plan = building.Plan(most, recipe.max_tokens, recipe.dedup, kind, given, settings)
     where = Answering(from_model_outputs) if from_model_outputs else engines.make(engine)
+    if embedding is not None:
+        embedding.fit(texts, made)
     with _progress(console, "documents", texts.count()) as progress:
-        building.build(Path(out), texts, made, plan, report, progress, append, where)
+        building.build(Path(out), texts, made, plan, report, progress, append, where, embedding)
     if skipped:
         console.print(f"{len(skipped)} places in the corpus were skipped", style="yellow")
     return Datastore(out)
+
+
+def _embedding(out: str, kind: str, model: str | None, layer: int) -> Embedding | None:
+    """What makes a dense store; it goes on with the transform of what is there."""
+    if kind != DenseIndex.kind:
+        if model is not None:
+            raise OptionError("--model is for --kind dense; a tokenizer is given as --tokenizer")
+        return None
+    if model is None:
+        raise OptionError("a dense store is made of a model's states: --model NAME_OR_PATH")
+    shards = Datastore(out).shards if (Path(out) / NAME).exists() else []
+    return Embedding(model, layer, shards[0].transform if shards else None)
 
 
 def _shard_tokens(memory: str | None) -> int:
@@ -152,6 +184,7 @@ def describe(store: Datastore) -> dict[str, Any]:
         "vocabulary": store.manifest.vocab_size,
         "tokenizer": store.manifest.tokenizer["name"],
         "tokenizer hash": store.manifest.tokenizer["hash"],
+        **({} if not store.shards else store.shards[-1].about()),
         "state": "unfinished: repeat the build" if store.manifest.build else "complete",
     }
 

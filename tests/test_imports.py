@@ -28,7 +28,7 @@ LAYERS = [
     ["decode", "handover", "session"],
     ["plug"],
     ["attachment"],
-    ["answers", "demo", "forced", "record", "report", "stores", "tune", "workbench"],
+    ["answers", "demo", "embedding", "forced", "record", "report", "stores", "tune", "workbench"],
     ["bench"],
     ["cli"],
 ]

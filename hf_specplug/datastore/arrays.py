@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from hf_specplug.errors import StoreError
 
-DTYPES = ("uint16", "uint32", "int32", "float32", "float16")
+DTYPES = ("uint8", "uint16", "uint32", "int32", "float32", "float16")
 _BLOCK = 1 << 24
 
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ import xxhash
 from numpy.typing import NDArray
 
 from hf_specplug.datastore import arrays, manifest
-from hf_specplug.datastore.corpus import STDIN, Corpus
-from hf_specplug.datastore.engines import Engine, Local
+from hf_specplug.datastore.corpus import STDIN, Corpus, Document
+from hf_specplug.datastore.engines import Batch, Build, Engine, Local
 from hf_specplug.datastore.index import Arrays, token_dtype
 from hf_specplug.datastore.kinds import KINDS
 from hf_specplug.datastore.manifest import Manifest, Shard
@@ -34,7 +34,7 @@ _LOCK = ".lock"
 _OURS = re.compile(r"[0-9]{5}-[0-9a-f]{8}\.[a-z]+\.npy")
 SHARD = 1 << 25  # tokens, unless memory or the user says otherwise
 _BYTES_PER_TOKEN = 28  # of memory while a shard is built
-_BATCH = 1 << 20  # characters that are tokenised at once
+_BATCH = 1 << 20  # characters, or tokens if they are known, that are tokenised at once
 
 Progress = Callable[[int, int], None]
 """Told (documents, tokens) since the last time."""
@@ -50,6 +50,7 @@ class Plan:
         dedup: whether a document that was there already is left out.
         kind: of the index.
         given: whether documents are phrases as they are (kind "phrases").
+        settings: what the manifest is to say of how indices are made (kind "dense").
     """
 
     shard_tokens: int = SHARD
@@ -57,6 +58,7 @@ class Plan:
     dedup: bool = False
     kind: str = "suffix"
     given: bool = False
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -115,12 +117,14 @@ def build(
     progress: Progress,
     append: bool = False,
     engine: Engine | None = None,
+    index: Build | None = None,
 ) -> Manifest:
     """Make a store of a corpus, or go on with one that was interrupted.
 
     Args:
         append: put new shards behind those of an existing store.
-        engine: where to tokenise and sort; in this process if not given.
+        engine: where to tokenise and index; in this process if not given.
+        index: what indexes a shard, if the kind cannot do it by itself.
 
     Raises:
         StoreError: the folder holds another store, or other files.
@@ -131,8 +135,8 @@ def build(
     with writing(folder):
         state = _begin(folder, corpus, tokenizer, plan, append)
         if state.build:
-            engine = engine or Local()
-            state = _add(folder, state, corpus, tokenizer, plan, on_error, progress, engine)
+            shards = _Shards(folder, state, engine or Local(), plan, index)
+            state = _add(shards, corpus, tokenizer, plan, on_error, progress)
     return state
 
 
@@ -149,14 +153,16 @@ def _begin(folder: Path, corpus: Corpus, tokenizer: Any, plan: Plan, append: boo
     fresh = {
         "corpus": corpus.fingerprint(),
         "plan": [plan.shard_tokens, plan.max_tokens, plan.dedup, plan.given],
+        "settings": dict(plan.settings),
         "documents": 0,
         "tokens": 0,
+        "shards": 0,
     }
     made_by = described(tokenizer)
     if not (folder / manifest.NAME).exists():
         if append:
             raise StoreError(f"{folder} is no datastore to append to; build it first")
-        state = Manifest(plan.kind, len(tokenizer), made_by, (), fresh)
+        state = Manifest(plan.kind, len(tokenizer), made_by, (), fresh, dict(plan.settings))
         manifest.save(folder, state)
         return state
     state = manifest.load(folder)
@@ -164,7 +170,7 @@ def _begin(folder: Path, corpus: Corpus, tokenizer: Any, plan: Plan, append: boo
     if state.kind != plan.kind and not append:
         raise StoreError(f"{folder} is a datastore of kind {state.kind}: choose another folder")
     if state.build:
-        same = all(state.build.get(key) == fresh[key] for key in ("corpus", "plan"))
+        same = all(state.build.get(key) == fresh[key] for key in ("corpus", "plan", "settings"))
         if same and STDIN not in corpus.files:
             return state
         raise StoreError(
@@ -173,30 +179,28 @@ def _begin(folder: Path, corpus: Corpus, tokenizer: Any, plan: Plan, append: boo
         )
     if not append:
         raise StoreError(f"{folder} is a finished datastore: append to it, or remove it first")
-    state = state.with_shards(state.shards, fresh)
+    state = state.with_shards(state.shards, {**fresh, "shards": len(state.shards)})
     manifest.save(folder, state)
     return state
 
 
 def _add(
-    folder: Path,
-    state: Manifest,
+    shards: _Shards,
     corpus: Corpus,
     tokenizer: Any,
     plan: Plan,
     on_error: Callable[[CorpusError], None],
     progress: Progress,
-    engine: Engine,
 ) -> Manifest:
     """Read, tokenise and write shard by shard."""
+    state = shards.state
     read = int(state.build["documents"])
     written = int(state.build["tokens"])
     most = plan.max_tokens or (1 << 62)
-    shards = _Shards(folder, state, engine, plan)
     buffer = np.empty(plan.shard_tokens, token_dtype(state.vocab_size))
     filled = documents = 0
     texts = _new(corpus.documents(on_error), read, plan.dedup)
-    for batch, rows in engine.tokenised(tokenizer, _batches(texts)):
+    for batch, rows in shards.engine.tokenised(tokenizer, _batches(texts)):
         for (number, _), row in zip(batch, rows, strict=True):
             row = row[: max(0, min(plan.shard_tokens, most - written) - 1)]
             if filled + len(row) + 1 > plan.shard_tokens:
@@ -219,9 +223,13 @@ def _add(
 class _Shards:
     """Writes shards in order, some of them still being indexed when the next ones are filled."""
 
-    def __init__(self, folder: Path, state: Manifest, engine: Engine, plan: Plan) -> None:
-        self._folder, self._state, self._engine = folder, state, engine
-        self._build = PhraseIndex.given if plan.given else KINDS[state.kind].build
+    def __init__(
+        self, folder: Path, state: Manifest, engine: Engine, plan: Plan, index: Build | None
+    ) -> None:
+        self.state, self.engine = state, engine
+        self._folder = folder
+        self._kind = KINDS[state.kind]
+        self._build = index or (PhraseIndex.given if plan.given else self._kind.build)
         self._waiting: deque[Callable[[], None]] = deque()
         self._count = len(state.shards)
 
@@ -230,44 +238,55 @@ class _Shards:
         if not len(tokens):
             return
         size = len(tokens)
-        index = self._engine.indexing(self._build, tokens.copy(), self._state.vocab_size)
+        index = self.engine.indexing(self._build, tokens.copy(), self.state.vocab_size)
         number = self._count
         self._count += 1
 
         def write() -> None:
             shard = write_shard(self._folder, number, index(), documents, size)
-            build = {**self._state.build, "documents": read, "tokens": written}
-            self._state = self._state.with_shards((*self._state.shards, shard), build)
-            manifest.save(self._folder, self._state)
+            build = {**self.state.build, "documents": read, "tokens": written}
+            self.state = self.state.with_shards((*self.state.shards, shard), build)
+            manifest.save(self._folder, self.state)
 
         self._waiting.append(write)
-        while len(self._waiting) > self._engine.ahead:
+        while len(self._waiting) > self.engine.ahead:
             self._waiting.popleft()()
 
     def finish(self) -> Manifest:
         """Write what is waiting; the build is done."""
         while self._waiting:
             self._waiting.popleft()()
-        self._state = self._state.with_shards(self._state.shards, {})
-        manifest.save(self._folder, self._state)
-        return self._state
+        begin = int(self.state.build["shards"])
+        before, new = self.state.shards[:begin], self.state.shards[begin:]
+        if self._kind.joined and new:
+            parts = Datastore(self._folder).shards[begin:]
+            index = self._kind.join(parts, self.state.vocab_size, self.state.settings)
+            documents, tokens = sum(s.documents for s in new), sum(s.tokens for s in new)
+            new = (write_shard(self._folder, self._count, index, documents, tokens),)
+        self.state = self.state.with_shards((*before, *new), {})
+        manifest.save(self._folder, self.state)
+        _remove_unlisted(self._folder)
+        return self.state
 
 
-def _new(texts: Iterator[str], done: int, dedup: bool) -> Iterator[tuple[int, str]]:
+def _new(texts: Iterator[Document], done: int, dedup: bool) -> Iterator[tuple[int, Document]]:
     """(number from 1, text) of documents that are not in the store yet."""
     seen: set[bytes] = set()
     for number, text in enumerate(texts, start=1):
         if dedup:
-            mark = xxhash.xxh3_128_digest(text.encode("utf-8", errors="replace"))
+            raw = (
+                text.encode("utf-8", errors="replace") if isinstance(text, str) else text.tobytes()
+            )
+            mark = xxhash.xxh3_128_digest(raw)
             if mark in seen:
-                text = ""
+                text = text[:0]
             seen.add(mark)
         if number > done:
             yield number, text
 
 
-def _batches(texts: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
-    batch: list[tuple[int, str]] = []
+def _batches(texts: Iterable[tuple[int, Document]]) -> Iterator[Batch]:
+    batch: Batch = []
     size = 0
     for number, text in texts:
         batch.append((number, text))
@@ -313,7 +332,8 @@ def merge(folder: Path, shard_tokens: int, progress: Progress) -> Manifest:
             if len(group) == 1 and group[0] == len(shards):
                 shards.append(store.manifest.shards[group[0]])
             else:
-                index = kind.join([store.shards[i] for i in group], vocab)
+                parts = [store.shards[i] for i in group]
+                index = kind.join(parts, vocab, store.manifest.settings)
                 documents = sum(store.manifest.shards[i].documents for i in group)
                 tokens = sum(sizes[i] for i in group)
                 shards.append(write_shard(folder, len(shards), index, documents, tokens))

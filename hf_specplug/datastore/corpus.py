@@ -13,9 +13,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import xxhash
+from numpy.typing import NDArray
 
 from hf_specplug.errors import CorpusError
+
+Document = str | NDArray[np.int32]
+"""A text, or its tokens if they are known."""
 
 STDIN = "-"
 HUB = "hf://"
@@ -52,7 +57,7 @@ class Corpus:
         single = all(_kind(name) == "text" and not name.startswith(HUB) for name in self.files)
         return len(self.files) if single else None
 
-    def documents(self, on_error: Callable[[CorpusError], None]) -> Iterator[str]:
+    def documents(self, on_error: Callable[[CorpusError], None]) -> Iterator[Document]:
         """The texts, empty ones included, so that their number says where one is.
 
         Args:

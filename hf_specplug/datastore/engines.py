@@ -7,18 +7,19 @@ written by one process only, whatever the engine: workers need no access to its 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import import_module
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hf_specplug.datastore.corpus import Document
 from hf_specplug.datastore.index import Arrays
 from hf_specplug.errors import StoreError
 
-Batch = list[tuple[int, str]]
-"""(number from 1, text) of some documents."""
+Batch = list[tuple[int, Document]]
+"""(number from 1, text or its tokens) of some documents."""
 
 Rows = list[NDArray[np.int32]]
 
@@ -109,9 +110,11 @@ def make(name: str) -> Engine:
     return engines[name]()
 
 
-def tokenise(tokenizer: Any, texts: list[str]) -> Rows:
+def tokenise(tokenizer: Any, texts: Sequence[Document]) -> Rows:
     """The tokens of each text, without special ones."""
-    encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    if texts and not isinstance(texts[0], str):
+        return [np.asarray(text, np.int32) for text in texts]
+    encoded = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
     return [np.asarray(row, dtype=np.int32) for row in encoded]
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,6 +14,8 @@ from hf_specplug.errors import StoreError
 
 Arrays = dict[str, NDArray[Any]]
 
+NO_SETTINGS: Mapping[str, Any] = MappingProxyType({})
+
 
 class Index(ABC):
     """Base class of the kinds of store; a shard of a store is one index.
@@ -21,12 +24,16 @@ class Index(ABC):
         kind: as the manifest and `specplug build --kind` name it.
         names: of the arrays that it is kept in.
         joins_all: whether shards of any size are joined into one, because they grow more slowly
-            than the corpus.
+            than the corpus, or because one is faster to search than many.
+        joined: whether a build ends with joining what it wrote: its shards are parts until then.
+        verified: arrays whose checksums are compared before they are read.
     """
 
     kind: ClassVar[str]
     names: ClassVar[tuple[str, ...]]
     joins_all: ClassVar[bool] = True
+    joined: ClassVar[bool] = False
+    verified: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     @abstractmethod
@@ -35,8 +42,10 @@ class Index(ABC):
 
     @classmethod
     @abstractmethod
-    def join(cls, parts: Sequence[Any], vocab: int) -> Arrays:
-        """The arrays for several parts of a corpus together."""
+    def join(
+        cls, parts: Sequence[Any], vocab: int, settings: Mapping[str, Any] = NO_SETTINGS
+    ) -> Arrays:
+        """The arrays for several parts of a corpus together; `settings` are the manifest's."""
 
     @abstractmethod
     def __init__(self, arrays: Arrays, vocab: int) -> None:
@@ -46,6 +55,10 @@ class Index(ABC):
             StoreError: they do not fit together. What they hold is not looked at: whoever reads
                 them trusts no number in them.
         """
+
+    def about(self) -> dict[str, Any]:
+        """What `specplug info` says of it besides."""
+        return {}
 
     @abstractmethod
     def check(self, vocab: int) -> None:

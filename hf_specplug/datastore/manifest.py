@@ -19,7 +19,7 @@ from hf_specplug.errors import StoreError
 NAME = "specplug.json"
 FORMAT = 2
 _WITHOUT_TOKENS = 1  # suffix arrays only, whose shards did not say how many tokens they hold
-KINDS = ("suffix", "trigram", "phrases", "ngram")
+KINDS = ("suffix", "trigram", "phrases", "ngram", "dense")
 MAX_BYTES = 1 << 24  # of a manifest
 _MAX_ITEMS = 1 << 40  # of an array
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}")
@@ -49,6 +49,9 @@ class Manifest:
         tokenizer: {"name", "hash"} of what made the tokens.
         shards: complete ones only.
         build: of a build that is not finished: what it reads, and how far it is. Empty if finished.
+        settings: how its indices are made, if that is not always the same; of a dense store: the
+            "model" ("name", "hash"), the "layer" of its states, the "index" asked for, the
+            "metric".
     """
 
     kind: str
@@ -56,6 +59,7 @@ class Manifest:
     tokenizer: dict[str, str]
     shards: tuple[Shard, ...] = ()
     build: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
 
     def with_shards(self, shards: tuple[Shard, ...], build: dict[str, Any]) -> Manifest:
         """The next state."""
@@ -110,9 +114,22 @@ def load(folder: Path) -> Manifest:
             {"name": tokenizer["name"], "hash": tokenizer["hash"]},
             tuple(_shard(shard) for shard in raw["shards"]),
             raw["build"],
+            _settings(raw.get("settings", {}), raw["kind"]),
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise StoreError(f"{path} cannot be used: {type(error).__name__}: {error}") from error
+
+
+def _settings(raw: Any, kind: str) -> dict[str, Any]:
+    if kind != "dense":
+        return {}
+    model = raw["model"]
+    if not all(isinstance(model[key], str) for key in ("name", "hash")):
+        raise ValueError("a model has a name and a hash")
+    if not isinstance(raw["index"], str) or not isinstance(raw["metric"], str):
+        raise ValueError("an index and a metric are named")
+    _integer(raw["layer"], -1, 1 << 16)
+    return dict(raw)
 
 
 def _shard(raw: Any) -> Shard:

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_specplug.datastore.index import Arrays, Index, require, token_dtype
+from hf_specplug.datastore.index import NO_SETTINGS, Arrays, Index, require, token_dtype
 from hf_specplug.errors import StoreError
 from hf_specplug.kernels import repeats as kernels
 from hf_specplug.kernels.phrases import LONGEST
@@ -70,7 +70,9 @@ class _Phrases(Index):
         """Phrases of a text with their counts; a phrase as `_key` has it."""
 
     @classmethod
-    def join(cls, parts: Sequence[Any], vocab: int) -> Arrays:
+    def join(
+        cls, parts: Sequence[Any], vocab: int, settings: Mapping[str, Any] = NO_SETTINGS
+    ) -> Arrays:
         counts: Counter[bytes] = Counter()
         for part in parts:
             for phrase, count in zip(part.phrases(), part.counts.tolist(), strict=True):

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_specplug.datastore.corpus import HUB, STDIN, Corpus, find
+from hf_specplug.datastore.retold import Retold, is_store
 from hf_specplug.errors import CorpusError
 
 _KEYS = {
@@ -63,6 +64,9 @@ def load(
             raw.get("tokenizer"),
             raw.get("kind", "suffix"),
         )
+    if is_store(given):
+        corpus = Retold(tuple(given))
+        return Recipe(corpus, max_tokens, dedup, corpus.store.manifest.tokenizer["name"])
     return Recipe(Corpus(find(given), text_field), max_tokens, dedup)
 
 

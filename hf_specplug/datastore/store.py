@@ -53,6 +53,8 @@ class Datastore:
         kind = KINDS[self.manifest.kind]
         if missing := set(kind.names) - set(shard.arrays):
             raise StoreError(f"{self.path}: a shard has no {', '.join(sorted(missing))}")
+        for name in kind.verified:
+            arrays.verify(self.path, shard.arrays[name])
         opened = {name: arrays.open_array(self.path, shard.arrays[name]) for name in kind.names}
         try:
             return kind(opened, self.manifest.vocab_size)

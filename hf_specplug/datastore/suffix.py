@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_specplug.datastore.index import Arrays, Index, require, token_dtype
+from hf_specplug.datastore.index import NO_SETTINGS, Arrays, Index, require, token_dtype
 from hf_specplug.errors import StoreError
 from hf_specplug.kernels import suffix as kernels
 
@@ -28,7 +28,9 @@ class SuffixIndex(Index):
         return {"tokens": tokens.astype(token_dtype(vocab)), "suffixes": suffixes}
 
     @classmethod
-    def join(cls, parts: Sequence[Any], vocab: int) -> Arrays:
+    def join(
+        cls, parts: Sequence[Any], vocab: int, settings: Mapping[str, Any] = NO_SETTINGS
+    ) -> Arrays:
         return cls.build(np.concatenate([part.tokens for part in parts]), vocab)
 
     def __init__(self, arrays: Arrays, vocab: int) -> None:

@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_specplug.datastore.index import Arrays, Index, require, token_dtype
+from hf_specplug.datastore.index import NO_SETTINGS, Arrays, Index, require, token_dtype
 from hf_specplug.errors import StoreError
 
 KEPT = 12
@@ -68,7 +68,9 @@ class TrigramIndex(Index):
         return _arrays(trigrams, counts, pairs[groups], _sums(counts, groups), vocab)
 
     @classmethod
-    def join(cls, parts: Sequence[Any], vocab: int) -> Arrays:
+    def join(
+        cls, parts: Sequence[Any], vocab: int, settings: Mapping[str, Any] = NO_SETTINGS
+    ) -> Arrays:
         """Exact sums of what the parts kept. Raises StoreError if one is damaged."""
         for part in parts:
             part.check(vocab)

@@ -28,6 +28,7 @@ class Context:
     Args:
         tokens: the prompt, int[n]. Negative ids stand for "no token" and are never proposed.
         vocab_size: ids are in [0, vocab_size).
+        model: tells the target from others whose hidden states mean something else; "" if unknown.
 
     Example:
         >>> context = Context([5, 6], vocab_size=10)
@@ -36,9 +37,12 @@ class Context:
         ([5, 6, 7], 7)
     """
 
-    def __init__(self, tokens: Iterable[int] | NDArray[Any], vocab_size: int) -> None:
+    def __init__(
+        self, tokens: Iterable[int] | NDArray[Any], vocab_size: int, model: str = ""
+    ) -> None:
         prompt = np.ascontiguousarray(tokens, dtype=np.int32)
         self.vocab_size = vocab_size
+        self.model = model
         self.prompt_length = len(prompt)
         self._buffer = np.empty(max(256, 2 * len(prompt)), np.int32)
         self._buffer[: len(prompt)] = prompt
@@ -134,6 +138,8 @@ class Step:
         visited: int32[m], indices into `tokens` on the accepted path, in order.
         emitted: int32[k], the tokens that were added to the text.
         topk: rows for `tokens`, if a drafter `needs` them and they could be had.
+        hidden: float32[width], the target's state at the last visited token (of a prompt, at its
+            last one), which it picked the last emitted token from; if a drafter `needs` it.
     """
 
     tokens: Int32
@@ -143,12 +149,15 @@ class Step:
     visited: Int32
     emitted: Int32
     topk: TopK | None
+    hidden: Float32 | None = None
 
     def __post_init__(self) -> None:
         for array in (self.tokens, self.parents, self.sources, self.visited, self.emitted):
             array.flags.writeable = False
         if self.topk is not None:
             self.topk.ids.flags.writeable = self.topk.probs.flags.writeable = False
+        if self.hidden is not None:
+            self.hidden.flags.writeable = False
 
     @classmethod
     def of_tree(
@@ -159,6 +168,7 @@ class Step:
         visited: Sequence[int],
         emitted: Sequence[int] | Int32,
         topk: TopK | None,
+        hidden: Float32 | None = None,
     ) -> Step:
         """A checked tree: `visited` counts the root as 0."""
         first = np.array([root], np.int32)
@@ -170,6 +180,7 @@ class Step:
             np.array(visited, np.int32),
             np.array(emitted, np.int32),
             topk,
+            hidden,
         )
 
     @classmethod
@@ -180,6 +191,7 @@ class Step:
         visited: Sequence[int],
         emitted: Sequence[int] | Int32,
         topk: TopK | None,
+        hidden: Float32 | None = None,
     ) -> Step:
         """Consecutive tokens, such as a prompt's, of which nothing was drafted."""
         return cls(
@@ -190,6 +202,7 @@ class Step:
             np.array(visited, np.int32),
             np.array(emitted, np.int32),
             topk,
+            hidden,
         )
 
 
@@ -202,7 +215,9 @@ class Drafter(ABC):
 
     Attributes:
         name: short, unique, as users write it in `attach(model, drafters=[...])`.
-        needs: outputs of the target that `observe` wants: "topk".
+        needs: outputs of the target that `observe` wants: "topk", "hidden".
+        layer: whose states `needs = {"hidden"}` wants, from 0; -1: those that the output embedding
+            reads.
         kinds: of the datastores that it reads; given to `add`.
         priors: float32[buckets] in (0, 1], P(token accepted | its bucket, parent accepted).
     """
@@ -210,6 +225,7 @@ class Drafter(ABC):
     name: ClassVar[str]
     needs: ClassVar[frozenset[str]] = frozenset()
     kinds: ClassVar[frozenset[str]] = frozenset()
+    layer: int = -1
     priors: Float32
 
     def begin(self, context: Context) -> None:  # noqa: B027
@@ -308,6 +324,18 @@ def create(drafters: Iterable[str | Drafter] | str | Drafter) -> list[Drafter]:
     if len(made) > MAX_DRAFTERS:
         raise OptionError(f"at most {MAX_DRAFTERS} drafters can be used at once, not {len(made)}")
     return made
+
+
+def watched(drafters: Iterable[Drafter]) -> int | None:
+    """The layer whose hidden states drafters want, None if none does.
+
+    Raises:
+        OptionError: they want those of different layers.
+    """
+    layers = {drafter.layer: drafter.name for drafter in drafters if "hidden" in drafter.needs}
+    if len(layers) > 1:
+        raise OptionError(f"drafters can look at one layer's hidden states together, not {layers}")
+    return next(iter(layers), None)
 
 
 MAX_DRAFTERS = 16

@@ -61,11 +61,11 @@ class EagerEngine(Engine):
             ones = self._prompt_mask.new_ones((1, self._past + width - self._prompt_mask.shape[1]))
             mask = torch.cat([self._prompt_mask, ones], dim=1)
         inputs = self._inputs(tokens, depths, mask)
-        with self._heads:
+        with self._heads, self._watched():
             outputs = self._model(**inputs, return_dict=True)
         self._past += width
         self._width = width
-        return Outputs(outputs.logits[0])
+        return Outputs(outputs.logits[0], states=self._states(width))
 
     def _inputs(
         self, tokens: NDArray[np.int64], depths: NDArray[np.int64], mask: Any

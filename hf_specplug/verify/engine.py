@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from hf_specplug.tree import DraftTree
 from hf_specplug.verify.cache import TREE
+from hf_specplug.verify.hidden import Watch
 from hf_specplug.verify.outputs import Outputs
 from hf_specplug.verify.packed import PackedLinears
 from hf_specplug.verify.support import PER_TOKEN, Support, position_argument
@@ -35,6 +36,7 @@ class Engine(ABC):
         overlaps: whether a step is still being computed when it returns.
         drafts: False if the prompt showed that the cache cannot be rolled back after all.
         trouble: what went worse than planned, "" if nothing did.
+        watch: sees hidden states in each forward pass, if set before the prompt runs.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Engine(ABC):
         self.overlaps = self._device.type != "cpu"
         self.drafts = True
         self.trouble = ""
+        self.watch: Watch | None = None
 
     @property
     def prepared(self) -> tuple[int, float]:
@@ -110,14 +113,15 @@ class Engine(ABC):
     def _start(self) -> None:
         """The prompt is in `cache`; trees come next."""
 
-    def prefill(self, input_ids: torch.Tensor, wanted: int) -> torch.Tensor:
-        """Run the prompt; return logits [n, V] of its last n tokens, n = `wanted` if possible."""
+    def prefill(self, input_ids: torch.Tensor, wanted: int) -> Outputs:
+        """Run the prompt; return what its last n tokens showed, n = `wanted` if possible."""
         model, kwargs = self._model, self._kwargs
         if kwargs.get("logits_to_keep") == 1 and wanted > 1:
             kwargs["logits_to_keep"] = wanted
-        outputs = model._prefill(
-            input_ids, self._config, kwargs, is_first_iteration=not self._config.is_assistant
-        )
+        with self._watched():
+            outputs = model._prefill(
+                input_ids, self._config, kwargs, is_first_iteration=not self._config.is_assistant
+            )
         kwargs = model._update_model_kwargs_for_generation(
             outputs, kwargs, is_encoder_decoder=self._encoder_decoder
         )
@@ -133,7 +137,14 @@ class Engine(ABC):
             self._undo.callback(self._packed.close)
             self._packed.open(model)
         self._start()
-        return outputs.logits[0, -wanted:]  # type: ignore[no-any-return]
+        return Outputs(outputs.logits[0, -wanted:], states=self._states(wanted))
+
+    def _watched(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self.watch is None else self.watch
+
+    def _states(self, count: int) -> torch.Tensor | None:
+        """[n, width] of the last `count` tokens of a forward pass, as far as they were seen."""
+        return None if self.watch is None else self.watch.of(0, count)
 
     def _prepare_positions(self) -> None:
         """Positions go up by one a token from where the prompt ended."""

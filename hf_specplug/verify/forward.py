@@ -14,12 +14,16 @@ from transformers import CompileConfig, PreTrainedModel
 
 from hf_specplug.verify.attention import FoldedHeads
 from hf_specplug.verify.graphs import Graph, python_state
+from hf_specplug.verify.hidden import Watch
 from hf_specplug.verify.masks import SlotMasks
 from hf_specplug.verify.outputs import Outputs, pack
 from hf_specplug.verify.slots import SlotCache
 from hf_specplug.verify.support import is_accelerated
 
 _LEAST = 1024  # slots
+
+
+_Shown = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
 
 
 class StaticForward:
@@ -61,6 +65,7 @@ class StaticForward:
         names: tuple[str, str, str],
         constants: dict[str, Any],
         compile_config: CompileConfig | None,
+        watch: Watch | None,
     ) -> None:
         """Take over a text of `past` tokens, with room for `room` more.
 
@@ -70,6 +75,7 @@ class StaticForward:
             names: of the arguments for tokens, positions and mask.
             constants: further arguments of the forward pass.
             compile_config: None to capture CUDA graphs where there is CUDA, else how to compile.
+            watch: sees hidden states, which then are a part of the outputs.
         """
         tensors = any(isinstance(value, torch.Tensor) for value in constants.values())
         self._bare = tensors or (compile_config is None and not is_accelerated(model))
@@ -80,7 +86,9 @@ class StaticForward:
             names,
             starts.shape,
             None if compile_config is None else str(compile_config.to_dict()),
+            None if watch is None else watch.layer,
         )
+        self._watch = watch
         fits = made_for == self._made_for and self.cache.fits(cache)
         if not fits:
             self._made_for = made_for
@@ -140,9 +148,14 @@ class StaticForward:
             if width not in self._ready:
                 self._prepare(model, width)
             graph = self._graphs.get(width)
-            logits, packed = self._body(model, width) if graph is None else graph.replay()
-        count = len(tokens)
-        return Outputs(logits[:count], None if packed is None else packed[:count])
+            shown = self._body(model, width) if graph is None else graph.replay()
+        logits, packed, states = shown
+        own = slice(len(tokens))
+        return Outputs(
+            logits[own],
+            None if packed is None else packed[own],
+            None if states is None else states[own],
+        )
 
     def _prepare(self, model: PreTrainedModel, width: int) -> None:
         """Capture or compile, which writes to the same slots as the real pass will."""
@@ -165,16 +178,15 @@ class StaticForward:
         """A graph that was seen to give what the pass itself gives."""
         beside = next(iter(self._graphs.values()), None)
         graph = Graph(partial(self._body, model, width), beside)
-        expected, _ = self._body(model, width)
-        expected = expected.clone()
-        found, _ = graph.replay()
+        expected = self._body(model, width)[0].clone()
+        found = graph.replay()[0]
         tolerance = 1e-2 * float(expected.float().std())
         if not torch.allclose(found.float(), expected.float(), 1e-2, tolerance, equal_nan=True):
             raise RuntimeError("its CUDA graph gives other logits than the model")
         return graph
 
-    def _body(self, model: PreTrainedModel, width: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The forward pass: on CUDA nothing here may wait for the device."""
+    def _body(self, model: PreTrainedModel, width: int) -> _Shown:
+        """The forward pass, (logits, packed, states): on CUDA nothing may wait for the device."""
         feed = self._feeds[width]
         tokens, depths, seen, past, offset = feed.read()
         slots = past + feed.count
@@ -190,9 +202,10 @@ class StaticForward:
         call = model
         if self._compile_config is not None and not self._bare:
             call = model.get_compiled_call(self._compile_config)
-        with self._heads:
+        with self._heads, self._watch or nullcontext():
             logits = call(**inputs, return_dict=True).logits[0]
-        return logits, None if logits.device.type == "cpu" else pack(logits)
+        packed = None if logits.device.type == "cpu" else pack(logits)
+        return logits, packed, None if self._watch is None else self._watch.of(0)
 
 
 def _on(device: torch.device) -> AbstractContextManager[Any]:

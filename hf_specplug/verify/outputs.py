@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from hf_specplug.drafters.base import TOP_K, TopK
 from hf_specplug.kernels.topk import top_k as top_k_kernel
+from hf_specplug.verify.hidden import rows
 
 
 class Outputs:
@@ -19,6 +20,7 @@ class Outputs:
     Args:
         logits: [T, V] of the target.
         packed: int32[T, 1 + 2 * TOP_K] on the device, what `pack` makes of them, if it is there.
+        states: [T, width], hidden states, if they were watched.
 
     Example:
         >>> outputs = Outputs(torch.tensor([[0.0, 2.0, 1.0]]))
@@ -26,8 +28,14 @@ class Outputs:
         (1, [1, 2, 0])
     """
 
-    def __init__(self, logits: torch.Tensor, packed: torch.Tensor | None = None) -> None:
+    def __init__(
+        self,
+        logits: torch.Tensor,
+        packed: torch.Tensor | None = None,
+        states: torch.Tensor | None = None,
+    ) -> None:
         self.logits = logits
+        self._states = states
         self._packed: torch.Tensor | None = None
         self._rows: NDArray[np.int32] | None = None
         if logits.device.type != "cpu":
@@ -64,6 +72,10 @@ class Outputs:
             ids = np.ascontiguousarray(rows[:, 1 : 1 + TOP_K])
             probs = np.nan_to_num(np.ascontiguousarray(rows[:, 1 + TOP_K :]).view(np.float32))
         return TopK(ids, probs.clip(0.0, 1.0))
+
+    def hidden(self, node: int) -> NDArray[np.float32] | None:
+        """float32[width], the hidden state at `node`; None if states were not watched."""
+        return None if self._states is None else rows(self._states[node])
 
 
 def pack(logits: torch.Tensor) -> torch.Tensor:

@@ -66,6 +66,7 @@ class StaticEngine(Engine):
             names,
             constants,
             compile_config(self._model, self._config),
+            self.watch,
         )
         self._undo.callback(self._deliver)
         mask = self._prompt_mask

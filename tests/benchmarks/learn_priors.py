@@ -30,7 +30,7 @@ from hf_specplug.drafters.base import Drafter, Int32, create
 from hf_specplug.drafters.hierarchy import HierarchyDrafter
 from hf_specplug.drafters.luck import LuckDrafter
 from hf_specplug.drafters.stored import give
-from hf_specplug.kernels import luck, ngram, phrases, retrieval, successors, tree, trigram
+from hf_specplug.kernels import dense, luck, ngram, phrases, retrieval, successors, tree, trigram
 from hf_specplug.kernels import mixer as mixing
 from hf_specplug.mixer import Mixer
 from hf_specplug.recording import Recording, Trace, load
@@ -43,6 +43,7 @@ GRIDS = {  # evidence buckets as tables, whose rows go from weaker to stronger e
         (ngram.LENGTHS, ngram.LONGEST_BUCKETS),
         (ngram.LENGTHS, ngram.SHORTER_BUCKETS),
     ],
+    "dense": [(dense.LENGTHS, dense.KINDS)],
     "luck": [(1, luck.SCORES)] * luck.RANKS,
     "phrases": [(phrases.LENGTHS, phrases.COLUMNS_OF_LENGTH)] * 2,
     "recycling": [(8, 8)],

@@ -1,0 +1,341 @@
+"""The dense index: the model's state after each token of a corpus, to be searched by likeness.
+
+DReSD (Gritta et al. 2025, arXiv 2502.15572): states are z-scored, projected to their 64 principal
+components and normalised, so that inner products are cosines. A state's number is the position of
+its token, so what follows is read from the tokens themselves. FAISS keeps and searches the vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hf_specplug.datastore.index import NO_SETTINGS, Arrays, Index, require, token_dtype
+from hf_specplug.errors import StoreError
+
+DIMS = 64
+"""Principal components that are kept, as in the paper."""
+
+PART = "SQfp16"
+"""How a part of a build keeps its vectors, until all parts are joined."""
+
+RECALL = 0.95
+"""Of the ten nearest vectors: share that a search must find."""
+
+AUTO = "auto"
+"""An index that is chosen by the number of vectors."""
+
+_EXHAUSTIVE = 1 << 14  # vectors up to which all are compared
+_PER_LIST = 64  # vectors that a cell of the index is trained on
+_QUERIES = 256  # vectors that it is tuned with
+_NEAREST = 10
+_BLOCK = 1 << 16
+_SHARES = 1e-6  # of a standard deviation: components that hardly vary are not blown up
+
+Float32 = NDArray[np.float32]
+
+
+class DenseIndex(Index):
+    """tokens uint16[n] or uint32[n] by vocabulary, transform float32[width + 1, dims], index uint8.
+
+    The last row of `transform` is added to what the others make of a state. `index` is a FAISS
+    index of n vectors, as `faiss.serialize_index` writes it. `recall` float32[1] is the share of
+    the ten nearest neighbours that it finds.
+
+    Attributes:
+        index: the FAISS index; it reads the file itself, without a copy in memory.
+    """
+
+    kind: ClassVar[str] = "dense"
+    names: ClassVar[tuple[str, ...]] = ("tokens", "transform", "index", "recall")
+    verified: ClassVar[tuple[str, ...]] = ("index",)
+    joined: ClassVar[bool] = True
+
+    @classmethod
+    def build(cls, tokens: NDArray[Any], vocab: int) -> Arrays:
+        raise StoreError("a dense store is made of a model's states: say which model, --model")
+
+    @classmethod
+    def of_vectors(
+        cls, tokens: NDArray[Any], vectors: Float32, transform: Float32, vocab: int
+    ) -> Arrays:
+        """The arrays for a part of a corpus.
+
+        Args:
+            tokens: int[n], as `Index.build` takes them.
+            vectors: float32[n, dims], the model's state after each token as `transformed` makes it;
+                0 where a document ends.
+            transform: float32[width + 1, dims], as `fitted` makes it.
+        """
+        index = _factory(vectors.shape[1], PART)
+        index.add(vectors)
+        return {
+            "tokens": tokens.astype(token_dtype(vocab)),
+            "transform": transform,
+            "index": _faiss().serialize_index(index),
+            "recall": np.ones(1, np.float32),
+        }
+
+    @classmethod
+    def join(
+        cls, parts: Sequence[Any], vocab: int, settings: Mapping[str, Any] = NO_SETTINGS
+    ) -> Arrays:
+        first = parts[0]
+        if any(not np.array_equal(part.transform, first.transform) for part in parts):
+            raise StoreError("its shards project states in different ways: build the store again")
+        tokens = np.concatenate([part.tokens for part in parts])
+        asked = settings.get("index", AUTO)
+        name = chosen(len(tokens)) if asked == AUTO else asked
+        index = _factory(first.index.d, name)
+        index.train(_sample(parts, _training(index)))
+        for part in parts:
+            for vectors in part.blocks():
+                index.add(vectors)
+        return {
+            "tokens": tokens,
+            "transform": np.array(first.transform),
+            "recall": np.array([_tune(index, parts)], np.float32),
+            "index": _faiss().serialize_index(index),
+        }
+
+    def __init__(self, arrays: Arrays, vocab: int) -> None:
+        require(arrays, tokens=token_dtype(vocab), index=np.uint8, recall=np.float32)
+        self.tokens, self.transform = arrays["tokens"], arrays["transform"].view(np.ndarray)
+        self.recall = arrays["recall"]
+        self._bytes = arrays["index"].view(np.ndarray)
+        shape, dtype = self.transform.shape, self.transform.dtype
+        if len(shape) != 2 or dtype != np.float32 or shape[0] < 2 or len(self.recall) != 1:
+            raise StoreError(f"a transform is {dtype}{list(shape)}, not float32[width + 1, dims]")
+        self.index = _read(self._bytes)
+        if self.index.ntotal != len(self.tokens) or self.index.d != shape[1]:
+            raise StoreError(
+                f"an index holds {self.index.ntotal:,} vectors of {self.index.d} numbers; it must "
+                f"hold one of {shape[1]} for each of {len(self.tokens):,} tokens"
+            )
+        if self.index.metric_type != _faiss().METRIC_INNER_PRODUCT:
+            raise StoreError("an index compares vectors by something else than inner products")
+
+    @property
+    def width(self) -> int:
+        """Numbers in a state of the model that it was made with."""
+        return len(self.transform) - 1
+
+    def search(self, vector: Float32, count: int) -> tuple[Float32, NDArray[np.int64]]:
+        """The nearest vectors, on this thread only.
+
+        Args:
+            vector: float32[dims], as `transformed` makes it of a state.
+            count: how many.
+
+        Returns:
+            (float32[count] cosines, descending; int64[count] positions in `tokens`, -1 = no more)
+        """
+        with _one_thread():
+            near, places = self.index.search(vector[None], min(count, max(1, len(self.tokens))))
+        return near[0], places[0]
+
+    @property
+    def nprobe(self) -> int:
+        """Cells that a search looks into; 0 if the index has none."""
+        cells = _cells(self.index)
+        return 0 if cells is None else int(cells.nprobe)
+
+    def hurry(self) -> None:
+        """Look into half as many cells from now on."""
+        cells = _cells(self.index)
+        if cells is not None:
+            cells.nprobe = max(1, cells.nprobe // 2)
+
+    def about(self) -> dict[str, Any]:
+        name = _name(self.index)
+        found = {"index": name, "recall@10": round(float(self.recall[0]), 4)}
+        return {**found, "nprobe": self.nprobe} if self.nprobe else found
+
+    def blocks(self) -> Iterator[Float32]:
+        """All vectors, float32[_, dims], some at a time, as far as the index keeps them."""
+        cells = _cells(self.index)
+        if cells is not None:
+            cells.make_direct_map()
+        for start in range(0, len(self.tokens), _BLOCK):
+            size = min(_BLOCK, len(self.tokens) - start)
+            yield self.index.reconstruct_n(start, size)
+
+    def check(self, vocab: int) -> None:
+        if len(self.tokens) and int(self.tokens.max()) > vocab:
+            raise StoreError("a token is not in the vocabulary")
+        if not np.isfinite(self.transform).all():
+            raise StoreError("its transform is not made of finite numbers")
+        for vectors in self.blocks():
+            if not np.isfinite(vectors).all():
+                raise StoreError("a vector is not made of finite numbers")
+
+
+def fitted(states: NDArray[Any], dims: int = DIMS) -> Float32:
+    """The transform for a sample of states: z-score, then their principal components.
+
+    Args:
+        states: float[n, width]; rows that are not finite are passed over.
+
+    Returns:
+        float32[width + 1, dims], dims at most the width.
+
+    Raises:
+        StoreError: there are fewer than two usable states.
+
+    Example:
+        >>> fitted(np.eye(4, dtype=np.float32), dims=2).shape
+        (5, 2)
+    """
+    states = np.asarray(states, np.float64)
+    states = states[np.isfinite(states).all(axis=1)]
+    if len(states) < 2:
+        raise StoreError("too few tokens for a dense store: it needs two at least")
+    mean, deviation = states.mean(axis=0), states.std(axis=0)
+    scale = 1.0 / np.maximum(deviation, _SHARES * max(deviation.max(), 1e-30))
+    scored = (states - mean) * scale
+    _, directions = np.linalg.eigh(scored.T @ scored)
+    kept = directions[:, ::-1][:, :dims] * scale[:, None]
+    return np.vstack([kept, -mean @ kept]).astype(np.float32)
+
+
+def transformed(states: NDArray[Any], transform: Float32) -> Float32:
+    """float32[n, dims] of length 1; 0 where a state is not finite."""
+    vectors = np.empty((len(states), transform.shape[1]), np.float32)
+    for start in range(0, len(states), _BLOCK):
+        part = slice(start, start + _BLOCK)
+        with np.errstate(over="ignore", invalid="ignore"):
+            raw = np.asarray(states[part], np.float32) @ transform[:-1] + transform[-1]
+            length = np.linalg.norm(raw, axis=1, keepdims=True)
+            usable = np.isfinite(length) & (length > 0.0)
+            vectors[part] = np.where(usable, raw / np.where(usable, length, 1.0), 0.0)
+    return vectors
+
+
+def chosen(count: int) -> str:
+    """The FAISS factory string for a number of vectors.
+
+    Example:
+        >>> chosen(10_000), chosen(1_000_000)
+        ('SQ8', 'IVF4096,SQ8')
+    """
+    if count <= _EXHAUSTIVE:
+        return "SQ8"
+    cells = 1 << round(np.log2(4.0 * np.sqrt(count)))
+    return f"IVF{cells},SQ8"
+
+
+def _factory(dims: int, name: str) -> Any:
+    faiss = _faiss()
+    try:
+        index = faiss.index_factory(dims, name, faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError as error:
+        raise StoreError(
+            f"{name!r} is no FAISS index of {dims} numbers: give an index factory string, such as "
+            f"IVF4096,SQ8; {str(error).splitlines()[-1]}"
+        ) from error
+    cells = _cells(index)
+    if cells is not None:
+        cells.cp.niter, cells.cp.max_points_per_centroid, cells.cp.seed = 10, _PER_LIST, 1
+    if not index.is_trained and name == PART:
+        index.train(np.zeros((1, dims), np.float32))
+    return index
+
+
+def _training(index: Any) -> int:
+    """Vectors that an index is trained on."""
+    cells = _cells(index)
+    return _BLOCK if cells is None else max(_BLOCK, _PER_LIST * int(cells.nlist))
+
+
+def _sample(parts: Sequence[DenseIndex], count: int) -> Float32:
+    """Vectors at even distances."""
+    total = sum(len(part.tokens) for part in parts)
+    step = max(1, -(-total // max(1, count)))
+    return np.concatenate([vectors[::step] for part in parts for vectors in part.blocks()])
+
+
+def _tune(index: Any, parts: Sequence[DenseIndex]) -> float:
+    """Set the least `nprobe` that finds enough of the ten nearest; return what it finds."""
+    faiss = _faiss()
+    queries = _sample(parts, _QUERIES)[:_QUERIES]
+    queries = queries[np.abs(queries).sum(axis=1) > 0]
+    if not len(queries):
+        return 1.0
+    count = min(_NEAREST + 1, index.ntotal)  # each finds itself, too
+    exact = faiss.ResultHeap(len(queries), count, keep_max=True)
+    begin = 0
+    for part in parts:
+        for vectors in part.blocks():
+            near, places = faiss.knn(queries, vectors, min(count, len(vectors)), _inner())
+            exact.add_result(near, places + begin)
+            begin += len(vectors)
+    exact.finalize()
+    cells = _cells(index)
+    recall = 0.0
+    for probes in (1 << n for n in range(32)):
+        if cells is not None:
+            cells.nprobe = min(probes, cells.nlist)
+        _, found = index.search(queries, count)
+        both = [len(np.intersect1d(*pair)) for pair in zip(found, exact.I, strict=True)]
+        recall = float(np.sum(both)) / (count * len(queries))
+        if recall >= RECALL or cells is None or probes >= cells.nlist:
+            break
+    return recall
+
+
+def _inner() -> int:
+    return int(_faiss().METRIC_INNER_PRODUCT)
+
+
+def _cells(index: Any) -> Any:
+    """The inverted file in an index, None if there is none."""
+    try:
+        return _faiss().extract_index_ivf(index)
+    except RuntimeError:
+        return None
+
+
+def _name(index: Any) -> str:
+    from faiss.contrib.factory_tools import reverse_index_factory
+
+    try:
+        return str(reverse_index_factory(index))  # type: ignore[no-untyped-call]
+    except (NotImplementedError, AttributeError, AssertionError):
+        return type(index).__name__
+
+
+def _read(data: NDArray[np.uint8]) -> Any:
+    """An index that reads `data` in place."""
+    faiss = _faiss()
+    limit = getattr(faiss, "set_deserialization_vector_byte_limit", None)
+    if limit is not None:
+        limit(16 * len(data) + (1 << 20))  # a damaged length must not take all memory
+    try:
+        reader = faiss.ZeroCopyIOReader(faiss.swig_ptr(data), len(data))
+        index = faiss.read_index(reader, faiss.IO_FLAG_MMAP_IFC)
+    except (RuntimeError, MemoryError, ValueError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[-1:]
+        raise StoreError(f"its FAISS index cannot be read: {''.join(reason)}") from error
+    return index
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """FAISS on this thread alone: one query is too little to wake others, which the model needs."""
+    faiss = _faiss()
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(threads)
+
+
+def _faiss() -> Any:
+    import faiss  # 0.3 s: only for those who use it
+
+    return faiss

@@ -1,0 +1,56 @@
+"""A datastore's own texts as a corpus: for another kind of store of the same tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import xxhash
+
+from hf_specplug.datastore import manifest
+from hf_specplug.datastore.corpus import Corpus, Document
+from hf_specplug.datastore.store import Datastore
+from hf_specplug.errors import CorpusError
+
+
+@dataclass(frozen=True)
+class Retold(Corpus):
+    """The documents of one datastore that keeps its tokens, as tokens.
+
+    Raises:
+        CorpusError: it keeps none.
+    """
+
+    def __post_init__(self) -> None:
+        if not all("tokens" in shard.arrays for shard in self.store.manifest.shards):
+            raise CorpusError(
+                f"{self.files[0]} keeps no texts (it is of kind {self.store.manifest.kind}): "
+                "give the corpus, or a store of kind suffix"
+            )
+
+    @property
+    def store(self) -> Datastore:
+        return Datastore(self.files[0])
+
+    def fingerprint(self) -> str:
+        data = (Path(self.files[0]) / manifest.NAME).read_bytes()
+        return str(xxhash.xxh3_128(data).hexdigest())
+
+    def count(self) -> int | None:
+        return self.store.documents
+
+    def documents(self, on_error: Callable[[CorpusError], None]) -> Iterator[Document]:
+        store = self.store
+        for shard in store.shards:
+            tokens = shard.tokens.view(np.ndarray)
+            begin = 0
+            for end in np.flatnonzero(tokens == store.manifest.vocab_size).tolist():
+                yield tokens[begin:end].astype(np.int32)
+                begin = end + 1
+
+
+def is_store(given: list[str]) -> bool:
+    """Whether a corpus was given as one datastore."""
+    return len(given) == 1 and (Path(given[0]) / manifest.NAME).is_file()

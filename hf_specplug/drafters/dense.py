@@ -1,0 +1,187 @@
+"""Dense retrieval: what was said where the model was in a like state of mind.
+
+DReSD (Gritta et al. 2025, arXiv 2502.15572, section 3) retrieves by the target's hidden state at
+the last verified token, and drops neighbours that were not followed by the token just picked. There
+the next tokens of ten neighbours are verified as ten rows. Here the neighbours vote at every node
+of the tree that agrees with them; and those that agree with the text stay in use for as long as
+they do, as in a retrieval automaton (Alon et al. 2022, arXiv 2201.12431, section 3).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+import numpy as np
+
+from hf_specplug.datastore.store import Datastore
+from hf_specplug.drafters.base import Context, Float32, Frontier, Int32, Step, learned, register
+from hf_specplug.drafters.stored import StoreDrafter
+from hf_specplug.errors import OptionError, StoreError
+from hf_specplug.kernels import dense as kernels
+
+NEIGHBOURS = 50
+"""Neighbours of a state that are looked at, in each shard; as in the paper."""
+
+PATIENCE = 500e-6
+"""Seconds of a search. Where it usually takes longer, it looks into fewer cells of the index."""
+
+_SLOW = 8  # searches more that took too long than that did not
+
+
+@register
+class DenseDrafter(StoreDrafter):
+    """Continues each path by what followed like states in the stores, by votes.
+
+    Attributes:
+        layer: whose states the stores were made of.
+
+    Example:
+        >>> DenseDrafter().stores
+        []
+    """
+
+    name: ClassVar[str] = "dense"
+    kinds: ClassVar[frozenset[str]] = frozenset({"dense"})
+    needs: ClassVar[frozenset[str]] = frozenset({"hidden"})
+    rows_per_node: ClassVar[int] = 12
+
+    def __init__(
+        self, stores: Iterable[str | os.PathLike[str] | Datastore] = (), tokenizer: Any = None
+    ) -> None:
+        self.priors = np.array(learned(self.name), np.float32)
+        self._shards: list[Any] = []
+        self._vocabs: list[int] = []
+        self._reset()
+        super().__init__(stores, tokenizer)
+
+    def _reset(self) -> None:
+        """Nothing is known of the text."""
+        self._pointers = np.empty((kernels.MOST, kernels.COLUMNS), np.int64)
+        self._cosines = np.empty(kernels.MOST, np.float32)
+        self._count = 0
+        self._ahead = np.empty((kernels.MOST, kernels.AHEAD), np.int32)
+        self._alive = np.empty(0, np.uint64)
+        self._out = np.empty((0, 3), np.int32)
+        self._state: Float32 | None = None
+        self._slow = 0
+
+    def add(self, store: Datastore) -> None:
+        """Draft from this store, too; it must be of the same model and layer as the others.
+
+        Raises:
+            OptionError: it is of another kind, model or layer.
+        """
+        made_of = store.manifest.settings
+        for other in self.stores:
+            known = other.manifest.settings
+            if (made_of["model"]["hash"], made_of["layer"]) != (
+                known["model"]["hash"],
+                known["layer"],
+            ):
+                raise OptionError(
+                    f"{store.path} holds states of layer {made_of['layer']} of "
+                    f"{made_of['model']['name']}, {other.path} of layer {known['layer']} of "
+                    f"{known['model']['name']}: draft from one of them at a time"
+                )
+        super().add(store)
+        self.layer = made_of["layer"]
+
+    def _opened(self, store: Datastore) -> None:
+        for shard in store.shards:
+            if len(shard.tokens):
+                # plain arrays: a kernel is slow to look at a subclass
+                self._shards.append((shard, shard.tokens.view(np.ndarray)))
+                self._vocabs.append(store.manifest.vocab_size)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"stores": self.stores, "priors": self.priors}
+
+    def __setstate__(self, kept: dict[str, Any]) -> None:
+        self.__init__(kept["stores"])  # type: ignore[misc]
+        self.priors = kept["priors"]
+
+    def begin(self, context: Context) -> None:
+        """Raises StoreError if a store holds states of another model."""
+        super().begin(context)
+        for store in self.stores:
+            model = store.manifest.settings["model"]
+            if context.model and model["hash"] != context.model:
+                raise StoreError(
+                    f"{store.path} holds states of another model, {model['name']}: build it again "
+                    "with this one (specplug build --kind dense --model ...)"
+                )
+        self._reset()
+
+    def observe(self, step: Step) -> None:
+        for number, (_, tokens) in enumerate(self._shards):
+            kernels.follow(tokens, number, self._pointers, self._count, step.emitted)
+        self._count = kernels.compact(self._pointers, self._cosines, self._count)
+        self._state = step.hidden
+
+    def expand(self, frontier: Frontier) -> Int32:
+        nodes, limit = frontier.nodes, self.rows_per_node
+        if len(self._alive) < len(frontier.pool) or len(self._out) < len(nodes) * limit:
+            self._alive = np.empty(len(frontier.pool), np.uint64)
+            self._out = np.empty((2 * len(nodes) * limit, 3), np.int32)
+        if nodes[0] == 0:
+            self._retrieve(frontier.root)
+        if not self._count:
+            return self._out[:0]
+        rows = kernels.expand(
+            self._pointers,
+            self._cosines,
+            self._count,
+            self._ahead,
+            self._alive,
+            frontier.pool,
+            nodes,
+            limit,
+            self._out,
+        )
+        return self._out[:rows]
+
+    def _retrieve(self, root: int) -> None:
+        """Search for what is like the last state, once, and read on at all pointers."""
+        if self._state is not None:
+            start = time.perf_counter()
+            for number, (shard, tokens) in enumerate(self._shards):
+                vector = self._vector(shard, self._state)
+                if vector is not None:
+                    near, places = shard.search(vector, NEIGHBOURS)
+                    self._count = kernels.arrive(
+                        tokens,
+                        number,
+                        places,
+                        near,
+                        root,
+                        self._pointers,
+                        self._cosines,
+                        self._count,
+                    )
+            self._hurry(time.perf_counter() - start)
+            self._state = None
+        for number, (_, tokens) in enumerate(self._shards):
+            vocab = self._vocabs[number]
+            kernels.look(tokens, vocab, number, self._pointers, self._count, self._ahead)
+
+    @staticmethod
+    def _vector(shard: Any, state: Float32) -> Float32 | None:
+        """What to search for in a shard; None if the state is not finite."""
+        if len(state) != shard.width:
+            raise StoreError(
+                f"the model's states have {len(state)} numbers, those of a datastore "
+                f"{shard.width}: it was built with another model"
+            )
+        vector = np.empty(shard.transform.shape[1], np.float32)
+        return vector if kernels.project(state, shard.transform, vector) else None
+
+    def _hurry(self, seconds: float) -> None:
+        """Look into fewer cells if searches keep taking too long."""
+        self._slow = max(0, self._slow + (1 if seconds > PATIENCE else -1))
+        if self._slow >= _SLOW:
+            self._slow = 0
+            for shard, _ in self._shards:
+                shard.hurry()
