@@ -31,6 +31,10 @@ class Prompts(Corpus):
 
     model: str = ""
 
+    @property
+    def repeatable(self) -> bool:
+        return False  # these are questions, and the store will hold answers
+
     def fingerprint(self) -> str:
         return f"{super().fingerprint()} {self.model}"
 

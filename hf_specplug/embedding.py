@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM
 
-from hf_specplug.datastore.corpus import STDIN, Corpus, Document
+from hf_specplug.datastore.corpus import Corpus, Document
 from hf_specplug.datastore.dense import DenseIndex, fitted, transformed
 from hf_specplug.datastore.engines import tokenise
 from hf_specplug.datastore.index import Arrays
@@ -30,6 +30,7 @@ SHARD = 1 << 17
 """Tokens of a part of a build: an interruption loses what is not in one yet."""
 
 _DOCUMENTS, _SAMPLE, _PIECE = 2048, 1 << 16, 512  # what the transform is fitted to
+_LETTERS = 8  # of a token, and rarely more
 _BATCH = 8192  # tokens of a forward pass, padding included
 
 Float32 = NDArray[np.float32]
@@ -43,8 +44,10 @@ class Embedding:
         model: folder or Hub name of a decoder-only model.
         layer: of the decoder, from 0; -1: the last one, as its output embedding reads it.
         transform: of the store, if it has one already; else `fit` makes it, or the first shard.
+        alone: whether all shards are indexed in this process.
 
     Attributes:
+        accelerated: True; see `engines.Build`.
         transform: float32[width + 1, dims], None before it is known.
 
     Raises:
@@ -52,8 +55,16 @@ class Embedding:
         OptionError: it has no such layer, or an encoder.
     """
 
-    def __init__(self, model: str, layer: int = LAST, transform: Float32 | None = None) -> None:
-        self._name, self._layer, self.transform = model, layer, transform
+    accelerated = True
+
+    def __init__(
+        self,
+        model: str,
+        layer: int = LAST,
+        transform: Float32 | None = None,
+        alone: bool = True,
+    ) -> None:
+        self._name, self._layer, self.transform, self._alone = model, layer, transform, alone
         loaded = _loaded(model)
         Watch(loaded, layer)
         if loaded.config.is_encoder_decoder:
@@ -64,20 +75,45 @@ class Embedding:
         model = {"name": self._name, "hash": signature(_loaded(self._name))}
         return {"model": model, "layer": self._layer, "metric": "inner_product", "index": index}
 
-    def fit(self, corpus: Corpus, tokenizer: Any) -> None:
-        """Fit the transform to documents from all over a corpus, which is read twice for that."""
-        if self.transform is not None or STDIN in corpus.files:
+    def fit(self, corpus: Corpus, tokenizer: Any, max_tokens: int = 0) -> None:
+        """Fit the transform to documents from all over a corpus, which is read twice for that.
+
+        What can be read only once, or is not what will be indexed, is left to the first shard.
+
+        Args:
+            max_tokens: of the corpus that are indexed; 0: all.
+
+        Raises:
+            CorpusError: shards are made by several processes, which cannot fit it each.
+        """
+        if self.transform is not None:
             return
-        chosen = _chosen(corpus.documents(_pass), _DOCUMENTS)
-        states: list[Float32] = []
-        for text in chosen:
-            (row,) = tokenise(tokenizer, [text])
-            windows = [(row[:_PIECE].astype(np.int64), 0, 0)] if len(row) else []
-            states += [found for _, found in self._states(windows)]
-            if sum(map(len, states)) >= _SAMPLE:
-                break
+        if not corpus.repeatable:
+            if not self._alone:
+                raise CorpusError(
+                    "standard input is read once, and workers need to know first how states are "
+                    "projected: give files instead, or take --engine local"
+                )
+            return
+        longest = min(_PIECE, _longest(_loaded(self._name)))
+        pieces = _chosen(corpus.documents(_pass), _DOCUMENTS, max_tokens * _LETTERS)
+        rows = [
+            row[:longest] for row in tokenise(tokenizer, [p[: _LETTERS * longest] for p in pieces])
+        ]
+        ends = np.cumsum([len(row) for row in rows])
+        windows = [
+            (row.astype(np.int64), 0, 0) for row in rows[: np.searchsorted(ends, _SAMPLE) + 1]
+        ]
+        states = [found for _, found in self._states([w for w in windows if len(w[0])])]
         if states:
             self.transform = fitted(np.concatenate(states))
+
+    @staticmethod
+    def release() -> None:
+        """Give back the memory of the model, which is loaded again if it is needed."""
+        _loaded.cache_clear()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     def __call__(self, tokens: NDArray[Any], vocab: int) -> Arrays:
         windows = list(_windows(tokens, vocab, _longest(_loaded(self._name))))
@@ -88,6 +124,12 @@ class Embedding:
         for place, found in self._states(windows):
             vectors[place : place + len(found)] = transformed(found, self.transform)
         return DenseIndex.of_vectors(tokens, vectors, self.transform, vocab)
+
+    def state(self, tokens: NDArray[Any]) -> Float32:
+        """float32[width], after the last of some tokens."""
+        ((_, states),) = self._states([(tokens.astype(np.int64), len(tokens) - 1, 0)])
+        last: Float32 = states[0]
+        return last
 
     def _states(self, windows: list[_Window]) -> Iterator[tuple[int, Float32]]:
         """(place in the shard, float32[_, width]) of the wanted part of each window."""
@@ -149,15 +191,23 @@ def _batches(windows: list[_Window]) -> Iterator[list[_Window]]:
         yield batch
 
 
-def _chosen(documents: Iterator[Document], count: int) -> list[Document]:
-    """Some documents, each as likely as any other; the same ones every time."""
+def _chosen(documents: Iterator[Document], count: int, most: int) -> list[Document]:
+    """Some documents, each as likely as any other; the same ones every time.
+
+    Args:
+        most: letters, or tokens, that are looked at; 0: all.
+    """
     rng = random.Random(0)
     kept: list[Document] = []
+    seen = 0
     for number, document in enumerate(documents):
         if number < count:
             kept.append(document)
         elif (place := rng.randrange(number + 1)) < count:
             kept[place] = document
+        seen += len(document)
+        if 0 < most <= seen:
+            break
     rng.shuffle(kept)
     return kept
 

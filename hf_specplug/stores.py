@@ -31,10 +31,11 @@ from hf_specplug.datastore import build as building
 from hf_specplug.datastore import engines
 from hf_specplug.datastore import recipe as recipes
 from hf_specplug.datastore.dense import AUTO, DenseIndex
+from hf_specplug.datastore.engines import LOCAL
 from hf_specplug.datastore.manifest import NAME
 from hf_specplug.datastore.retold import Retold
 from hf_specplug.datastore.store import Datastore
-from hf_specplug.drafters.base import Context
+from hf_specplug.drafters.base import Context, Step
 from hf_specplug.drafters.stored import reader
 from hf_specplug.embedding import SHARD as EMBEDDED
 from hf_specplug.embedding import Embedding
@@ -103,14 +104,15 @@ def build(
     made = AutoTokenizer.from_pretrained(tokenizer)
     if isinstance(texts, Retold):
         texts.store.refuse_other(made)
-    embedding = _embedding(out, kind, model, layer)
+    embedding = _embedding(out, kind, model, layer, engine)
     settings: dict[str, Any] = {}
     if embedding is not None:
         most, settings = min(most, EMBEDDED), embedding.settings(index)
+        embedding.fit(texts, made, recipe.max_tokens)
+        if engine != LOCAL:  # workers have their own models
+            embedding.release()
     plan = building.Plan(most, recipe.max_tokens, recipe.dedup, kind, given, settings)
     where = Answering(from_model_outputs) if from_model_outputs else engines.make(engine)
-    if embedding is not None:
-        embedding.fit(texts, made)
     with _progress(console, "documents", texts.count()) as progress:
         building.build(Path(out), texts, made, plan, report, progress, append, where, embedding)
     if skipped:
@@ -118,7 +120,7 @@ def build(
     return Datastore(out)
 
 
-def _embedding(out: str, kind: str, model: str | None, layer: int) -> Embedding | None:
+def _embedding(out: str, kind: str, model: str | None, layer: int, engine: str) -> Embedding | None:
     """What makes a dense store; it goes on with the transform of what is there."""
     if kind != DenseIndex.kind:
         if model is not None:
@@ -127,7 +129,8 @@ def _embedding(out: str, kind: str, model: str | None, layer: int) -> Embedding 
     if model is None:
         raise OptionError("a dense store is made of a model's states: --model NAME_OR_PATH")
     shards = Datastore(out).shards if (Path(out) / NAME).exists() else []
-    return Embedding(model, layer, shards[0].transform if shards else None)
+    transform = shards[0].transform if shards else None
+    return Embedding(model, layer, transform, alone=engine == LOCAL)
 
 
 def _shard_tokens(memory: str | None) -> int:
@@ -219,6 +222,11 @@ def query(path: str, text: str, nodes: int, tokenizer: str | None, form: str) ->
     search = TreeSearch([drafter], Mixer([drafter.name]), vocab, _raise)
     context = Context(np.array(ids, np.int32), vocab)
     drafter.begin(context)
+    if "hidden" in drafter.needs and len(ids) > 1:
+        made_of = store.manifest.settings
+        state = Embedding(tokenizer or made_of["model"]["name"], made_of["layer"]).state
+        known, last = context.tokens[:-1], context.tokens[-1:]
+        drafter.observe(Step.of_text(known, 0, [], last, None, state(known)))
     drawn = search.grow(context.last, nodes, nodes)
     rows = [
         {"parent": int(parent), "text": made.decode([int(token)]), "probability": float(prob)}

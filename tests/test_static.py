@@ -478,7 +478,7 @@ def test_a_captured_pass_never_leaves_the_device(name: str, width: int) -> None:
     )
     forward._feeds[width] = forward_module._Feed(width, torch.device("meta"))
     with torch.no_grad(), OnDevice():
-        logits, packed = forward._body(model, width)
+        logits, packed, _ = forward._body(model, width)
     assert logits.shape[0] == width
     assert packed is not None
     assert packed.shape == (width, 17)

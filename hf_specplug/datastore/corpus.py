@@ -42,6 +42,11 @@ class Corpus:
     files: tuple[str, ...]
     text_field: str = "text"
 
+    @property
+    def repeatable(self) -> bool:
+        """Whether it can be read twice, and holds what will be in the store."""
+        return STDIN not in self.files
+
     def fingerprint(self) -> str:
         """Changes if a file is added, removed or changed; 32 hexadecimal digits."""
         digest = xxhash.xxh3_128(self.text_field.encode())

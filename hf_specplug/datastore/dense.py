@@ -33,6 +33,8 @@ _EXHAUSTIVE = 1 << 14  # vectors up to which all are compared
 _PER_LIST = 64  # vectors that a cell of the index is trained on
 _QUERIES = 256  # vectors that it is tuned with
 _NEAREST = 10
+_SAME = 1e-5  # cosines that differ by less are equal
+_GAIN = 0.002  # of recall: what twice as many cells must find more
 _BLOCK = 1 << 16
 _SHARES = 1e-6  # of a standard deviation: components that hardly vary are not blown up
 
@@ -190,14 +192,18 @@ def fitted(states: NDArray[Any], dims: int = DIMS) -> Float32:
         >>> fitted(np.eye(4, dtype=np.float32), dims=2).shape
         (5, 2)
     """
-    states = np.asarray(states, np.float64)
+    states = np.asarray(states, np.float32)
     states = states[np.isfinite(states).all(axis=1)]
     if len(states) < 2:
         raise StoreError("too few tokens for a dense store: it needs two at least")
-    mean, deviation = states.mean(axis=0), states.std(axis=0)
+    mean = states.mean(axis=0, dtype=np.float64)
+    deviation = states.std(axis=0, dtype=np.float64)
     scale = 1.0 / np.maximum(deviation, _SHARES * max(deviation.max(), 1e-30))
-    scored = (states - mean) * scale
-    _, directions = np.linalg.eigh(scored.T @ scored)
+    spread = np.zeros((len(mean), len(mean)))
+    for start in range(0, len(states), _BLOCK // 16):
+        scored = (states[start : start + _BLOCK // 16] - mean) * scale
+        spread += scored.T @ scored
+    _, directions = np.linalg.eigh(spread)
     kept = directions[:, ::-1][:, :dims] * scale[:, None]
     return np.vstack([kept, -mean @ kept]).astype(np.float32)
 
@@ -239,7 +245,8 @@ def _factory(dims: int, name: str) -> Any:
         ) from error
     cells = _cells(index)
     if cells is not None:
-        cells.cp.niter, cells.cp.max_points_per_centroid, cells.cp.seed = 10, _PER_LIST, 1
+        cells.cp.niter, cells.cp.max_points_per_centroid = 10, _PER_LIST
+        cells.cp.min_points_per_centroid = 1  # no warnings: recall is measured
     if not index.is_trained and name == PART:
         index.train(np.zeros((1, dims), np.float32))
     return index
@@ -260,35 +267,53 @@ def _sample(parts: Sequence[DenseIndex], count: int) -> Float32:
 
 def _tune(index: Any, parts: Sequence[DenseIndex]) -> float:
     """Set the least `nprobe` that finds enough of the ten nearest; return what it finds."""
-    faiss = _faiss()
-    queries = _sample(parts, _QUERIES)[:_QUERIES]
-    queries = queries[np.abs(queries).sum(axis=1) > 0]
-    if not len(queries):
-        return 1.0
+    step = max(1, index.ntotal // _QUERIES)
+    own = np.arange(0, index.ntotal, step)[:_QUERIES]
+    queries = _at(parts, own)
+    usable = np.abs(queries).sum(axis=1) > 0
+    own, queries = own[usable], queries[usable]
     count = min(_NEAREST + 1, index.ntotal)  # each finds itself, too
-    exact = faiss.ResultHeap(len(queries), count, keep_max=True)
-    begin = 0
-    for part in parts:
-        for vectors in part.blocks():
-            near, places = faiss.knn(queries, vectors, min(count, len(vectors)), _inner())
-            exact.add_result(near, places + begin)
-            begin += len(vectors)
-    exact.finalize()
+    if not len(own) or count < 2:
+        return 1.0
+    least = _nearest(parts, queries, count)[:, -1:] - _SAME
     cells = _cells(index)
-    recall = 0.0
+    recall, before = 0.0, -1.0
     for probes in (1 << n for n in range(32)):
         if cells is not None:
             cells.nprobe = min(probes, cells.nlist)
         _, found = index.search(queries, count)
-        both = [len(np.intersect1d(*pair)) for pair in zip(found, exact.I, strict=True)]
-        recall = float(np.sum(both)) / (count * len(queries))
-        if recall >= RECALL or cells is None or probes >= cells.nlist:
+        near = np.einsum("qd,qkd->qk", queries, _at(parts, found.ravel()).reshape(*found.shape, -1))
+        hits = (near >= least) & (found != own[:, None])  # of equal ones any will do
+        recall = float(hits.sum(axis=1).clip(max=count - 1).mean()) / (count - 1)
+        if cells is None or recall >= RECALL or probes >= cells.nlist or recall - before < _GAIN:
             break
+        before = recall
     return recall
 
 
-def _inner() -> int:
-    return int(_faiss().METRIC_INNER_PRODUCT)
+def _nearest(parts: Sequence[DenseIndex], queries: Float32, count: int) -> Float32:
+    """float32[n, count], the exact cosines of the nearest vectors, descending."""
+    best = np.full((len(queries), count), -np.inf, np.float32)
+    for part in parts:
+        for vectors in part.blocks():
+            both = np.hstack([best, queries @ vectors.T])
+            best = -np.sort(-np.partition(both, -count, axis=1)[:, -count:], axis=1)
+    return best
+
+
+def _at(parts: Sequence[DenseIndex], places: NDArray[np.int64]) -> Float32:
+    """float32[n, dims], the vectors at places counted through all parts; 0 at -1."""
+    vectors = np.zeros((len(places), parts[0].index.d), np.float32)
+    begin = 0
+    for part in parts:
+        inside = (places >= begin) & (places < begin + len(part.tokens))
+        if inside.any():
+            cells = _cells(part.index)
+            if cells is not None:
+                cells.make_direct_map()
+            vectors[inside] = part.index.reconstruct_batch(places[inside] - begin)
+        begin += len(part.tokens)
+    return vectors
 
 
 def _cells(index: Any) -> Any:

@@ -24,7 +24,14 @@ Batch = list[tuple[int, Document]]
 Rows = list[NDArray[np.int32]]
 
 Build = Callable[[NDArray[Any], int], Arrays]
-"""Makes the arrays of an index of tokens, as `Index.build` does."""
+"""Makes the arrays of an index of tokens, as `Index.build` does.
+
+One that runs a model says `accelerated = True`; a process that it is called in keeps the model.
+"""
+
+
+LOCAL = "local"
+"""The engine that is this process."""
 
 
 class Engine(Protocol):
@@ -64,6 +71,9 @@ class Local:
 class OnRay:
     """On the cluster that RAY_ADDRESS names, or else on this machine; dead workers are replaced.
 
+    What runs a model is done by processes that live on: one for each GPU of the cluster, which it
+    has to itself; or, if there is none, one for each core but one, with one thread.
+
     Raises:
         StoreError: ray is not installed.
     """
@@ -75,10 +85,16 @@ class OnRay:
             raise StoreError("--engine ray needs ray: pip install 'hf-specplug[ray]'") from error
         if not self._ray.is_initialized():
             self._ray.init(logging_level="error", include_dashboard=False)
-        cores = int(self._ray.cluster_resources().get("CPU", 1))
+        found = self._ray.cluster_resources()
+        cores, gpus = int(found.get("CPU", 1)), int(found.get("GPU", 0))
         self.ahead = max(1, cores - 1)
         self._tokenise = self._ray.remote(max_retries=-1)(tokenise)
         self._index = self._ray.remote(max_retries=-1)(index)
+        # they keep what they take: a core is left for tokenising, which would wait for ever
+        takes = {"num_gpus": 1, "num_cpus": 0} if gpus else {"num_cpus": int(cores > 1)}
+        self._worker = self._ray.remote(max_restarts=-1, max_task_retries=-1, **takes)(_Worker)
+        self._workers: deque[Any] = deque()
+        self._most = gpus or self.ahead
         self._window = 2 * cores  # batches on their way, so that a corpus need not fit in memory
 
     def tokenised(self, tokenizer: Any, batches: Iterable[Batch]) -> Iterator[tuple[Batch, Rows]]:
@@ -89,13 +105,35 @@ class OnRay:
             waiting.append((batch, self._tokenise.remote(shared, texts)))
             if len(waiting) >= self._window:
                 first, rows = waiting.popleft()
-                yield first, self._ray.get(rows)
+                yield first, self._got(rows)
         for first, rows in waiting:
-            yield first, self._ray.get(rows)
+            yield first, self._got(rows)
 
     def indexing(self, build: Build, tokens: NDArray[Any], vocab: int) -> Callable[[], Arrays]:
-        arrays = self._index.remote(build, tokens, vocab)
-        return lambda: self._ray.get(arrays)  # type: ignore[no-any-return]
+        work = self._next().index if getattr(build, "accelerated", False) else self._index
+        arrays = work.remote(build, tokens, vocab)
+        return lambda: self._got(arrays)  # type: ignore[no-any-return]
+
+    def _next(self) -> Any:
+        """A new worker, or when there are as many as there may be, each in turn."""
+        self.ahead = self._most
+        full = len(self._workers) == self._most
+        self._workers.append(self._workers.popleft() if full else self._worker.remote())
+        return self._workers[-1]
+
+    def _got(self, work: Any) -> Any:
+        """What a worker returned; what it raised is raised here, without its traceback as text."""
+        try:
+            return self._ray.get(work)
+        except self._ray.exceptions.RayTaskError as error:
+            raise error.cause from error
+
+
+class _Worker:
+    """A process that keeps the model that it has loaded."""
+
+    def index(self, build: Build, tokens: NDArray[Any], vocab: int) -> Arrays:
+        return build(tokens, vocab)
 
 
 def make(name: str) -> Engine:
@@ -104,7 +142,7 @@ def make(name: str) -> Engine:
     Raises:
         StoreError: another name, or what it needs is missing.
     """
-    engines: dict[str, Callable[[], Engine]] = {"local": Local, "ray": OnRay}
+    engines: dict[str, Callable[[], Engine]] = {LOCAL: Local, "ray": OnRay}
     if name not in engines:
         raise StoreError(f"--engine is one of {', '.join(engines)}, not {name!r}")
     return engines[name]()

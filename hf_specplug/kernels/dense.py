@@ -20,13 +20,13 @@ SHARD, PLACE, AGREED = range(3)
 COLUMNS = 3
 
 _SHARPNESS = 20.0  # a vote weighs exp(_SHARPNESS * cosine)
-_LONG = 8  # tokens of agreement from which on a vote weighs no more
 
 SHARES = (0.1, 0.25, 0.5, 0.75, 0.95)
 COSINES = (0.6, 0.75, 0.9)
 VOTES = 2  # one, more
 KINDS = (len(SHARES) + 1) * (len(COSINES) + 1) * VOTES
-LENGTHS = 5  # of agreement: 1, 2, 3 to 4, 5 to 8, more
+LENGTHS_UP_TO = (1, 2, 4, 8)
+LENGTHS = len(LENGTHS_UP_TO) + 1
 BUCKETS = LENGTHS * KINDS
 
 
@@ -200,7 +200,7 @@ def expand(pointers, cosines, count, ahead, alive, pool, frontier, limit, out):
                 continue
             token = ahead[p, depth]
             agreed = pointers[p, AGREED] + depth
-            vote = np.exp(_SHARPNESS * (np.float64(cosines[p]) - 1.0)) * min(agreed, _LONG)
+            vote = np.exp(_SHARPNESS * (np.float64(cosines[p]) - 1.0))
             whole += vote
             if token < 0:
                 continue
@@ -232,9 +232,10 @@ def expand(pointers, cosines, count, ahead, alive, pool, frontier, limit, out):
 @njit
 def _bucket(agreed, share, cosine, voters):
     """Evidence as a small id: by length of agreement, share of votes, likeness, voters."""
-    length = 0 if agreed <= 1 else (1 if agreed == 2 else (2 if agreed <= 4 else 3))
-    if agreed > _LONG:
-        length = 4
+    length = 0
+    for most in LENGTHS_UP_TO:
+        if agreed > most:
+            length += 1
     column = 0
     for step in SHARES:
         if share >= step:

@@ -1,6 +1,11 @@
 """Speed on recorded answers: plain `generate`, prompt lookup and the plug, interleaved.
 
-python -m tests.benchmarks.replay --model PATH --traces FILE --out result.json
+    python -m tests.benchmarks.replay --model PATH --traces FILE --out result.json
+
+Sets of drafters are compared by naming them; each reads those stores that it can:
+
+    python -m tests.benchmarks.replay --model PATH --traces FILE --sizes auto,16 \
+        --datastore my.suffix --datastore my.dense --drafters rest --drafters dense
 """
 
 from __future__ import annotations
@@ -13,11 +18,14 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_specplug import SpecPlug, attach, report
+from hf_specplug.datastore.store import open_all
+from hf_specplug.drafters.base import create
+from hf_specplug.drafters.stored import give
 from hf_specplug.forced import load, measure
 
 
 def methods(
-    sizes: list[str], stores: list[str]
+    sizes: list[str], stores: list[str], sets: list[str]
 ) -> dict[str, tuple[dict[str, Any], SpecPlug | None]]:
     """Name -> (arguments of `generate`, the plug whose statistics to read)."""
     table: dict[str, tuple[dict[str, Any], SpecPlug | None]] = {
@@ -26,6 +34,13 @@ def methods(
     }
     for size in sizes:
         nodes: int | str = size if size == "auto" else int(size)
+        for names in sets:
+            drafters = create(names.split(","))
+            give(open_all(stores), drafters)
+            plug = SpecPlug(drafters, nodes=nodes)
+            table[f"{size}-{names}"] = ({"assistant": plug}, plug)
+        if sets:
+            continue
         for name, pack in ((f"specplug-{size}", True), (f"{size}-unpacked", False)):
             plug = SpecPlug(nodes=nodes, pack=pack)
             table[name] = ({"assistant": plug}, plug)
@@ -41,6 +56,7 @@ def main() -> None:
     parser.add_argument("--traces", required=True)
     parser.add_argument("--per-task", type=int, default=3)
     parser.add_argument("--datastore", action="append", default=[])
+    parser.add_argument("--drafters", action="append", default=[], help="names, with commas")
     parser.add_argument("--tokens", type=int, default=96)
     parser.add_argument("--sizes", default="auto", help="nodes to compare, e.g. auto,8,16")
     parser.add_argument("--dtype", default="float32")
@@ -56,7 +72,7 @@ def main() -> None:
     ).eval()
     attach(model)
     traces = load(args.traces, tokenizer, args.per_task, args.tokens, args.seed)
-    table = methods(args.sizes.split(","), args.datastore)
+    table = methods(args.sizes.split(","), args.datastore, args.drafters)
     for arguments, plug in table.values():  # compile kernels, touch memory, pack
         measure(model.generate, traces[0], arguments)
         if plug is not None:
