@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from hf_specplug.datastore.corpus import Corpus, Document
-from hf_specplug.datastore.dense import DenseIndex, fitted, transformed
+from hf_specplug.datastore.dense import DIMS, DenseIndex, fitted, transformed
 from hf_specplug.datastore.engines import tokenise
 from hf_specplug.datastore.index import Arrays
 from hf_specplug.errors import CorpusError, OptionError
@@ -65,10 +65,15 @@ class Embedding:
         alone: bool = True,
     ) -> None:
         self._name, self._layer, self.transform, self._alone = model, layer, transform, alone
-        loaded = _loaded(model)
-        Watch(loaded, layer)
-        if loaded.config.is_encoder_decoder:
+        if AutoConfig.from_pretrained(model).is_encoder_decoder:
             raise OptionError(f"{model} has an encoder: dense stores are for decoder-only models")
+        Watch(_loaded(model), layer)
+
+    @property
+    def dims(self) -> int:
+        """Numbers that are kept of a state."""
+        config = _loaded(self._name).config.get_text_config(decoder=True)
+        return min(DIMS, int(config.hidden_size))
 
     def settings(self, index: str) -> dict[str, Any]:
         """What the manifest of a store says of it."""
@@ -152,7 +157,10 @@ class Embedding:
 @lru_cache(maxsize=1)
 def _loaded(name: str) -> Any:
     """A model where it is fastest."""
-    model = AutoModelForCausalLM.from_pretrained(name, dtype="auto").eval()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(name, dtype="auto").eval()
+    except ValueError as error:
+        raise OptionError(f"{name} is no causal language model: {error}") from error
     if torch.cuda.is_available():
         return model.to("cuda")
     fast = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()

@@ -28,9 +28,9 @@ from transformers import AutoTokenizer
 
 from hf_specplug.answers import SHARD, Answering, Prompts
 from hf_specplug.datastore import build as building
-from hf_specplug.datastore import engines
+from hf_specplug.datastore import engines, faiss_index
 from hf_specplug.datastore import recipe as recipes
-from hf_specplug.datastore.dense import AUTO, DenseIndex
+from hf_specplug.datastore.dense import DenseIndex
 from hf_specplug.datastore.engines import LOCAL
 from hf_specplug.datastore.manifest import NAME
 from hf_specplug.datastore.retold import Retold
@@ -65,7 +65,7 @@ def build(
     from_model_outputs: str | None = None,
     model: str | None = None,
     layer: int = LAST,
-    index: str = AUTO,
+    index: str = faiss_index.AUTO,
 ) -> Datastore:
     """Build, continue or append to a store; the arguments are those of the commands.
 
@@ -86,6 +86,11 @@ def build(
         if kind == DenseIndex.kind:
             model, layer = known.settings["model"]["name"], known.settings["layer"]
             index = known.settings["index"]
+    kind = kind or recipe.kind
+    if kind == DenseIndex.kind and model is None:
+        raise OptionError("a dense store is made of a model's states: --model NAME_OR_PATH")
+    if kind != DenseIndex.kind and model is not None:
+        raise OptionError("--model is for --kind dense; a tokenizer is given as --tokenizer")
     if tokenizer is None:
         raise OptionError("a store needs the model's tokenizer: --tokenizer NAME_OR_PATH")
     console = Console(stderr=True)
@@ -97,16 +102,16 @@ def build(
         skipped.append(error)
         console.print(f"skipped: {error}", style="yellow", highlight=False)
 
-    kind = kind or recipe.kind
     texts, most = recipe.corpus, _shard_tokens(memory)
     if from_model_outputs is not None:
         texts, most = Prompts(texts.files, model=from_model_outputs), min(most, SHARD)
     made = AutoTokenizer.from_pretrained(tokenizer)
     if isinstance(texts, Retold):
         texts.store.refuse_other(made)
-    embedding = _embedding(out, kind, model, layer, engine)
+    embedding = None
     settings: dict[str, Any] = {}
-    if embedding is not None:
+    if model is not None:
+        embedding = _embedding(out, model, layer, index, engine)
         most, settings = min(most, EMBEDDED), embedding.settings(index)
         embedding.fit(texts, made, recipe.max_tokens)
         if engine != LOCAL:  # workers have their own models
@@ -120,17 +125,16 @@ def build(
     return Datastore(out)
 
 
-def _embedding(out: str, kind: str, model: str | None, layer: int, engine: str) -> Embedding | None:
+def _embedding(out: str, model: str, layer: int, index: str, engine: str) -> Embedding:
     """What makes a dense store; it goes on with the transform of what is there."""
-    if kind != DenseIndex.kind:
-        if model is not None:
-            raise OptionError("--model is for --kind dense; a tokenizer is given as --tokenizer")
-        return None
-    if model is None:
-        raise OptionError("a dense store is made of a model's states: --model NAME_OR_PATH")
-    shards = Datastore(out).shards if (Path(out) / NAME).exists() else []
-    transform = shards[0].transform if shards else None
-    return Embedding(model, layer, transform, alone=engine == LOCAL)
+    transform = None
+    if (Path(out) / NAME).exists():
+        known = Datastore(out)
+        if known.shards and known.manifest.kind == DenseIndex.kind:
+            transform = known.shards[0].transform
+    embedding = Embedding(model, layer, transform, alone=engine == LOCAL)
+    faiss_index.refuse(embedding.dims, index)
+    return embedding
 
 
 def _shard_tokens(memory: str | None) -> int:

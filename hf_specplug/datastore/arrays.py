@@ -104,7 +104,14 @@ def verify(folder: Path, described: ArrayFile) -> None:
     Raises:
         StoreError: a byte is not what was written.
     """
-    if _checksum(folder / described.name) != described.checksum:
+    path = folder / described.name
+    try:
+        found = _checksum(path)
+    except OSError as error:
+        raise StoreError(
+            f"{path} cannot be read ({error.strerror}); build the store again"
+        ) from error
+    if found != described.checksum:
         raise StoreError(
             f"{folder / described.name} has changed since it was written (its checksum differs)"
         )

@@ -11,7 +11,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +153,8 @@ def _begin(folder: Path, corpus: Corpus, tokenizer: Any, plan: Plan, append: boo
     fresh = {
         "corpus": corpus.fingerprint(),
         "plan": [plan.shard_tokens, plan.max_tokens, plan.dedup, plan.given],
-        "settings": dict(plan.settings),
+        # how what was written is indexed in the end can still be changed
+        "settings": {key: value for key, value in plan.settings.items() if key != "index"},
         "documents": 0,
         "tokens": 0,
         "shards": 0,
@@ -172,16 +173,26 @@ def _begin(folder: Path, corpus: Corpus, tokenizer: Any, plan: Plan, append: boo
     if state.build:
         same = all(state.build.get(key) == fresh[key] for key in ("corpus", "plan", "settings"))
         if same and STDIN not in corpus.files:
-            return state
+            return replace(state, settings=dict(plan.settings))
         raise StoreError(
             f"{folder} holds an interrupted build of another corpus, or of one that changed, or "
             "with other options: repeat that command, or remove the folder"
         )
+    if append and any(_made(state.settings, key) != _made(plan.settings, key) for key in _MADE_OF):
+        raise StoreError(f"{folder} holds states of another model, or of this one as it was before")
     if not append:
         raise StoreError(f"{folder} is a finished datastore: append to it, or remove it first")
     state = state.with_shards(state.shards, {**fresh, "shards": len(state.shards)})
     manifest.save(folder, state)
     return state
+
+
+_MADE_OF = ("model", "layer")
+
+
+def _made(settings: Mapping[str, Any], key: str) -> Any:
+    value = settings.get(key)
+    return value["hash"] if isinstance(value, dict) else value
 
 
 def _add(

@@ -8,35 +8,29 @@ its token, so what follows is read from the tokens themselves. FAISS keeps and s
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hf_specplug.datastore import faiss_index
+from hf_specplug.datastore.faiss_index import AUTO, PART
 from hf_specplug.datastore.index import NO_SETTINGS, Arrays, Index, require, token_dtype
 from hf_specplug.errors import StoreError
 
 DIMS = 64
 """Principal components that are kept, as in the paper."""
 
-PART = "SQfp16"
-"""How a part of a build keeps its vectors, until all parts are joined."""
-
 RECALL = 0.95
 """Of the ten nearest vectors: share that a search must find."""
 
-AUTO = "auto"
-"""An index that is chosen by the number of vectors."""
-
 _EXHAUSTIVE = 1 << 14  # vectors up to which all are compared
-_PER_LIST = 64  # vectors that a cell of the index is trained on
 _QUERIES = 256  # vectors that it is tuned with
 _NEAREST = 10
 _SAME = 1e-5  # cosines that differ by less are equal
 _GAIN = 0.002  # of recall: what twice as many cells must find more
 _BLOCK = 1 << 16
-_SHARES = 1e-6  # of a standard deviation: components that hardly vary are not blown up
+_SHARES = 1e-6  # of the largest deviation: numbers that vary less are left out
 
 Float32 = NDArray[np.float32]
 
@@ -73,12 +67,12 @@ class DenseIndex(Index):
                 0 where a document ends.
             transform: float32[width + 1, dims], as `fitted` makes it.
         """
-        index = _factory(vectors.shape[1], PART)
+        index = faiss_index.factory(vectors.shape[1], PART)
         index.add(vectors)
         return {
             "tokens": tokens.astype(token_dtype(vocab)),
             "transform": transform,
-            "index": _faiss().serialize_index(index),
+            "index": faiss_index.serialized(index),
             "recall": np.ones(1, np.float32),
         }
 
@@ -92,16 +86,18 @@ class DenseIndex(Index):
         tokens = np.concatenate([part.tokens for part in parts])
         asked = settings.get("index", AUTO)
         name = chosen(len(tokens)) if asked == AUTO else asked
-        index = _factory(first.index.d, name)
-        index.train(_sample(parts, _training(index)))
-        for part in parts:
-            for vectors in part.blocks():
-                index.add(vectors)
+        index = faiss_index.factory(first.index.d, name)
+        with faiss_index.said_by_faiss(f"{name!r} cannot index {len(tokens):,} vectors"):
+            index.train(_sample(parts, _training(index)))
+            for part in parts:
+                for vectors in part.blocks():
+                    index.add(vectors)
+            recall = _tune(index, parts)
         return {
             "tokens": tokens,
             "transform": np.array(first.transform),
-            "recall": np.array([_tune(index, parts)], np.float32),
-            "index": _faiss().serialize_index(index),
+            "recall": np.array([recall], np.float32),
+            "index": faiss_index.serialized(index),
         }
 
     def __init__(self, arrays: Arrays, vocab: int) -> None:
@@ -110,16 +106,16 @@ class DenseIndex(Index):
         self.recall = arrays["recall"]
         self._bytes = arrays["index"].view(np.ndarray)
         shape, dtype = self.transform.shape, self.transform.dtype
-        if len(shape) != 2 or dtype != np.float32 or shape[0] < 2 or len(self.recall) != 1:
+        if len(shape) != 2 or dtype != np.float32 or shape[0] < 2:
             raise StoreError(f"a transform is {dtype}{list(shape)}, not float32[width + 1, dims]")
-        self.index = _read(self._bytes)
+        if len(self.recall) != 1 or not 0.0 <= float(self.recall[0]) <= 1.0:
+            raise StoreError("a recall is one number from 0 to 1")
+        self.index = faiss_index.read(self._bytes)
         if self.index.ntotal != len(self.tokens) or self.index.d != shape[1]:
             raise StoreError(
                 f"an index holds {self.index.ntotal:,} vectors of {self.index.d} numbers; it must "
                 f"hold one of {shape[1]} for each of {len(self.tokens):,} tokens"
             )
-        if self.index.metric_type != _faiss().METRIC_INNER_PRODUCT:
-            raise StoreError("an index compares vectors by something else than inner products")
 
     @property
     def width(self) -> int:
@@ -134,37 +130,41 @@ class DenseIndex(Index):
             count: how many.
 
         Returns:
-            (float32[count] cosines, descending; int64[count] positions in `tokens`, -1 = no more)
+            (float32[n] cosines, descending; int64[n] positions in `tokens`, -1 = no more), where n
+            is `count`, or less in a smaller store.
+
+        Raises:
+            StoreError: the index is damaged.
         """
-        with _one_thread():
+        with faiss_index.one_thread(), faiss_index.said_by_faiss("an index cannot be searched"):
             near, places = self.index.search(vector[None], min(count, max(1, len(self.tokens))))
         return near[0], places[0]
 
     @property
     def nprobe(self) -> int:
         """Cells that a search looks into; 0 if the index has none."""
-        cells = _cells(self.index)
+        cells = faiss_index.cells_of(self.index)
         return 0 if cells is None else int(cells.nprobe)
 
     def hurry(self) -> None:
         """Look into half as many cells from now on."""
-        cells = _cells(self.index)
+        cells = faiss_index.cells_of(self.index)
         if cells is not None:
             cells.nprobe = max(1, cells.nprobe // 2)
 
     def about(self) -> dict[str, Any]:
-        name = _name(self.index)
+        name = faiss_index.name_of(self.index)
         found = {"index": name, "recall@10": round(float(self.recall[0]), 4)}
         return {**found, "nprobe": self.nprobe} if self.nprobe else found
 
     def blocks(self) -> Iterator[Float32]:
         """All vectors, float32[_, dims], some at a time, as far as the index keeps them."""
-        cells = _cells(self.index)
-        if cells is not None:
-            cells.make_direct_map()
-        for start in range(0, len(self.tokens), _BLOCK):
-            size = min(_BLOCK, len(self.tokens) - start)
-            yield self.index.reconstruct_n(start, size)
+        cells = faiss_index.cells_of(self.index)
+        with faiss_index.said_by_faiss("an index cannot be read back"):
+            if cells is not None:
+                cells.make_direct_map()
+            for start in range(0, len(self.tokens), _BLOCK):
+                yield self.index.reconstruct_n(start, min(_BLOCK, len(self.tokens) - start))
 
     def check(self, vocab: int) -> None:
         if len(self.tokens) and int(self.tokens.max()) > vocab:
@@ -197,13 +197,14 @@ def fitted(states: NDArray[Any], dims: int = DIMS) -> Float32:
     if len(states) < 2:
         raise StoreError("too few tokens for a dense store: it needs two at least")
     mean = states.mean(axis=0, dtype=np.float64)
-    deviation = states.std(axis=0, dtype=np.float64)
-    scale = 1.0 / np.maximum(deviation, _SHARES * max(deviation.max(), 1e-30))
     spread = np.zeros((len(mean), len(mean)))
-    for start in range(0, len(states), _BLOCK // 16):
-        scored = (states[start : start + _BLOCK // 16] - mean) * scale
-        spread += scored.T @ scored
-    _, directions = np.linalg.eigh(spread)
+    for start in range(0, len(states), _BLOCK // 16):  # a copy in float64 would be large
+        centred = states[start : start + _BLOCK // 16] - mean
+        spread += centred.T @ centred
+    deviation = np.sqrt(np.diag(spread) / len(states))
+    varies = deviation > _SHARES * deviation.max()
+    scale = np.where(varies, 1.0 / np.where(varies, deviation, 1.0), 0.0)
+    _, directions = np.linalg.eigh(spread * np.outer(scale, scale))
     kept = directions[:, ::-1][:, :dims] * scale[:, None]
     return np.vstack([kept, -mean @ kept]).astype(np.float32)
 
@@ -234,28 +235,10 @@ def chosen(count: int) -> str:
     return f"IVF{cells},SQ8"
 
 
-def _factory(dims: int, name: str) -> Any:
-    faiss = _faiss()
-    try:
-        index = faiss.index_factory(dims, name, faiss.METRIC_INNER_PRODUCT)
-    except RuntimeError as error:
-        raise StoreError(
-            f"{name!r} is no FAISS index of {dims} numbers: give an index factory string, such as "
-            f"IVF4096,SQ8; {str(error).splitlines()[-1]}"
-        ) from error
-    cells = _cells(index)
-    if cells is not None:
-        cells.cp.niter, cells.cp.max_points_per_centroid = 10, _PER_LIST
-        cells.cp.min_points_per_centroid = 1  # no warnings: recall is measured
-    if not index.is_trained and name == PART:
-        index.train(np.zeros((1, dims), np.float32))
-    return index
-
-
 def _training(index: Any) -> int:
     """Vectors that an index is trained on."""
-    cells = _cells(index)
-    return _BLOCK if cells is None else max(_BLOCK, _PER_LIST * int(cells.nlist))
+    cells = faiss_index.cells_of(index)
+    return _BLOCK if cells is None else max(_BLOCK, faiss_index.PER_LIST * int(cells.nlist))
 
 
 def _sample(parts: Sequence[DenseIndex], count: int) -> Float32:
@@ -276,14 +259,14 @@ def _tune(index: Any, parts: Sequence[DenseIndex]) -> float:
     if not len(own) or count < 2:
         return 1.0
     least = _nearest(parts, queries, count)[:, -1:] - _SAME
-    cells = _cells(index)
+    cells = faiss_index.cells_of(index)
     recall, before = 0.0, -1.0
     for probes in (1 << n for n in range(32)):
         if cells is not None:
             cells.nprobe = min(probes, cells.nlist)
         _, found = index.search(queries, count)
         near = np.einsum("qd,qkd->qk", queries, _at(parts, found.ravel()).reshape(*found.shape, -1))
-        hits = (near >= least) & (found != own[:, None])  # of equal ones any will do
+        hits = (near >= least) & (found >= 0) & (found != own[:, None])  # of equal ones any
         recall = float(hits.sum(axis=1).clip(max=count - 1).mean()) / (count - 1)
         if cells is None or recall >= RECALL or probes >= cells.nlist or recall - before < _GAIN:
             break
@@ -308,59 +291,9 @@ def _at(parts: Sequence[DenseIndex], places: NDArray[np.int64]) -> Float32:
     for part in parts:
         inside = (places >= begin) & (places < begin + len(part.tokens))
         if inside.any():
-            cells = _cells(part.index)
+            cells = faiss_index.cells_of(part.index)
             if cells is not None:
                 cells.make_direct_map()
             vectors[inside] = part.index.reconstruct_batch(places[inside] - begin)
         begin += len(part.tokens)
     return vectors
-
-
-def _cells(index: Any) -> Any:
-    """The inverted file in an index, None if there is none."""
-    try:
-        return _faiss().extract_index_ivf(index)
-    except RuntimeError:
-        return None
-
-
-def _name(index: Any) -> str:
-    from faiss.contrib.factory_tools import reverse_index_factory
-
-    try:
-        return str(reverse_index_factory(index))  # type: ignore[no-untyped-call]
-    except (NotImplementedError, AttributeError, AssertionError):
-        return type(index).__name__
-
-
-def _read(data: NDArray[np.uint8]) -> Any:
-    """An index that reads `data` in place."""
-    faiss = _faiss()
-    limit = getattr(faiss, "set_deserialization_vector_byte_limit", None)
-    if limit is not None:
-        limit(16 * len(data) + (1 << 20))  # a damaged length must not take all memory
-    try:
-        reader = faiss.ZeroCopyIOReader(faiss.swig_ptr(data), len(data))
-        index = faiss.read_index(reader, faiss.IO_FLAG_MMAP_IFC)
-    except (RuntimeError, MemoryError, ValueError, AssertionError) as error:
-        reason = str(error).strip().splitlines()[-1:]
-        raise StoreError(f"its FAISS index cannot be read: {''.join(reason)}") from error
-    return index
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """FAISS on this thread alone: one query is too little to wake others, which the model needs."""
-    faiss = _faiss()
-    threads = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)
-    try:
-        yield
-    finally:
-        faiss.omp_set_num_threads(threads)
-
-
-def _faiss() -> Any:
-    import faiss  # 0.3 s: only for those who use it
-
-    return faiss

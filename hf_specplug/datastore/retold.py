@@ -11,8 +11,12 @@ import xxhash
 
 from hf_specplug.datastore import manifest
 from hf_specplug.datastore.corpus import Corpus, Document
+from hf_specplug.datastore.dense import DenseIndex
 from hf_specplug.datastore.store import Datastore
-from hf_specplug.errors import CorpusError
+from hf_specplug.datastore.suffix import SuffixIndex
+from hf_specplug.errors import CorpusError, StoreError
+
+_WITH_TEXTS = (SuffixIndex.kind, DenseIndex.kind)
 
 
 @dataclass(frozen=True)
@@ -20,15 +24,19 @@ class Retold(Corpus):
     """The documents of one datastore that keeps its tokens, as tokens.
 
     Raises:
-        CorpusError: it keeps none.
+        CorpusError: it keeps none, or is not finished.
+        StoreError: it is damaged.
     """
 
     def __post_init__(self) -> None:
-        if not all("tokens" in shard.arrays for shard in self.store.manifest.shards):
+        known = self.store.manifest
+        if known.kind not in _WITH_TEXTS:
             raise CorpusError(
-                f"{self.files[0]} keeps no texts (it is of kind {self.store.manifest.kind}): "
-                "give the corpus, or a store of kind suffix"
+                f"{self.files[0]} keeps no texts (it is of kind {known.kind}): give the corpus, or "
+                "a store of kind suffix"
             )
+        if known.build:
+            raise CorpusError(f"{self.files[0]} holds an interrupted build: finish it first")
 
     @property
     def store(self) -> Datastore:
@@ -45,6 +53,8 @@ class Retold(Corpus):
         store = self.store
         for shard in store.shards:
             tokens = shard.tokens.view(np.ndarray)
+            if len(tokens) and int(tokens.max()) > store.manifest.vocab_size:
+                raise StoreError(f"{store.path}: a token is not in the vocabulary")
             begin = 0
             for end in np.flatnonzero(tokens == store.manifest.vocab_size).tolist():
                 yield tokens[begin:end].astype(np.int32)

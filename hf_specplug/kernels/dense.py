@@ -23,9 +23,10 @@ _SHARPNESS = 20.0  # a vote weighs exp(_SHARPNESS * cosine)
 
 SHARES = (0.1, 0.25, 0.5, 0.75, 0.95)
 COSINES = (0.6, 0.75, 0.9)
-VOTES = 2  # one, more
+VOTERS_UP_TO = (1, 3, 8)
+VOTES = len(VOTERS_UP_TO) + 1
 KINDS = (len(SHARES) + 1) * (len(COSINES) + 1) * VOTES
-LENGTHS_UP_TO = (1, 2, 4, 8)
+LENGTHS_UP_TO = (2, 8)
 LENGTHS = len(LENGTHS_UP_TO) + 1
 BUCKETS = LENGTHS * KINDS
 
@@ -244,5 +245,8 @@ def _bucket(agreed, share, cosine, voters):
     for least in COSINES:
         if cosine >= least:
             likeness += 1
-    kind = (column * (len(COSINES) + 1) + likeness) * VOTES + (1 if voters > 1 else 0)
-    return length * KINDS + kind
+    number = 0
+    for most in VOTERS_UP_TO:
+        if voters > most:
+            number += 1
+    return length * KINDS + (column * (len(COSINES) + 1) + likeness) * VOTES + number

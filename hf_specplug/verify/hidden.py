@@ -84,7 +84,7 @@ def _module(model: PreTrainedModel, layer: int) -> nn.Module:
             raise OptionError(f"{type(model).__name__} has no output embedding to take states from")
         return head  # type: ignore[no-any-return]
     count = model.config.get_text_config(decoder=True).num_hidden_layers
-    for module in model.get_decoder().children():
+    for module in model.get_decoder().modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:
             if 0 <= layer < count:
                 return module[layer]
