@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
+from hf_specplug.drafters.base import Drafter, Frontier, Int32, Step
 from hf_specplug.drafters.context import ORDER
+from hf_specplug.drafters.dense import NEIGHBOURS, DenseDrafter
+from hf_specplug.kernels import dense
 
 
 def ancestors(parents: Sequence[int]) -> list[list[bool]]:
@@ -290,3 +294,171 @@ def trigram_chances(
         )
         for token in {*counts, *weights}
     }
+
+
+@dataclass
+class Pointer:
+    """One place where the text is like in a dense store: where the next token is."""
+
+    shard: int
+    place: int
+    agreed: int
+    cosine: float
+
+
+def token_at(tokens: Sequence[int], place: int) -> int:
+    """The token at a place, -1 outside."""
+    return tokens[place] if 0 <= place < len(tokens) else -1
+
+
+def followed(
+    pointers: Iterable[Pointer], shard: int, tokens: Sequence[int], emitted: Sequence[int]
+) -> list[Pointer]:
+    """Twin of kernels.dense.follow and compact: those of a shard that said the same, moved on."""
+    kept = []
+    for one in pointers:
+        said = [token_at(tokens, one.place + i) for i in range(len(emitted))]
+        if one.shard != shard:
+            kept.append(one)
+        elif said == list(emitted):
+            moved, agreed = one.place + len(emitted), one.agreed + len(emitted)
+            kept.append(Pointer(shard, moved, agreed, one.cosine))
+    return kept
+
+
+def arrived(
+    pointers: Iterable[Pointer],
+    shard: int,
+    tokens: Sequence[int],
+    neighbours: Iterable[tuple[int, float]],
+    root: int,
+) -> list[Pointer]:
+    """Twin of kernels.dense.arrive; neighbours are (place, cosine), nearest first."""
+    kept = list(pointers)
+    for place, cosine in neighbours:
+        if place < 0 or not cosine > -2 or token_at(tokens, place + 1) != root:
+            continue
+        new = Pointer(shard, place + 2, 1, cosine)
+        known = [one for one in kept if (one.shard, one.place) == (shard, place + 2)]
+        weaker = [one for one in kept if one.agreed <= 1 and one.cosine < cosine]
+        if known:
+            known[0].cosine = max(known[0].cosine, cosine)
+        elif len(kept) < dense.MOST:
+            kept.append(new)
+        elif weaker:
+            kept[kept.index(min(weaker, key=lambda one: one.cosine))] = new
+    return kept
+
+
+def continuation(pointer: Pointer, tokens: Sequence[int], vocab: int) -> list[int]:
+    """Twin of kernels.dense.look: what follows a pointer, up to what is no token."""
+    read: list[int] = []
+    while len(read) < dense.AHEAD and 0 <= token_at(tokens, pointer.place + len(read)) < vocab:
+        read.append(token_at(tokens, pointer.place + len(read)))
+    return read
+
+
+@dataclass
+class Votes:
+    """What pointers say for one token: `share` of all votes at the node, tokens of agreement."""
+
+    votes: float = 0.0
+    share: float = 0.0
+    agreed: int = 0
+    cosine: float = -1.0
+    voters: int = 0
+
+    def bucket(self, nudge: float = 0.0) -> int:
+        """Twin of kernels.dense._bucket; `nudge` is added to the share."""
+        length = sum(self.agreed > most for most in dense.LENGTHS_UP_TO)
+        share = sum(self.share + nudge >= step for step in dense.SHARES)
+        likeness = sum(self.cosine >= step for step in dense.COSINES)
+        number = sum(self.voters > most for most in dense.VOTERS_UP_TO)
+        kind = (share * (len(dense.COSINES) + 1) + likeness) * dense.VOTES + number
+        return length * dense.KINDS + kind
+
+
+def weight(cosine: float, agreed: int) -> float:
+    """Of a pointer's vote."""
+    return math.exp(dense._SHARPNESS * (cosine - 1))
+
+
+def voted(
+    pointers: Sequence[Pointer], ahead: Sequence[Sequence[int]], path: Sequence[int]
+) -> dict[int, Votes]:
+    """Twin of kernels.dense.expand at the end of one path, but for the limit and the order.
+
+    `ahead`: what follows each pointer, as `continuation` reads it.
+    """
+    depth, whole = len(path), 0.0
+    found: dict[int, Votes] = {}
+    if depth >= dense.AHEAD:
+        return found
+    for one, read in zip(pointers, ahead, strict=True):
+        if list(read[:depth]) != list(path):
+            continue
+        agreed = one.agreed + depth
+        vote = weight(one.cosine, agreed)
+        whole += vote
+        if len(read) > depth:
+            entry = found.setdefault(read[depth], Votes())
+            entry.votes += vote
+            entry.voters += 1
+            entry.agreed = max(entry.agreed, agreed)
+            entry.cosine = max(entry.cosine, one.cosine)
+    for entry in found.values():
+        entry.share = entry.votes / whole
+    return found
+
+
+def projected(state: Sequence[float], transform: np.ndarray) -> np.ndarray | None:
+    """Twin of kernels.dense.project: None if a state is not finite, or nothing is left of it."""
+    with np.errstate(all="ignore"):
+        raw = np.append(np.asarray(state, np.float32), np.float32(1)) @ transform
+        length = np.linalg.norm(raw.astype(np.float64))
+    return raw / length if 0 < length < np.inf else None
+
+
+class DenseTwin(Drafter):
+    """Twin of DenseDrafter, by comparing a state with every vector.
+
+    Args:
+        shards: (tokens, vectors) of each.
+        transform, vocab: of all of them.
+        priors: by bucket.
+    """
+
+    name = "dense"
+
+    def __init__(
+        self,
+        shards: Sequence[tuple[Sequence[int], np.ndarray]],
+        transform: np.ndarray,
+        vocab: int,
+        priors: np.ndarray,
+    ) -> None:
+        self.shards, self.transform, self.vocab = shards, transform, vocab
+        self.priors = priors
+        self.pointers: list[Pointer] = []
+
+    def observe(self, step: Step) -> None:
+        emitted = step.emitted.tolist()
+        for number, (tokens, _) in enumerate(self.shards):
+            self.pointers = followed(self.pointers, number, tokens, emitted)
+        vector = None if step.hidden is None else projected(step.hidden, self.transform)
+        if vector is not None:
+            for number, (tokens, vectors) in enumerate(self.shards):
+                near = vectors @ vector
+                order = np.argsort(-near, kind="stable")[:NEIGHBOURS].tolist()
+                found = [(place, float(near[place])) for place in order]
+                self.pointers = arrived(self.pointers, number, tokens, found, emitted[-1])
+
+    def expand(self, frontier: Frontier) -> Int32:
+        ahead = [continuation(one, self.shards[one.shard][0], self.vocab) for one in self.pointers]
+        rows = []
+        for node in frontier.nodes.tolist():
+            found = voted(self.pointers, ahead, frontier.path(node))
+            order = sorted(found, key=lambda token: -found[token].votes)
+            for token in order[: DenseDrafter.rows_per_node]:
+                rows.append((node, token, found[token].bucket()))
+        return np.array(rows, np.int32).reshape(-1, 3)

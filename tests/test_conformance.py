@@ -26,20 +26,26 @@ from hf_specplug.drafters.base import (
 )
 from hf_specplug.mixer import Mixer
 from hf_specplug.search import TreeSearch
+from hf_specplug.verify.hidden import signature
 from tests.helpers import new_tokens, plain, plugged
 from tests.stores import make as make_store
+from tests.test_dense import States, dense_store, described
 from tests.zoo import make, prompt
 
 VOCAB = 50
+WIDTH = 32  # of the model's states
 DRAFTERS = sorted(registry())
 
 
 @cache
 def store(kind: str, letters: int) -> Datastore:
-    """Random text, of so many tokens that every pair of them occurs."""
+    """Random text, of so many tokens that every pair of them occurs, with random states."""
     folder = Path(tempfile.mkdtemp())
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, letters, 6 * letters**2)
+    if kind == "dense":
+        settings = described(signature(make("llama")))
+        return Datastore(dense_store(folder, settings, States(WIDTH), [tokens.tolist()], letters))
     (folder / "text.txt").write_text("".join(chr(960 + token) for token in tokens))
     make_store(folder / "store", folder / "text.txt", letters=letters, kind=kind)
     return Datastore(folder / "store")
@@ -66,7 +72,8 @@ def fed(name: str, seed: int = 0) -> tuple[Drafter, Context]:
         rows = np.stack([rng.permutation(12)[:TOP_K] for _ in range(5)]).astype(np.int32)
         topk = TopK(rows, np.full((5, TOP_K), 0.1, np.float32))
         visited = np.array([0, 1], np.int32)
-        drafter.observe(Step.of_text(tokens, len(context) - 3, visited, emitted, topk))
+        hidden = rng.normal(size=WIDTH).astype(np.float32)
+        drafter.observe(Step.of_text(tokens, len(context) - 3, visited, emitted, topk, hidden))
     return drafter, context
 
 

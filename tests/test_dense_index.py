@@ -265,6 +265,10 @@ def test_damaged_files_are_refused(name: str, tmp_path: Path) -> None:
         path.mkdir(exist_ok=True)
 
 
+@pytest.mark.skipif(
+    tuple(map(int, faiss.__version__.split(".")[:2])) < (1, 14),
+    reason="this FAISS believes forged lengths; checksums keep damaged files from it",
+)
 @pytest.mark.parametrize("read", ["read_changed", "read_fast_scan"])
 def test_no_index_ends_the_process(read: str, tmp_path: Path) -> None:
     program = f"from tests.stores import {read}; {read}(); print('done')"

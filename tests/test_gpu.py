@@ -15,6 +15,7 @@ from hf_specplug.verify.outputs import Outputs
 from hf_specplug.verify.static import WIDTHS
 from tests.helpers import new_tokens
 from tests.replay import Replay
+from tests.test_hidden import NEW, Recorder, assert_seen
 from tests.zoo import FAMILIES, make, prompt
 
 pytestmark = [
@@ -146,3 +147,18 @@ def test_peeking_leaves_sampled_tokens_alone() -> None:
         assert torch.equal(torch.cuda.get_rng_state(), state)
         assert plug.stats.accepted_by["luck"]
         detach(model)
+
+
+def test_hidden_states_come_out_of_graphs() -> None:
+    model, inputs = on_gpu("llama"), inputs_of(make("llama"))
+    settings: dict[str, Any] = {"max_new_tokens": NEW, "do_sample": False}
+    expected = model.generate(**inputs, **settings)
+    recorder = Recorder()
+    replay = Replay(new_tokens(expected, NEW), wrong=lambda place: place % 3 == 2, rank=1)
+    plug = attach(model, drafters=[replay, recorder], nodes=8)
+    for _ in range(2):  # captured, then replayed
+        assert model.generate(**inputs, **settings).tolist() == expected.tolist()
+    assert plug.stats.prepared
+    detach(model)
+    on_cpu = {name: value.cpu() for name, value in inputs.items()}
+    assert_seen(model.cpu(), on_cpu, expected.cpu(), recorder, 1e-3)

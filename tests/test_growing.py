@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_specplug import attach, detach
 from hf_specplug.datastore import hub
@@ -16,7 +17,7 @@ from hf_specplug.datastore.growing import GrowingStore
 from hf_specplug.datastore.store import Datastore
 from hf_specplug.errors import OptionError, StoreError
 from tests.helpers import new_tokens, plain
-from tests.stores import Letters, make, texts
+from tests.stores import Letters, make, saved, specplug, texts
 from tests.zoo import make as make_model
 from tests.zoo import prompt
 
@@ -159,3 +160,23 @@ def test_the_hub_and_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     path.write_bytes(raw)
     with pytest.raises(StoreError, match="changed since it was written"):
         hub.from_hub("me/mine")
+
+
+def test_yesterdays_answers_make_a_dense_store(tmp_path: Path) -> None:
+    """Recorded as tokens, read by the model again, and found by its states."""
+    folder = saved(tmp_path / "model")
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    plug = attach(model, drafters=["context"])
+    growing = plug.record_to(tmp_path / "mine.store", AutoTokenizer.from_pretrained(folder))
+    inputs = prompt(model)
+    expected, _ = plain(model, inputs, **GREEDY)
+    assert model.generate(**inputs, **GREEDY).tolist() == expected.tolist()
+    growing.flush()
+    detach(model)
+    dense = ["--kind", "dense", "--model", folder]
+    assert specplug("build", tmp_path / "mine.dense", tmp_path / "mine.store", *dense)[0] == 0
+    plug = attach(model, drafters=["dense"], datastores=[tmp_path / "mine.dense"], nodes=12)
+    assert model.generate(**inputs, **GREEDY).tolist() == expected.tolist()
+    assert not plug.stats.dropped
+    assert plug.stats.accepted_by["dense"] > 5
+    detach(model)
