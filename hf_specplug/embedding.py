@@ -65,8 +65,6 @@ class Embedding:
         alone: bool = True,
     ) -> None:
         self._name, self._layer, self.transform, self._alone = model, layer, transform, alone
-        if AutoConfig.from_pretrained(model).is_encoder_decoder:
-            raise OptionError(f"{model} has an encoder: dense stores are for decoder-only models")
         Watch(_loaded(model), layer)
 
     @property
@@ -156,7 +154,9 @@ class Embedding:
 
 @lru_cache(maxsize=1)
 def _loaded(name: str) -> Any:
-    """A model where it is fastest."""
+    """A decoder-only model where it is fastest."""
+    if AutoConfig.from_pretrained(name).is_encoder_decoder:
+        raise OptionError(f"{name} has an encoder: dense stores are for decoder-only models")
     try:
         model = AutoModelForCausalLM.from_pretrained(name, dtype="auto").eval()
     except ValueError as error:
