@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from hf_specplug.budget import Budget
-from hf_specplug.drafters.base import Context, Int32, Step
+from hf_specplug.drafters.base import Context, Float32, Int32, Step
 from hf_specplug.search import TreeSearch
 from hf_specplug.stats import Stats
 from hf_specplug.tree import EMPTY, DraftTree
@@ -74,7 +74,7 @@ def decode(
             with stats.phase("observe"):
                 search.learn(_int32(emitted))
                 topk = outputs.topk() if _needed(search, "topk") else None
-                hidden = outputs.hidden(visited[-1]) if _needed(search, "hidden") else None
+                hidden = _hidden(search, engine, outputs, visited[-1])
                 before = len(context) - 1
                 context.append(emitted)
                 observe(search, Step.of_tree(root, tree, before, visited, emitted, topk, hidden))
@@ -100,9 +100,19 @@ def _prefill(engine: Engine, walk: Walk, search: TreeSearch, context: Context) -
     if _needed(search, "topk") and len(prompt):
         topk = Outputs(logits[-len(prompt) :]).topk()
     before = len(context) - len(emitted) - len(prompt)
-    hidden = outputs.hidden(-1) if _needed(search, "hidden") else None
+    hidden = _hidden(search, engine, outputs, -1)
     observe(search, Step.of_text(prompt, before, [], emitted, topk, hidden))
     return emitted
+
+
+def _hidden(search: TreeSearch, engine: Engine, outputs: Outputs, node: int) -> Float32 | None:
+    """The state at a node, if a drafter wants it and it was seen."""
+    if not _needed(search, "hidden"):
+        return None
+    state = outputs.hidden(node)
+    if state is None and not engine.trouble:
+        engine.trouble = "the model's hidden states are not seen: nothing is drafted by them"
+    return state
 
 
 def _report(

@@ -91,6 +91,7 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
         check_nodes(nodes)
         walk_class(verification, published)
         self.drafters = completed(create(drafters), published)
+        watched(self.drafters)
         self.mixer = Mixer([drafter.name for drafter in self.drafters])
         self.nodes = nodes
         self.published = published

@@ -28,7 +28,7 @@ NEIGHBOURS = 256
 PATIENCE = 500e-6
 """Seconds of a search. Where it usually takes longer, it looks into fewer cells of the index."""
 
-_SLOW = 8  # searches more that took too long than that did not
+_SLOW = 16  # searches more that took too long than that were quick
 
 
 @register
@@ -75,7 +75,7 @@ class DenseDrafter(StoreDrafter):
             OptionError: it is of another kind, model or layer.
         """
         made_of = store.manifest.settings
-        for other in self.stores:
+        for other in self.stores if store.manifest.kind in self.kinds else ():
             known = other.manifest.settings
             if (made_of["model"]["hash"], made_of["layer"]) != (
                 known["model"]["hash"],
@@ -97,11 +97,12 @@ class DenseDrafter(StoreDrafter):
                 self._vocabs.append(store.manifest.vocab_size)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"stores": self.stores, "priors": self.priors}
+        return {**vars(self), "_shards": [], "_vocabs": [], "_alive": self._alive[:0]}
 
     def __setstate__(self, kept: dict[str, Any]) -> None:
-        self.__init__(kept["stores"])  # type: ignore[misc]
-        self.priors = kept["priors"]
+        vars(self).update(kept)
+        for store in self.stores:
+            self._opened(store)
 
     def begin(self, context: Context) -> None:
         """Raises StoreError if a store holds states of another model."""
@@ -123,8 +124,9 @@ class DenseDrafter(StoreDrafter):
 
     def expand(self, frontier: Frontier) -> Int32:
         nodes, limit = frontier.nodes, self.rows_per_node
-        if len(self._alive) < len(frontier.pool) or len(self._out) < len(nodes) * limit:
+        if len(self._alive) < len(frontier.pool):
             self._alive = np.empty(len(frontier.pool), np.uint64)
+        if len(self._out) < len(nodes) * limit:
             self._out = np.empty((2 * len(nodes) * limit, 3), np.int32)
         if nodes[0] == 0:
             self._retrieve(frontier.root)
@@ -179,9 +181,11 @@ class DenseDrafter(StoreDrafter):
         return vector if kernels.project(state, shard.transform, vector) else None
 
     def _hurry(self, seconds: float) -> None:
-        """Look into fewer cells if searches keep taking too long."""
-        self._slow = max(0, self._slow + (1 if seconds > PATIENCE else -1))
-        if self._slow >= _SLOW:
-            self._slow = 0
+        """Look into fewer cells if searches keep taking too long, and again into more if not."""
+        if PATIENCE / 4 < seconds <= PATIENCE:
+            return
+        self._slow += 1 if seconds > PATIENCE else -1
+        if abs(self._slow) >= _SLOW:
             for shard, _ in self._shards:
-                shard.hurry()
+                shard.hurry(more=self._slow > 0)
+            self._slow = 0

@@ -199,13 +199,26 @@ class StaticForward:
             name_of_positions: self._starts + offset + depths,
             name_of_mask: self.masks.build(seen, depths, slots),
         }
-        call = model
+        call: Any = model
+        guards: AbstractContextManager[Any] = nullcontext()
         if self._compile_config is not None and not self._bare:
             call = model.get_compiled_call(self._compile_config)
-        with self._heads, self._watch or nullcontext():
+            # code that was compiled without a hook must not run where there is one
+            guards = _seeing_hooks()
+        with guards, self._heads, self._watch or nullcontext():
             logits = call(**inputs, return_dict=True).logits[0]
         packed = None if logits.device.type == "cpu" else pack(logits)
         return logits, packed, None if self._watch is None else self._watch.of(0)
+
+
+def _seeing_hooks() -> AbstractContextManager[Any]:
+    """Code is compiled again where hooks have come or gone: once for each width and layer."""
+    config: Any = torch._dynamo.config
+    limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
+    patch: AbstractContextManager[Any] = config.patch(
+        {"skip_nnmodule_hook_guards": False, limit: 64}
+    )
+    return patch
 
 
 def _on(device: torch.device) -> AbstractContextManager[Any]:

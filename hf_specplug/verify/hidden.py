@@ -17,7 +17,6 @@ LAST = -1
 """The layer whose states the output embedding reads: the last one, normalised."""
 
 _SAMPLED = 64  # rows of the output embedding that identify a model
-_SMALL = 1e-3  # weights below are not compared: float16 rounds them
 
 
 class Watch:
@@ -51,6 +50,7 @@ class Watch:
         return None if self.states is None else self.states[text, -last:]
 
     def __enter__(self) -> Watch:
+        self.states = None  # where none pass by, those of another pass must not do
         if self.layer == LAST:
             self._hook = self._module.register_forward_pre_hook(self._before, with_kwargs=True)
         else:
@@ -97,17 +97,16 @@ def _module(model: PreTrainedModel, layer: int) -> nn.Module:
 def signature(model: PreTrainedModel) -> str:
     """The same for models whose states mean the same, whatever their dtype; 32 hexadecimal digits.
 
-    Models are told apart by type, layers and a part of the output embedding.
+    Models are told apart by type, layers and the signs of a part of the output embedding.
     """
     text = model.config.get_text_config(decoder=True)
     digest = xxhash.xxh3_128(f"{text.model_type} {text.num_hidden_layers}".encode())
     head = model.get_output_embeddings()
     weight = getattr(head, "weight", None)
     if isinstance(weight, torch.Tensor) and weight.is_floating_point():
-        sample = weight.detach()[:_SAMPLED].to(torch.bfloat16).float().cpu()
-        sample = torch.where(sample.abs() < _SMALL, 0.0, sample)
+        signs = torch.signbit(weight.detach()[:_SAMPLED]).cpu().numpy()  # no rounding changes them
         digest.update(str(tuple(weight.shape)).encode())
-        digest.update(np.ascontiguousarray(sample.numpy()).tobytes())
+        digest.update(np.packbits(signs).tobytes())
     return str(digest.hexdigest())
 
 

@@ -20,7 +20,8 @@ class Outputs:
     Args:
         logits: [T, V] of the target.
         packed: int32[T, 1 + 2 * TOP_K] on the device, what `pack` makes of them, if it is there.
-        states: [T, width], hidden states, if they were watched.
+        states: [T, width], hidden states, if they were watched; what has another shape, because a
+            model calls its output embedding in a way of its own, is passed over.
 
     Example:
         >>> outputs = Outputs(torch.tensor([[0.0, 2.0, 1.0]]))
@@ -35,7 +36,8 @@ class Outputs:
         states: torch.Tensor | None = None,
     ) -> None:
         self.logits = logits
-        self._states = states
+        fits = states is not None and states.shape[:-1] == logits.shape[:-1]
+        self._states = states if fits else None
         self._packed: torch.Tensor | None = None
         self._rows: NDArray[np.int32] | None = None
         if logits.device.type != "cpu":
@@ -75,7 +77,7 @@ class Outputs:
 
     def hidden(self, node: int) -> NDArray[np.float32] | None:
         """float32[width], the hidden state at `node`; None if states were not watched."""
-        return None if self._states is None else rows(self._states[node])
+        return None if self._states is None else rows(self._states[node]).copy()
 
 
 def pack(logits: torch.Tensor) -> torch.Tensor:
