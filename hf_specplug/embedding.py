@@ -100,14 +100,10 @@ class Embedding:
             return
         longest = min(_PIECE, _longest(_loaded(self._name)))
         pieces = _chosen(corpus.documents(_pass), _DOCUMENTS, max_tokens * _LETTERS)
-        rows = [
-            row[:longest] for row in tokenise(tokenizer, [p[: _LETTERS * longest] for p in pieces])
-        ]
-        ends = np.cumsum([len(row) for row in rows])
-        windows = [
-            (row.astype(np.int64), 0, 0) for row in rows[: np.searchsorted(ends, _SAMPLE) + 1]
-        ]
-        states = [found for _, found in self._states([w for w in windows if len(w[0])])]
+        texts = tokenise(tokenizer, [piece[: _LETTERS * longest] for piece in pieces])
+        windows = [(text[:longest].astype(np.int64), 0, 0) for text in texts if len(text)]
+        enough = np.searchsorted(np.cumsum([len(window[0]) for window in windows]), _SAMPLE) + 1
+        states = [found for _, found in self._states(windows[:enough])]
         if states:
             self.transform = fitted(np.concatenate(states))
 

@@ -113,7 +113,8 @@ def build(
     if model is not None:
         embedding = _embedding(out, model, layer, index, engine)
         most, settings = min(most, EMBEDDED), embedding.settings(index)
-        embedding.fit(texts, made, recipe.max_tokens)
+        with console.status("the model reads a sample of the corpus"):
+            embedding.fit(texts, made, recipe.max_tokens)
         if engine != LOCAL:  # workers have their own models
             embedding.release()
     plan = building.Plan(most, recipe.max_tokens, recipe.dedup, kind, given, settings)
