@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from hf_specplug.kernels._njit import njit
+from hf_specplug.kernels.retrieval import token_at
 
 MOST = 64
 """Pointers at once: the bits of a search node's state."""
@@ -59,13 +60,6 @@ def project(state, transform, out):
 
 
 @njit
-def _token(tokens, place):
-    if place < 0 or place >= tokens.shape[0]:
-        return np.int64(-1)
-    return np.int64(tokens[place])
-
-
-@njit
 def follow(tokens, shard, pointers, count, emitted):
     """Move the pointers of a shard along with the text; one that disagrees is lost (place -1).
 
@@ -79,7 +73,7 @@ def follow(tokens, shard, pointers, count, emitted):
         if pointers[p, SHARD] != shard or pointers[p, PLACE] < 0:
             continue
         for token in emitted:
-            if _token(tokens, pointers[p, PLACE]) != token:
+            if token_at(tokens, pointers[p, PLACE]) != token:
                 pointers[p, PLACE] = -1
                 break
             pointers[p, PLACE] += 1
@@ -113,7 +107,7 @@ def arrive(tokens, shard, places, near, root, pointers, cosines, count):
     """
     for i in range(places.shape[0]):
         place = places[i]
-        if place < 0 or not (near[i] > -2.0) or _token(tokens, place + 1) != root:
+        if place < 0 or not (near[i] > -2.0) or token_at(tokens, place + 1) != root:
             continue
         p = 0
         while p < count:
@@ -148,7 +142,7 @@ def look(tokens, vocab, shard, pointers, count, ahead):
             continue
         over = False
         for depth in range(AHEAD):
-            token = np.int64(-1) if over else _token(tokens, pointers[p, PLACE] + depth)
+            token = np.int64(-1) if over else token_at(tokens, pointers[p, PLACE] + depth)
             if token < 0 or token >= vocab:
                 over = True
                 token = -1

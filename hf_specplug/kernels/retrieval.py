@@ -12,7 +12,7 @@ from hf_specplug.kernels._njit import njit
 
 
 @njit
-def _token(tokens, position):
+def token_at(tokens, position):
     """The token at a position, -1 outside the text."""
     if position < 0 or position >= tokens.shape[0]:
         return np.int64(-1)
@@ -28,7 +28,7 @@ def narrow(tokens, suffixes, low, high, offset, token):
     begin, end = low, high
     while begin < end:
         middle = (begin + end) // 2
-        if _token(tokens, np.int64(suffixes[middle]) + offset) < token:
+        if token_at(tokens, np.int64(suffixes[middle]) + offset) < token:
             begin = middle + 1
         else:
             end = middle
@@ -36,7 +36,7 @@ def narrow(tokens, suffixes, low, high, offset, token):
     end = high
     while begin < end:
         middle = (begin + end) // 2
-        if _token(tokens, np.int64(suffixes[middle]) + offset) <= token:
+        if token_at(tokens, np.int64(suffixes[middle]) + offset) <= token:
             begin = middle + 1
         else:
             end = middle
@@ -105,7 +105,7 @@ def _continuations(tokens, suffixes, vocab, low, high, length, found):
     distinct = 0
     for i in range(looked):
         place = low + (i * size + size // 2) // looked if size > CAP else low + i
-        token = _token(tokens, np.int64(suffixes[place]) + length)
+        token = token_at(tokens, np.int64(suffixes[place]) + length)
         if token < 0 or token >= vocab:  # the end of a document
             continue
         if distinct > 0 and found[distinct - 1, 0] == token:
