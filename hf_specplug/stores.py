@@ -87,12 +87,7 @@ def build(
             model, layer = known.settings["model"]["name"], known.settings["layer"]
             index = known.settings["index"]
     kind = kind or recipe.kind
-    if kind == DenseIndex.kind and model is None:
-        raise OptionError("a dense store is made of a model's states: --model NAME_OR_PATH")
-    if kind != DenseIndex.kind and model is not None:
-        raise OptionError("--model is for --kind dense; a tokenizer is given as --tokenizer")
-    if tokenizer is None:
-        raise OptionError("a store needs the model's tokenizer: --tokenizer NAME_OR_PATH")
+    _refuse_missing(kind, model, tokenizer)
     console = Console(stderr=True)
     skipped: list[CorpusError] = []
 
@@ -124,6 +119,16 @@ def build(
     if skipped:
         console.print(f"{len(skipped)} places in the corpus were skipped", style="yellow")
     return Datastore(out)
+
+
+def _refuse_missing(kind: str, model: str | None, tokenizer: str | None) -> None:
+    """Raise OptionError unless what a kind of store is made with is known."""
+    if kind == DenseIndex.kind and model is None:
+        raise OptionError("a dense store is made of a model's states: --model NAME_OR_PATH")
+    if kind != DenseIndex.kind and model is not None:
+        raise OptionError("--model is for --kind dense; a tokenizer is given as --tokenizer")
+    if tokenizer is None:
+        raise OptionError("a store needs the model's tokenizer: --tokenizer NAME_OR_PATH")
 
 
 def _embedding(out: str, model: str, layer: int, index: str, engine: str) -> Embedding:
