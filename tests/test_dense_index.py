@@ -106,8 +106,11 @@ def test_the_nearest_are_found(name: str, monkeypatch: pytest.MonkeyPatch) -> No
     cells = index.nprobe
     assert (cells > 0) == (name == "auto" or name.startswith("IVF"))
     for _ in range(9):
-        index.hurry()
-    assert index.nprobe == min(cells, 1)
+        index.hurry(more=True)
+    assert index.nprobe == max(cells // 8, min(cells, 1))
+    for _ in range(9):
+        index.hurry(more=False)
+    assert index.nprobe == cells
 
 
 def test_what_is_not_found_is_no_neighbour() -> None:
