@@ -59,7 +59,7 @@ def build(
     memory: str | None,
     on_error: str,
     append: bool,
-    engine: str = "local",
+    engine: str = LOCAL,
     kind: str | None = None,
     given: bool = False,
     from_model_outputs: str | None = None,
@@ -74,7 +74,7 @@ def build(
     """
     if on_error not in ("stop", "skip"):
         raise OptionError(f"--on-error is stop or skip, not {on_error!r}")
-    if from_model_outputs and engine != "local":
+    if from_model_outputs and engine != LOCAL:
         raise OptionError("a model answers in this process: --from-model-outputs has no --engine")
     if workers:
         os.environ["RAYON_NUM_THREADS"] = str(workers)

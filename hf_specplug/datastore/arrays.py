@@ -112,9 +112,7 @@ def verify(folder: Path, described: ArrayFile) -> None:
             f"{path} cannot be read ({error.strerror}); build the store again"
         ) from error
     if found != described.checksum:
-        raise StoreError(
-            f"{folder / described.name} has changed since it was written (its checksum differs)"
-        )
+        raise StoreError(f"{path} has changed since it was written (its checksum differs)")
 
 
 def _checksum(path: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -38,8 +39,9 @@ class Retold(Corpus):
         if known.build:
             raise CorpusError(f"{self.files[0]} holds an interrupted build: finish it first")
 
-    @property
+    @cached_property
     def store(self) -> Datastore:
+        """Opened once: of a dense one that compares checksums."""
         return Datastore(self.files[0])
 
     def fingerprint(self) -> str:
