@@ -99,11 +99,6 @@ class DenseDrafter(StoreDrafter):
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_shards": [], "_vocabs": [], "_alive": self._alive[:0]}
 
-    def __setstate__(self, kept: dict[str, Any]) -> None:
-        vars(self).update(kept)
-        for store in self.stores:
-            self._opened(store)
-
     def begin(self, context: Context) -> None:
         """Raises StoreError if a store holds states of another model."""
         super().begin(context)

@@ -48,6 +48,12 @@ class StoreDrafter(Drafter):
     def _opened(self, store: Datastore) -> None:
         """Make ready to draft from a store that was added."""
 
+    def __setstate__(self, kept: dict[str, Any]) -> None:
+        """Take back what a `__getstate__` gave, which leaves out all that `_opened` makes."""
+        vars(self).update(kept)
+        for store in self.stores:
+            self._opened(store)
+
     def begin(self, context: Context) -> None:
         """Raises StoreError if a store has more token ids than the model."""
         for store in self.stores:

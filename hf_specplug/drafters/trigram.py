@@ -80,11 +80,6 @@ class TrigramDrafter(StoreDrafter):
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "shards": []}
 
-    def __setstate__(self, kept: dict[str, Any]) -> None:
-        vars(self).update(kept)
-        for store in self.stores:
-            self._opened(store)
-
     def begin(self, context: Context) -> None:
         super().begin(context)
         if self.table.vocab_size != context.vocab_size:
