@@ -5,11 +5,12 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
 ARGS ?=
 
-.PHONY: help demo test lint typecheck format clean
+.PHONY: help demo test docs lint typecheck format clean
 
 help:
 	@echo "make demo       install, then plain and plugged generation side by side (offline)"
 	@echo "make test       install what tests need, run them (ARGS='-k walk' to choose)"
+	@echo "make docs       build the documentation into site/, warnings are errors"
 	@echo "make lint       ruff, formatting included"
 	@echo "make typecheck  mypy"
 	@echo "make format     apply the formatting"
@@ -36,6 +37,9 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest $(ARGS)
 
+docs: $(VENV)/.installed-docs
+	$(BIN)/mkdocs build --strict
+
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -48,5 +52,5 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""`specplug bench`: one file for each question that it answers."""

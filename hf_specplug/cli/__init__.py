@@ -1,0 +1,11 @@
+"""The `specplug` command: one file for each group of commands, which that file registers."""
+
+from hf_specplug.cli import bench, decoding, stores  # noqa: F401
+from hf_specplug.cli.app import app
+
+__all__ = ["app", "main"]
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()

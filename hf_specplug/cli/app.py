@@ -1,0 +1,51 @@
+"""The `specplug` app, and how its commands fail. Heavy imports wait until a command runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+
+from hf_specplug import __version__
+
+app = typer.Typer(
+    help="Model-free tree drafting for transformers' model.generate: the same output, faster.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    epilog="Example: specplug demo --model ./my-model --prompt 'Write a haiku about trees.'",
+)
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"hf-specplug {__version__}")
+        raise typer.Exit
+
+
+@contextmanager
+def friendly(command: str) -> Iterator[None]:
+    """Errors as one line, and exit code 1."""
+    from hf_specplug.errors import SpecPlugError
+
+    try:
+        yield
+    except (SpecPlugError, OSError) as error:
+        typer.echo(f"specplug {command}: {error}", err=True)
+        raise typer.Exit(1) from error
+
+
+@contextmanager
+def resumable(command: str) -> Iterator[None]:
+    """The same, and exit code 130 if interrupted."""
+    try:
+        with friendly(command):
+            yield
+    except KeyboardInterrupt as error:
+        typer.echo(f"specplug {command}: interrupted; the same command goes on", err=True)
+        raise typer.Exit(130) from error

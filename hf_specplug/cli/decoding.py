@@ -1,0 +1,130 @@
+"""Commands that draft: demo, record, simulate, tune-tree."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from hf_specplug.cli.app import app, friendly
+
+
+@app.command(epilog="Example: specplug demo --model ./my-model --prompt 'Explain recursion.'")
+def demo(
+    model: Annotated[
+        str | None, typer.Option(help="Folder or Hub name of a causal LM (built in if not given).")
+    ] = None,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(help="What to ask; may be repeated (a handful if not given)."),
+    ] = None,
+    tokens: Annotated[int, typer.Option(min=2, help="New tokens per prompt.")] = 192,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves it to torch.")] = 0,
+    color: Annotated[bool, typer.Option(help="Colour the text by drafter.")] = True,
+    store: Annotated[
+        bool, typer.Option(help="Also with a datastore of Python's standard library.")
+    ] = True,
+) -> None:
+    """Generate plainly and with the plug, in turn, and compare: speed, forward passes, output."""
+    from hf_specplug import demo as module
+
+    with friendly("demo"):
+        identical = module.run(model, prompt, tokens, dtype, threads, color, store)
+    if not identical and dtype == "float32":
+        typer.echo("specplug demo: the outputs differ, which is a bug; please report it", err=True)
+        raise typer.Exit(1)
+
+
+@app.command(
+    epilog="Example: specplug record --model ./my-model --texts prompts.jsonl --out my.safetensors"
+)
+def record(
+    model: Annotated[str, typer.Option(help="Folder or Hub name of a causal LM.")],
+    texts: Annotated[
+        str,
+        typer.Option(
+            help='JSON lines with "prompt", and optionally "task" and "response" (without one the '
+            "model answers itself)."
+        ),
+    ],
+    out: Annotated[str, typer.Option(help="The recording; continued if it is there.")],
+    tokens: Annotated[int, typer.Option(min=2, help="Of an answer at most.")] = 512,
+    per_task: Annotated[int, typer.Option(min=0, help="Texts per task at most; 0: all.")] = 0,
+    device: Annotated[str | None, typer.Option(help="As torch names it.")] = None,
+    states: Annotated[
+        bool, typer.Option("--states", help="Also hidden states, to replay dense retrieval.")
+    ] = False,
+) -> None:
+    """Write down what a model finds likely at every token of some texts, to be replayed."""
+    from hf_specplug import record as module
+
+    with friendly("record"):
+        made = module.run(model, texts, out, tokens, per_task, device, states)
+    typer.echo(f"{out}: {len(made)} texts, {made.answer_tokens} tokens of answers")
+
+
+@app.command(
+    epilog="Example: specplug simulate my.safetensors --nodes auto,16,32 --cost h200-graph"
+)
+def simulate(
+    recording: Annotated[str, typer.Argument(help="A file that `specplug record` wrote.")],
+    drafters: Annotated[str, typer.Option(help="Names, with commas.")] = "context,recycling,stand",
+    datastore: Annotated[
+        list[str] | None, typer.Option(help="Also draft from this store; may be repeated.")
+    ] = None,
+    nodes: Annotated[
+        str, typer.Option(help='Tokens per forward pass to compare; "auto" needs --cost.')
+    ] = "8,16,32,64",
+    cost: Annotated[
+        str | None,
+        typer.Option(
+            help="h200-graph, h200-eager, cpu-2core, cpu-2core-bf16, or a JSON file of "
+            "milliseconds by width."
+        ),
+    ] = None,
+    tasks: Annotated[str | None, typer.Option(help="Only these, with commas.")] = None,
+    leave_one_out: Annotated[
+        bool, typer.Option(help="Also without each drafter in turn, and with each alone.")
+    ] = False,
+    published: Annotated[
+        str | None, typer.Option(help="Also as a paper drafts: aded, rasd, stand, token-recycling.")
+    ] = None,
+    calibration: Annotated[bool, typer.Option(help="Print predicted against accepted.")] = False,
+    out: Annotated[str | None, typer.Option(help="Write all figures as JSON.")] = None,
+) -> None:
+    """Replay a recording through drafters, without the model: accept length, cost, calibration."""
+    from hf_specplug import workbench
+
+    with friendly("simulate"):
+        workbench.run(
+            recording,
+            drafters,
+            datastore or (),
+            nodes,
+            cost,
+            tasks,
+            leave_one_out,
+            published,
+            calibration,
+            out,
+        )
+
+
+@app.command(
+    "tune-tree", epilog="Example: specplug tune-tree my.safetensors --keep 80 --out tree.json"
+)
+def tune_tree(
+    recording: Annotated[str, typer.Argument(help="A file that `specplug record` wrote.")],
+    drafters: Annotated[
+        str, typer.Option(help="Names, with commas, of the best-first search to compare with.")
+    ] = "stand",
+    start: Annotated[int, typer.Option(min=1, max=1023, help="Nodes of the first tree.")] = 625,
+    keep: Annotated[int, typer.Option(min=1, max=1023, help="Nodes of the tuned tree.")] = 80,
+    out: Annotated[str | None, typer.Option(help="Write the tree as JSON.")] = None,
+) -> None:
+    """Cut the static tree that STAND's paper drafts in to the nodes that a recording pays for."""
+    from hf_specplug import tune
+
+    with friendly("tune-tree"):
+        tune.run(recording, drafters, start, keep, out)
