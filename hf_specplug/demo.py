@@ -16,14 +16,13 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from rich.text import Text
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from hf_specplug import pretrained
 from hf_specplug.attachment import attach
 from hf_specplug.datastore.build import Plan, build
 from hf_specplug.datastore.corpus import Corpus, find
 from hf_specplug.datastore.store import Datastore, tokenizer_hash
 from hf_specplug.drafters.base import Drafter, Float32, Frontier, Int32, Step
-from hf_specplug.errors import OptionError
 from hf_specplug.plug import DEFAULT_DRAFTERS, SpecPlug
 
 BUILT_IN = Path(__file__).parent / "demo_model"
@@ -91,18 +90,13 @@ def run(
 
     Raises:
         OptionError: an unknown dtype.
-        OSError: the model cannot be loaded.
+        ModelError: the model cannot be loaded.
     """
-    if dtype not in ("float32", "bfloat16", "float16"):
-        raise OptionError(f"--dtype must be float32, bfloat16 or float16, not {dtype!r}")
     if threads:
         torch.set_num_threads(threads)
     console = Console(highlight=False)
     source = model_name or str(BUILT_IN)
-    tokenizer = AutoTokenizer.from_pretrained(source)
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, dtype)).eval()
-    if torch.cuda.is_available():
-        model.to("cuda")
+    model, tokenizer = pretrained.load(source, dtype)
     recorder = Recorder()
     attach(model)
     plug = SpecPlug(drafters=[*DEFAULT_DRAFTERS, recorder])

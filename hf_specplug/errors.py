@@ -9,6 +9,10 @@ class OptionError(SpecPlugError, ValueError):
     """An option has a value that cannot be used; the message says which values can."""
 
 
+class ModelError(SpecPlugError, OSError):
+    """A model cannot be loaded by its name; the message says why."""
+
+
 class DraftError(SpecPlugError, ValueError):
     """A drafter broke its contract. The drafter is dropped; `generate` never raises this."""
 
@@ -27,3 +31,7 @@ class StoreError(SpecPlugError, ValueError):
 
 class CorpusError(SpecPlugError, ValueError):
     """A file of a corpus cannot be read; the message names it, and the line."""
+
+
+class PlotError(SpecPlugError, ValueError):
+    """There is nothing to draw, or nothing to draw it with; the message says why."""

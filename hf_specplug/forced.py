@@ -85,13 +85,18 @@ def load(
     return chosen
 
 
-def prompt_ids(tokenizer: Any, text: str) -> list[int]:
-    """A question as the model is asked it: by its chat template, if it has one."""
+def prompt_ids(tokenizer: Any, *turns: str) -> list[int]:
+    """A question as the model is asked it: by its chat template, if it has one.
+
+    Args:
+        turns: question, answer, question, ...; the last one is to be answered.
+    """
     if tokenizer.chat_template:
-        turns = [{"role": "user", "content": text}]
-        ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True)["input_ids"]
+        roles = ("user", "assistant")
+        said = [{"role": roles[n % 2], "content": text} for n, text in enumerate(turns)]
+        ids = tokenizer.apply_chat_template(said, add_generation_prompt=True)["input_ids"]
     else:
-        ids = tokenizer(text)["input_ids"]
+        ids = tokenizer("\n\n".join(turns))["input_ids"]
     return list(ids)
 
 

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import track
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from hf_specplug import pretrained
 from hf_specplug.attachment import attach
 from hf_specplug.drafters.base import TopK
 from hf_specplug.errors import RecordingError
@@ -86,13 +86,9 @@ def loaded(model_name: str, device: str | None = None) -> tuple[Any, Any]:
     """A model with a plug, and its tokenizer.
 
     Raises:
-        OSError: it cannot be read.
+        ModelError: it cannot be loaded.
     """
-    tokenizer = AutoTokenizer.from_pretrained(model_name)
-    model = AutoModelForCausalLM.from_pretrained(model_name, dtype="auto").eval()
-    model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if model.device.type == "cpu":
-        model.float()
+    model, tokenizer = pretrained.load(model_name, device=device)
     attach(model)
     return model, tokenizer
 

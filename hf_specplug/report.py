@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,8 @@ import transformers
 from hf_specplug import __version__
 
 
-def write(path: str, arguments: dict[str, Any], **figures: Any) -> None:
-    """Write `figures` and what they were measured with to `path` as JSON."""
+def environment() -> dict[str, Any]:
+    """Machine, versions and commit, for JSON."""
     commit = subprocess.run(
         ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
         capture_output=True,
@@ -23,16 +25,42 @@ def write(path: str, arguments: dict[str, Any], **figures: Any) -> None:
         check=False,
     ).stdout.strip()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    report = {
-        "machine": {"cpu": platform.machine(), "threads": torch.get_num_threads(), "gpu": gpu},
+    return {
+        "machine": {
+            "cpu": _cpu(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "gpu": gpu,
+            "system": platform.system(),
+        },
         "versions": {
             "hf_specplug": __version__,
             "torch": torch.__version__,
             "transformers": transformers.__version__,
+            "python": platform.python_version(),
         },
         "commit": commit,
-        "arguments": arguments,
-        **figures,
     }
-    with open(path, "w", encoding="utf-8") as file:
-        json.dump(report, file, indent=1)
+
+
+def _cpu() -> str:
+    """The processor's name, or at least its architecture."""
+    try:
+        found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text("utf-8"))
+    except OSError:
+        found = None
+    return found[1] if found else platform.processor() or platform.machine()
+
+
+def save(path: str | os.PathLike[str], report: dict[str, Any]) -> None:
+    """Write a report as JSON; the file appears whole or not at all."""
+    partial = f"{os.fspath(path)}.partial"
+    with open(partial, "w", encoding="utf-8") as file:
+        json.dump(report, file, indent=1, ensure_ascii=False)
+        file.write("\n")
+    os.replace(partial, path)
+
+
+def write(path: str, arguments: dict[str, Any], **figures: Any) -> None:
+    """Write `figures` and what they were measured with to `path` as JSON."""
+    save(path, {**environment(), "arguments": arguments, **figures})

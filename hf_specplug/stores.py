@@ -24,8 +24,8 @@ from rich.progress import (
 )
 from rich.table import Table
 from rich.tree import Tree
-from transformers import AutoTokenizer
 
+from hf_specplug import pretrained
 from hf_specplug.answers import SHARD, Answering, Prompts
 from hf_specplug.datastore import build as building
 from hf_specplug.datastore import engines, faiss_index
@@ -87,7 +87,7 @@ def build(
             model, layer = known.settings["model"]["name"], known.settings["layer"]
             index = known.settings["index"]
     kind = kind or recipe.kind
-    _refuse_missing(kind, model, tokenizer)
+    tokenizer = _refuse_missing(kind, model, tokenizer)
     console = Console(stderr=True)
     skipped: list[CorpusError] = []
 
@@ -100,7 +100,7 @@ def build(
     texts, most = recipe.corpus, _shard_tokens(memory)
     if from_model_outputs is not None:
         texts, most = Prompts(texts.files, model=from_model_outputs), min(most, SHARD)
-    made = AutoTokenizer.from_pretrained(tokenizer)
+    made = pretrained.tokenizer(tokenizer)
     if isinstance(texts, Retold):
         texts.store.refuse_other(made)
     embedding = None
@@ -121,14 +121,15 @@ def build(
     return Datastore(out)
 
 
-def _refuse_missing(kind: str, model: str | None, tokenizer: str | None) -> None:
-    """Raise OptionError unless what a kind of store is made with is known."""
+def _refuse_missing(kind: str, model: str | None, tokenizer: str | None) -> str:
+    """The tokenizer's name; raise OptionError unless what a kind of store is made with is known."""
     if kind == DenseIndex.kind and model is None:
         raise OptionError("a dense store is made of a model's states: --model NAME_OR_PATH")
     if kind != DenseIndex.kind and model is not None:
         raise OptionError("--model is for --kind dense; a tokenizer is given as --tokenizer")
     if tokenizer is None:
         raise OptionError("a store needs the model's tokenizer: --tokenizer NAME_OR_PATH")
+    return tokenizer
 
 
 def _embedding(out: str, model: str, layer: int, index: str, engine: str) -> Embedding:
@@ -223,7 +224,7 @@ def show(figures: dict[str, Any], form: str) -> None:
 def query(path: str, text: str, nodes: int, tokenizer: str | None, form: str) -> None:
     """Print how a store continues a text."""
     store = Datastore(path)
-    made = AutoTokenizer.from_pretrained(tokenizer or store.manifest.tokenizer["name"])
+    made = pretrained.tokenizer(tokenizer or store.manifest.tokenizer["name"])
     store.refuse_other(made)
     ids = made(text, add_special_tokens=False)["input_ids"]
     vocab = store.manifest.vocab_size

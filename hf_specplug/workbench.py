@@ -11,9 +11,9 @@ from rich.progress import track
 from rich.table import Table
 
 from hf_specplug import __version__
-from hf_specplug.datastore.store import Datastore, open_all
+from hf_specplug.datastore.store import open_all
 from hf_specplug.drafters.base import create
-from hf_specplug.drafters.stored import give, reader
+from hf_specplug.drafters.stored import give, readers
 from hf_specplug.errors import OptionError
 from hf_specplug.recording import Trace, load
 from hf_specplug.simulate import Result, cost_curve, simulate
@@ -47,7 +47,7 @@ def run(
     progress_bars = Console(stderr=True)
     names = _split(drafters)
     stores = open_all(datastores)
-    names += [name for name in dict.fromkeys(map(_reader, stores)) if name not in names]
+    names += [name for name in readers(stores) if name not in names]
     results: dict[str, Result] = {}
     for label, group, size, paper in _plan(names, _sizes(nodes), leave_one_out, published):
 
@@ -73,10 +73,6 @@ def run(
         }
         with open(out, "w", encoding="utf-8") as file:
             json.dump(report, file, indent=1)
-
-
-def _reader(store: Datastore) -> str:
-    return reader(store.manifest.kind).name
 
 
 def _split(text: str) -> list[str]:

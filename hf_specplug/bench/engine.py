@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from torch.nn.attention.flex_attention import flex_attention
 from torch.utils.benchmark import Timer
-from transformers import AutoModelForCausalLM, AutoTokenizer, CompileConfig, PreTrainedModel
+from transformers import CompileConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from hf_specplug import forced, report
+from hf_specplug import forced, pretrained, report
 from hf_specplug.attachment import attach
+from hf_specplug.bench.widths import step_milliseconds
 from hf_specplug.errors import OptionError
 from hf_specplug.plug import SpecPlug
-from hf_specplug.session import Session
-from hf_specplug.tree import DraftTree
 from hf_specplug.verify.attention import folded_attention
-from hf_specplug.verify.engine import Engine
 from hf_specplug.verify.static import WIDTHS
 
 LEAST = 96  # tokens of an answer
-_REPEATS = 15
 Methods = dict[str, tuple[dict[str, Any], SpecPlug | None]]
 
 
@@ -47,15 +41,12 @@ def engine(
 
     Raises:
         OptionError: a dtype or context that is none.
+        ModelError: the model cannot be loaded.
         RecordingError: `texts` cannot be used, or another text came out.
     """
-    if dtype not in ("float32", "bfloat16", "float16"):
-        raise OptionError(f"dtype must be float32, bfloat16 or float16, not {dtype!r}")
     lengths = _lengths(contexts)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    tokenizer = AutoTokenizer.from_pretrained(model_name)
-    model = AutoModelForCausalLM.from_pretrained(model_name, dtype=getattr(torch, dtype))
-    model = model.to(device).eval()
+    model, tokenizer = pretrained.load(model_name, dtype)
+    device = model.device.type
     attach(model)
     answers = [
         forced.Answer(answer.task, answer.prompt.to(device), answer.tokens)
@@ -77,7 +68,7 @@ def engine(
             row[name] = forced.measure(model.generate, answer, arguments)
         rows.append(row)
     steps = {
-        f"{name} at {length}": _step_milliseconds(model, length, arguments)
+        f"{name} at {length}": step_milliseconds(model, length, arguments)
         for length in track(lengths, "widths", console=console, transient=True)
         for name, (arguments, plug) in methods.items()
         if plug is not None
@@ -125,31 +116,6 @@ def _methods(device: str, compiled: bool) -> Methods:
         how = {"assistant": plug, "compile_config": config}
         methods["specplug compiled"] = (how if device == "cuda" else {**how, **static}, plug)
     return methods
-
-
-def _step_milliseconds(
-    model: PreTrainedModel, length: int, arguments: dict[str, Any]
-) -> dict[int, float]:
-    """Median time of a forward pass over each width, after `length` tokens."""
-    times: dict[int, float] = {}
-
-    def act(engine: Engine) -> None:
-        engine.warm(length + 512)
-        for width in WIDTHS:
-            path = DraftTree.path(np.zeros(width - 1, np.int32))
-            taken = []
-            for _ in range(_REPEATS):
-                start = time.perf_counter()
-                engine.step(0, path).wait()
-                taken.append(1e3 * (time.perf_counter() - start))
-                engine.keep([0])
-            times[width] = statistics.median(taken[_REPEATS // 3 :])
-
-    settings = {key: value for key, value in arguments.items() if key != "assistant"}
-    ids = torch.arange(length, device=model.device)[None] % 100 + 3
-    room = {"max_new_tokens": 2 + _REPEATS * len(WIDTHS)}
-    Session("auto", 1, pack=True).on_engine(model, ids, act, **settings, **room)
-    return times
 
 
 def _attention_milliseconds(

@@ -41,11 +41,12 @@ def friendly(command: str) -> Iterator[None]:
 
 
 @contextmanager
-def resumable(command: str) -> Iterator[None]:
-    """The same, and exit code 130 if interrupted."""
+def resumable(command: str, again: bool = True) -> Iterator[None]:
+    """The same, and exit code 130 if interrupted; `again`: what was done is kept."""
     try:
         with friendly(command):
             yield
     except KeyboardInterrupt as error:
-        typer.echo(f"specplug {command}: interrupted; the same command goes on", err=True)
+        then = "; the same command goes on" if again else ""
+        typer.echo(f"specplug {command}: interrupted{then}", err=True)
         raise typer.Exit(130) from error

@@ -78,3 +78,8 @@ def reader(kind: str) -> StoreDrafter:
         if issubclass(drafter, StoreDrafter) and kind in drafter.kinds:
             return drafter()
     raise OptionError(f"no drafter reads datastores of kind {kind!r}")
+
+
+def readers(stores: Iterable[Datastore]) -> list[str]:
+    """The names of the drafters that read these stores, each once."""
+    return list(dict.fromkeys(reader(store.manifest.kind).name for store in stores))

@@ -1,0 +1,79 @@
+"""What a benchmark asks: JSON lines in Spec-Bench's format, or a small set that is built in."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hf_specplug.errors import RecordingError
+from hf_specplug.record import asked
+
+BUILT_IN = Path(__file__).parent / "prompts.jsonl"
+
+TASKS = {
+    "mt_bench": "Multi-turn Conversation",
+    "translation": "Translation",
+    "summarization": "Summarization",
+    "qa": "Question Answering",
+    "math_reasoning": "Mathematical Reasoning",
+    "rag": "Retrieval-aug. Generation",
+}
+"""Spec-Bench's tasks, and the names of its columns (arXiv 2401.07851, table 2)."""
+
+_MT_BENCH = {"writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem"}
+_MT_BENCH |= {"humanities"}
+
+
+@dataclass(frozen=True)
+class Question:
+    """One conversation: what the user says in each turn."""
+
+    task: str
+    name: str
+    turns: list[str]
+
+
+def load(path: str | None, per_task: int = 0) -> list[Question]:
+    """Questions of each task, spread evenly over the file; 0: all.
+
+    Args:
+        path: JSON lines with "turns" or "prompt", and optionally "task" (or Spec-Bench's
+            "category") and "id" (or "question_id"); None for the built-in set.
+
+    Raises:
+        RecordingError: a line that is not understood, or there is none; the message names it.
+        OSError: the file cannot be read.
+
+    Example:
+        >>> [question.task for question in load(None, per_task=1)][:2]
+        ['mt_bench', 'translation']
+    """
+    by_task: dict[str, list[Question]] = defaultdict(list)
+    names: set[str] = set()
+    for where, line in asked(str(path or BUILT_IN)):
+        question = _question(where, line)
+        if question.name in names:
+            raise RecordingError(f'{where}: an "id" must be there once, but {question.name} is not')
+        names.add(question.name)
+        by_task[question.task].append(question)
+    if not by_task:
+        raise RecordingError(f'{path} holds no prompts: JSON lines with "turns" or "prompt"')
+    return [question for found in by_task.values() for question in _spread(found, per_task)]
+
+
+def _question(where: str, line: dict[str, Any]) -> Question:
+    turns = line.get("turns") or [line["prompt"]]
+    if not all(isinstance(turn, str) and turn.strip() for turn in turns):
+        raise RecordingError(f'{where}: "turns" must be texts, and none of them empty')
+    task = str(line.get("task") or line.get("category") or "prompts")
+    name = str(line.get("id", line.get("question_id", where)))
+    return Question("mt_bench" if task in _MT_BENCH else task, name, turns)
+
+
+def _spread(questions: list[Question], count: int) -> list[Question]:
+    """`count` of them at even distances, as neighbours are often of one kind."""
+    if not count or count >= len(questions):
+        return questions
+    return [questions[place * len(questions) // count] for place in range(count)]

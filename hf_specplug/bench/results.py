@@ -1,0 +1,188 @@
+"""What `specplug bench` found, as it stands in its JSON file, and what follows from it.
+
+rows: one for each turn: task, name, turn, prompt_tokens, answer (token ids of plain decoding),
+    runs: method -> seconds, tokens, forwards (that of the prompt included), differs_at (the
+    first token that is not plain decoding's; null if there is none)
+skipped: names of prompts that leave the model no room for an answer
+stats: method -> what its plug counted (`Stats.to_dict()`)
+milliseconds: method, after (tokens of context), by_width (ms per forward pass)
+ablation: see `replayed`
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+from dataclasses import dataclass
+from typing import Any
+
+from hf_specplug.bench.methods import PLAIN
+from hf_specplug.errors import RecordingError
+
+Results = dict[str, Any]
+
+_PARTS: dict[str, type] = {
+    "rows": list,
+    "failed": dict,
+    "skipped": list,
+    "stats": dict,
+    "milliseconds": dict,
+    "ablation": dict,
+}
+_SAME = ("arguments", "machine", "versions")
+
+
+def new(environment: dict[str, Any], arguments: dict[str, Any]) -> Results:
+    """Results of a run that has measured nothing yet."""
+    return {**environment, "arguments": arguments, **{key: of() for key, of in _PARTS.items()}}
+
+
+def begun(path: str | None, fresh: Results) -> Results:
+    """What an interrupted run wrote to `path`, to go on from; `fresh` if there is no such file.
+
+    Raises:
+        RecordingError: the file holds something else.
+    """
+    if path is None or not os.path.exists(path):
+        return fresh
+    found = read(path)
+    for key in _SAME:
+        before, now = found[key], fresh[key]
+        if changed := sorted(part for part in {*before, *now} if before.get(part) != now.get(part)):
+            raise RecordingError(
+                f"{path} holds a run with other {key} ({', '.join(changed)}): remove it or choose "
+                "another --out"
+            )
+    return found
+
+
+def read(path: str) -> Results:
+    """What a run wrote to its `--out`.
+
+    Raises:
+        RecordingError: the file is something else.
+        OSError: it cannot be read.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            found = json.load(file)
+        fitting = all(isinstance(found[key], of) for key, of in _PARTS.items())
+        fitting &= all(isinstance(found[key], dict) for key in _SAME)
+        fitting &= all(PLAIN in row["runs"] for row in found["rows"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise RecordingError(f"{path} is not what `specplug bench --out` writes") from error
+    if not fitting:
+        raise RecordingError(f"{path} is not what `specplug bench --out` writes")
+    return found  # type: ignore[no-any-return]
+
+
+def names(found: Results) -> set[str]:
+    """The questions that were asked, or cannot be."""
+    return {row["name"] for row in found["rows"]} | set(found["skipped"])
+
+
+def methods(found: Results) -> list[str]:
+    """What was compared, plain decoding first."""
+    return [name for name in found["arguments"]["methods"] if name not in found["failed"]]
+
+
+def notes(found: Results) -> list[str]:
+    """What a reader should know beside the figures, a line each."""
+    lines = [f"{method} cannot run this model: {why}" for method, why in found["failed"].items()]
+    for method, stats in found["stats"].items():
+        lines += [f"{method}: {count} x {why}" for why, count in stats["fallbacks"].items()]
+        lines += [f"{method}: {name} was dropped: {why}" for name, why in stats["dropped"].items()]
+    if found["skipped"]:
+        count, tokens = len(found["skipped"]), found["arguments"]["tokens"]
+        lines.append(f"{count} prompts were left out: they leave no room for {tokens} tokens")
+    return lines
+
+
+def tasks(found: Results) -> list[str]:
+    """In the order of the prompts."""
+    return list(dict.fromkeys(row["task"] for row in found["rows"]))
+
+
+def middle_length(found: Results) -> int:
+    """Tokens of a context in the middle of an answer, on the median."""
+    lengths = [row["prompt_tokens"] + len(row["answer"]) // 2 for row in found["rows"]]
+    return int(statistics.median(lengths))
+
+
+def merged(one: Any, other: Any) -> Any:
+    """The counters of two runs as one: numbers are added, at any depth."""
+    if one is None:
+        return other
+    if isinstance(other, dict):
+        keys = list(dict.fromkeys([*one, *other]))
+        both = {key: merged(one.get(key), other[key]) if key in other else one[key] for key in keys}
+        if "accept_length" in both:
+            both["accept_length"] = both["tokens"] / max(both["forwards"], 1)
+        if "ece" in both:
+            missed = sum(
+                abs(p - a) for p, a in zip(both["predicted"], both["accepted"], strict=True)
+            )
+            both["ece"] = missed / max(sum(both["count"]), 1)
+        return both
+    if isinstance(other, list):
+        longer, shorter = sorted((one, other), key=len, reverse=True)
+        return [a + b for a, b in zip(longer, shorter, strict=False)] + longer[len(shorter) :]
+    return other if isinstance(other, str) else one + other
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A method on some rows, beside plain decoding.
+
+    Attributes:
+        tokens_per_second: all tokens by all seconds.
+        speed: the same, as a multiple of plain decoding's.
+        quartiles: lower quartile, median and upper quartile of the speeds of single answers.
+        tokens_per_forward: the forward pass of the prompt included.
+        identical, answers: how many are plain decoding's to the last token, and of how many.
+        spec_bench: speed by Spec-Bench's formula: means over questions of tokens per second.
+    """
+
+    tokens_per_second: float
+    speed: float
+    quartiles: tuple[float, float, float]
+    tokens_per_forward: float
+    identical: int
+    answers: int
+    spec_bench: float
+
+
+def summary(found: Results, method: str, task: str | None = None) -> Summary:
+    """How a method did on a task, or on all."""
+    rows = [row for row in found["rows"] if task in (None, row["task"])]
+    own, plain = [row["runs"][method] for row in rows], [row["runs"][PLAIN] for row in rows]
+    single = speeds(rows, method)
+    quartiles = statistics.quantiles(single, method="inclusive") if len(single) > 1 else 3 * single
+    return Summary(
+        tokens_per_second=_rate(own),
+        speed=_rate(own) / _rate(plain),
+        quartiles=(quartiles[0], quartiles[1], quartiles[2]),
+        tokens_per_forward=sum(run["tokens"] for run in own) / sum(run["forwards"] for run in own),
+        identical=sum(run["differs_at"] is None for run in own),
+        answers=len(own),
+        spec_bench=_by_question(rows, method) / _by_question(rows, PLAIN),
+    )
+
+
+def speeds(rows: list[dict[str, Any]], method: str) -> list[float]:
+    """Of single answers: tokens per second, as a multiple of plain decoding's."""
+    return [_rate([row["runs"][method]]) / _rate([row["runs"][PLAIN]]) for row in rows]
+
+
+def _rate(runs: list[dict[str, Any]]) -> float:
+    """Tokens per second."""
+    return float(sum(run["tokens"] for run in runs) / sum(run["seconds"] for run in runs))
+
+
+def _by_question(rows: list[dict[str, Any]], method: str) -> float:
+    """Spec-Bench's tokens per second: the mean over questions, each with all its turns."""
+    turns: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        turns.setdefault(row["name"], []).append(row["runs"][method])
+    return statistics.fmean(_rate(runs) for runs in turns.values())

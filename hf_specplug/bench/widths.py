@@ -1,0 +1,59 @@
+"""What a forward pass over several tokens costs with this model on this machine."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from transformers import PreTrainedModel
+
+from hf_specplug.bench.methods import Method
+from hf_specplug.session import Session
+from hf_specplug.tree import DraftTree
+from hf_specplug.verify.engine import Engine
+from hf_specplug.verify.static import WIDTHS
+
+_REPEATS = 15
+
+
+def milliseconds(
+    model: PreTrainedModel, ways: Sequence[Method], length: int, bars: Console
+) -> dict[str, Any]:
+    """The first plug's forward passes, by width, after `length` tokens; {} if there is no plug."""
+    for way in ways:
+        if way.plug is not None:
+            with bars.status("forward passes by width"):
+                times = step_milliseconds(model, length, way.settings, way.plug.pack)
+            by_width = {str(width): ms for width, ms in times.items()}
+            return {"method": way.name, "after": length, "by_width": by_width}
+    return {}
+
+
+def step_milliseconds(
+    model: PreTrainedModel, length: int, arguments: dict[str, Any], pack: bool = True
+) -> dict[int, float]:
+    """Median time of a forward pass over each width, after `length` tokens."""
+    times: dict[int, float] = {}
+
+    def act(engine: Engine) -> None:
+        engine.warm(length + 512)
+        for width in WIDTHS:
+            path = DraftTree.path(np.zeros(width - 1, np.int32))
+            taken = []
+            for _ in range(_REPEATS):
+                start = time.perf_counter()
+                engine.step(0, path).wait()
+                taken.append(1e3 * (time.perf_counter() - start))
+                engine.keep([0])
+            times[width] = statistics.median(taken[_REPEATS // 3 :])
+
+    settings = {key: value for key, value in arguments.items() if key != "assistant"}
+    ids = torch.arange(length, device=model.device)[None] % 100 + 3
+    room = {"max_new_tokens": 2 + _REPEATS * len(WIDTHS)}
+    Session("auto", 1, pack).on_engine(model, ids, act, **settings, **room)
+    return times
