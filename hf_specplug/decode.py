@@ -12,7 +12,8 @@ from hf_specplug.budget import Budget
 from hf_specplug.drafters.base import Context, Float32, Int32, Step
 from hf_specplug.search import TreeSearch
 from hf_specplug.stats import Stats
-from hf_specplug.tree import EMPTY, DraftTree
+from hf_specplug.steps import CheckedStep, Tape
+from hf_specplug.tree import EMPTY
 from hf_specplug.verify.engine import PREFILL_LOGITS, Engine
 from hf_specplug.verify.outputs import Outputs
 from hf_specplug.verify.walk import Walk
@@ -25,6 +26,7 @@ def decode(
     context: Context,
     budget: Budget,
     stats: Stats,
+    tape: Tape,
     chain: bool,
 ) -> None:
     """Generate until a stopping criterion is met; the text is then in `walk`.
@@ -36,6 +38,7 @@ def decode(
         context: the text as the drafters see it.
         budget: how large a draft may be.
         stats: counts what happens.
+        tape: keeps the last trees.
         chain: draft single paths, for models that cannot check trees.
     """
     with stats.phase("prefill"):
@@ -78,7 +81,9 @@ def decode(
                 before = len(context) - 1
                 context.append(emitted)
                 observe(search, Step.of_tree(root, tree, before, visited, emitted, topk, hidden))
-                late = partial(_report, walk, stats, tree, visited, search.names)
+                late = partial(
+                    _report, walk, stats, tape, CheckedStep(root, tree, visited, emitted)
+                )
                 if not engine.overlaps:
                     late()
                     late = _nothing
@@ -115,12 +120,11 @@ def _hidden(search: TreeSearch, engine: Engine, outputs: Outputs, node: int) -> 
     return state
 
 
-def _report(
-    walk: Walk, stats: Stats, tree: DraftTree, visited: list[int], names: list[str]
-) -> None:
+def _report(walk: Walk, stats: Stats, tape: Tape, step: CheckedStep) -> None:
     """What nobody waits for before the next forward pass can start."""
     walk.show()
-    stats.observe(tree, visited, names)
+    stats.observe(step.tree, step.visited, tape.names)
+    tape.append(step)
 
 
 def _nothing() -> None:

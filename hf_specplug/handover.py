@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
@@ -14,6 +15,7 @@ from transformers.generation.utils import (
     GenerateEncoderDecoderOutput,
 )
 
+from hf_specplug.drafters.base import Int32
 from hf_specplug.errors import OptionError
 from hf_specplug.verify.walk import Walk
 
@@ -35,6 +37,19 @@ def plain(
     if streamer is not None:
         arguments["streamer"] = streamer
     return getattr(type(model), method)(model, input_ids, **arguments, **model_kwargs)
+
+
+def prompt(
+    model: PreTrainedModel, input_ids: torch.Tensor, inputs: torch.Tensor | None, vocab: int
+) -> Int32:
+    """The text to copy from: the encoder's, if it reads text, then the prompt; -1 = no token."""
+    parts = [input_ids[0].cpu().numpy()]
+    reads_text = inputs is not None and inputs.ndim == 2 and not inputs.is_floating_point()
+    if model.config.is_encoder_decoder and inputs is not None and reads_text:
+        parts = [inputs[0].cpu().numpy(), np.array([-1]), *parts]
+    tokens = np.concatenate(parts)
+    tokens[(tokens < 0) | (tokens >= vocab)] = -1
+    return tokens.astype(np.int32)
 
 
 def result(model: PreTrainedModel, walk: Walk, config: GenerationConfig, cache: Any) -> Any:

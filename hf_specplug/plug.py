@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import numpy as np
 import torch
 from transformers import (
     GenerationConfig,
@@ -24,10 +23,11 @@ from transformers.generation.streamers import BaseStreamer
 
 from hf_specplug import handover, state
 from hf_specplug.budget import Budget, check_nodes
+from hf_specplug.chain import Chain
 from hf_specplug.datastore.growing import GrowingStore
 from hf_specplug.datastore.store import Datastore, open_all
-from hf_specplug.decode import decode, observe
-from hf_specplug.drafters.base import Context, Drafter, Int32, Step, create, watched
+from hf_specplug.decode import decode
+from hf_specplug.drafters.base import Context, Drafter, create, watched
 from hf_specplug.drafters.stored import reader
 from hf_specplug.errors import OptionError, StateError
 from hf_specplug.mixer import Mixer
@@ -35,6 +35,8 @@ from hf_specplug.published import completed, search_class
 from hf_specplug.search import TreeSearch
 from hf_specplug.session import Session
 from hf_specplug.stats import Stats
+from hf_specplug.steps import Tape
+from hf_specplug.trace import Trace
 from hf_specplug.verify.cache import CHAIN, PLAIN
 from hf_specplug.verify.engine import Engine
 from hf_specplug.verify.rejection import walk_class
@@ -59,7 +61,7 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
         pack: on a CPU, keep a second copy of the weights in a layout that is faster for a few
             tokens, if memory allows; False to save it, or to measure drafting alone.
         datastores: folders that `specplug build` made, or opened ones, to draft from.
-        tokenizer: the model's, to refuse datastores that another one made.
+        tokenizer: the model's, to refuse datastores that another one made, and to show traces.
         published: "aded", "rasd", "stand" or "token-recycling" drafts as that paper does.
         verification: of sampled text: "seeded" gives the tokens that plain `generate` draws with
             the same seed; "rejection" draws drafts and tokens from the same distribution with other
@@ -100,6 +102,7 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
         self.stats = Stats()
         self._warned: set[str] = set()
         self._reset_session()
+        self._tokenizer = tokenizer
         for store in open_all(datastores, tokenizer):
             self.add_datastore(store)
 
@@ -107,15 +110,15 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
         """State that belongs to this process, or to a call in progress."""
         self._lock = threading.Lock()
         self._sessions: WeakKeyDictionary[PreTrainedModel, Session] = WeakKeyDictionary()
-        self._chain: tuple[Context, TreeSearch] | None = None
+        self._chain: Chain | None = None
+        self._tape: Tape | None = None
+        self._tokenizer = None
         self._growing: GrowingStore | None = None
         self._attached: Callable[[], PreTrainedModel | None] = _nothing
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = dict(self.__dict__)
-        for name in ("_lock", "_sessions", "_chain", "_growing", "_attached"):
-            del kept[name]
-        return kept
+        here = {"_lock", "_sessions", "_chain", "_tape", "_tokenizer", "_growing", "_attached"}
+        return {name: value for name, value in self.__dict__.items() if name not in here}
 
     def __setstate__(self, saved: dict[str, Any]) -> None:
         self.__dict__.update(saved)
@@ -162,7 +165,7 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
             )
             engine = session.engine(model, generation_config, model_kwargs, choice, static)
             vocab = int(model.config.get_text_config(decoder=True).vocab_size)
-            prompt = _prompt(model, input_ids, inputs_tensor, vocab)
+            prompt = handover.prompt(model, input_ids, inputs_tensor, vocab)
             context = Context(prompt, vocab, session.signature(model))
             chain = choice.mode == CHAIN
             cache = self._draft(walk, engine, session.budget(static), context, chain)
@@ -173,6 +176,21 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
         if streamer is not None:
             streamer.end()
         return handover.result(model, walk, generation_config, cache)
+
+    def trace(self, tokenizer: Any = None) -> Trace:
+        """What was drafted in the last drafted call, by whom, and what was accepted.
+
+        Args:
+            tokenizer: the model's, to show text; by default the one that the plug was made with.
+
+        Returns:
+            The call's last 4096 steps as they are now, to be printed, shown in a notebook, cut
+            (`trace[3:6]`) and saved (`trace.save("trees.html")`).
+
+        Raises:
+            PlotError: nothing has been drafted yet.
+        """
+        return Trace.of(self._tape, self._tokenizer if tokenizer is None else tokenizer)
 
     def add_datastore(
         self, store: str | os.PathLike[str] | Datastore, tokenizer: Any = None
@@ -278,8 +296,9 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
         """Run the loop until `walk` is finished; return the cache."""
         self.stats.calls += 1
         search = self._begin(context, self.drafters, self.mixer)
+        self._tape = Tape(search.names)
         try:
-            decode(engine, walk, search, context, budget, self.stats, chain)
+            decode(engine, walk, search, context, budget, self.stats, self._tape, chain)
             return engine.cache
         finally:
             self.stats.prepare(*engine.prepared)
@@ -318,26 +337,14 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The likeliest single path after `input_ids` int64[1, n], as int64[1, n + k], and None."""
         tokens = input_ids[0].cpu().numpy()
-        known = 0 if self._chain is None else len(self._chain[0])
-        if (
-            self._chain is None
-            or known > len(tokens)
-            or not (self._chain[0].tokens == tokens[:known]).all()
-        ):
+        if self._chain is None or not self._chain.continued_by(tokens):
             # this loop shows no outputs of the model, nor its vocabulary: only copying can draft
             copying = [drafter for drafter in self.drafters if not drafter.needs]
             context = Context(tokens, (1 << 31) - 1)
             mixer = Mixer([drafter.name for drafter in copying])
-            self._chain = context, self._begin(context, copying, mixer)
-        elif known < len(tokens):
-            self._chain[0].append(tokens[known:])
-            new = tokens[known:].astype(np.int32)
-            self._chain[1].learn(new)
-            observe(self._chain[1], Step.of_text(new[:0], len(tokens), [], new, None))
-        limit = min(Budget(self.nodes).limit, _CHAIN_LENGTH)
-        tree = self._chain[1].grow(self._chain[0].last, limit, limit, chain=True)
-        draft = torch.from_numpy(tree.tokens.astype(np.int64)).to(input_ids.device)
-        return torch.cat([input_ids, draft[None]], dim=1), None
+            self._chain = Chain(context, self._begin(context, copying, mixer))
+        draft = torch.from_numpy(self._chain.draft(tokens, Budget(self.nodes).limit))
+        return torch.cat([input_ids, draft[None].to(input_ids.device)], dim=1), None
 
     def update_candidate_strategy(
         self, input_ids: torch.Tensor, scores: torch.Tensor, num_matches: int
@@ -380,19 +387,3 @@ def _nothing() -> None:
 
 
 _MIXER = ""  # its place in a saved state: no drafter has this name
-
-_CHAIN_LENGTH = 10
-"""Tokens proposed to transformers' own loop: as many as its prompt lookup proposes."""
-
-
-def _prompt(
-    model: PreTrainedModel, input_ids: torch.Tensor, inputs: torch.Tensor | None, vocab: int
-) -> Int32:
-    """The text to copy from: the encoder's, if it reads text, then the prompt; -1 = no token."""
-    parts = [input_ids[0].cpu().numpy()]
-    reads_text = inputs is not None and inputs.ndim == 2 and not inputs.is_floating_point()
-    if model.config.is_encoder_decoder and inputs is not None and reads_text:
-        parts = [inputs[0].cpu().numpy(), np.array([-1]), *parts]
-    tokens = np.concatenate(parts)
-    tokens[(tokens < 0) | (tokens >= vocab)] = -1
-    return tokens.astype(np.int32)

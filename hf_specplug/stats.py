@@ -8,10 +8,14 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from hf_specplug import plots
 from hf_specplug.calibration import Calibration
 from hf_specplug.tree import DraftTree
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PHASES = ("prefill", "draft", "verify", "accept", "observe")
 
@@ -27,6 +31,8 @@ class Stats:
         drafted, accepted: draft tokens checked, and those that were right.
         accepted_per_position: at [i], how many drafts were right at depth i + 1.
         lengths: at [k], the forward passes that emitted k tokens.
+        widths: at [n], the forward passes that checked n tokens: the last accepted one and n - 1
+            drafted, as many as the budget thought would pay.
         drafted_by, accepted_by: the same by drafter; a token that two named counts for both.
         seconds: time by phase: prefill, draft, verify (the forward pass), accept, observe.
         prepared: forward passes that were captured or compiled, once for all calls to come, and
@@ -49,6 +55,7 @@ class Stats:
     accepted: int = 0
     accepted_per_position: list[int] = field(default_factory=list)
     lengths: Counter[int] = field(default_factory=Counter)
+    widths: Counter[int] = field(default_factory=Counter)
     drafted_by: Counter[str] = field(default_factory=Counter)
     accepted_by: Counter[str] = field(default_factory=Counter)
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
@@ -66,6 +73,17 @@ class Stats:
     def calibration(self) -> Calibration:
         """How well drafts came true, against what was promised; a plot in notebooks."""
         return self.reliability
+
+    def plot(self) -> Figure:
+        """The counters as a matplotlib figure of six panels; notebooks show it.
+
+        Raises:
+            PlotError: there is no matplotlib.
+
+        Example:
+            >>> plug.stats.plot().savefig("stats.png")
+        """
+        return plots.stats_figure(self.to_dict())
 
     def reset(self) -> None:
         """Back to zero, as after `attach`."""
@@ -90,6 +108,7 @@ class Stats:
         self.forwards += 1
         self.tokens += len(visited)
         self.lengths[len(visited)] += 1
+        self.widths[len(tree) + 1] += 1
         hits = len(visited) - 1
         self.drafted += len(tree)
         self.accepted += hits
@@ -117,6 +136,7 @@ class Stats:
             "accepted": self.accepted,
             "accepted_per_position": list(self.accepted_per_position),
             "lengths": {str(k): self.lengths[k] for k in sorted(self.lengths)},
+            "widths": {str(n): self.widths[n] for n in sorted(self.widths)},
             "drafted_by": dict(self.drafted_by),
             "accepted_by": dict(self.accepted_by),
             "seconds": dict(self.seconds),
@@ -158,27 +178,10 @@ class Stats:
         return "\n".join(f"{label:<{width}}  {text}" for label, text in rows)
 
     def _repr_html_(self) -> str:
-        """A small table and a histogram of tokens per forward pass, for notebooks."""
+        """A small table, for notebooks; `plot()` is the picture."""
         body = "".join(
             f"<tr><td style='text-align:left'>{html.escape(label)}</td>"
             f"<td style='text-align:left'>{html.escape(text)}</td></tr>"
             for label, text in self.rows()
         )
-        return f"<table>{body}</table>{self._histogram()}"
-
-    def _histogram(self) -> str:
-        if not self.lengths:
-            return ""
-        last, most = max(self.lengths), max(self.lengths.values())
-        bars = "".join(
-            f"<rect x='{22 * k - 16}' y='{90 - 70 * self.lengths[k] / most:.1f}' width='16' "
-            f"height='{70 * self.lengths[k] / most:.1f}' fill='#4c78a8'>"
-            f"<title>{self.lengths[k]} forwards emitted {k}</title></rect>"
-            f"<text x='{22 * k - 8}' y='104' text-anchor='middle'>{k}</text>"
-            for k in range(1, last + 1)
-        )
-        return (
-            f"<svg width='{max(22 * last + 12, 190)}' height='124' font-size='11' "
-            f"font-family='sans-serif' fill='currentColor'>{bars}"
-            f"<text x='6' y='120'>tokens per forward pass</text></svg>"
-        )
+        return f"<table>{body}</table>"
