@@ -32,9 +32,10 @@ class _AttachedGenerate:
     a plug of its own, bound to the copy.
     """
 
-    def __init__(self, model: PreTrainedModel, plug: SpecPlug) -> None:
+    def __init__(self, model: PreTrainedModel, plug: SpecPlug, before: Any = None) -> None:
         self.model = model
         self.plug = plug
+        self.before = before  # of the instance: models whose repository has a `generate` have one
 
     @property
     def __signature__(self) -> inspect.Signature:
@@ -54,6 +55,8 @@ class _AttachedGenerate:
             plug = kwargs.pop("assistant_model")
         if isinstance(kwargs.get("custom_generate"), SpecPlug):
             plug = kwargs.pop("custom_generate")
+        if plug is not self.plug and plug is not None and kwargs.get("custom_generate"):
+            kwargs["assistant"] = plug  # another method was asked for, and is to have it
         if plug is None or kwargs.get("custom_generate") is not None:
             return generate(model, *args, **kwargs)
         reason = _left_to_transformers(model, kwargs)
@@ -189,11 +192,14 @@ def attach(
     )
     plug._attached = weakref.ref(model)
     detach(model)
-    vars(model)["generate"] = _AttachedGenerate(model, plug)
+    vars(model)["generate"] = _AttachedGenerate(model, plug, vars(model).get("generate"))
     return plug
 
 
 def detach(model: Any) -> None:
     """Undo `attach`: the instance is as it was. Does nothing on a model without a plug."""
-    if isinstance(vars(model).get("generate"), _AttachedGenerate):
+    attached = vars(model).get("generate")
+    if isinstance(attached, _AttachedGenerate):
         del vars(model)["generate"]
+        if attached.before is not None:
+            vars(model)["generate"] = attached.before

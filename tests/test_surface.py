@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import pickle
 import threading
@@ -332,3 +333,37 @@ def test_state_of_another_vocabulary_is_started_anew(model: Any, expected: Any) 
 def test_create_names() -> None:
     assert [drafter.name for drafter in create("context")] == ["context"]
     assert repr(SpecPlug("context", nodes=4)) == "SpecPlug(drafters=['context'], nodes=4)"
+
+
+def test_detach_gives_back_a_generate_of_the_instances_own(model: Any) -> None:
+    """Models whose repository has a `generate` get it as an attribute by `from_pretrained`."""
+
+    def own(model: Any, *inputs: Any, **settings: Any) -> str:
+        return "its own"
+
+    model.generate = functools.partial(own, model)
+    before = model.generate
+    for _ in range(2):
+        attach(model)
+        assert model.generate(**prompt(model), **SETTINGS).shape[1] > 30
+    copied = copy.deepcopy(model)
+    detach(model)
+    assert model.generate is before
+    detach(copied)
+    assert copied.generate() == "its own"
+    assert copied.generate.args == (copied,)
+
+
+def test_another_method_is_handed_the_assistant(model: Any) -> None:
+    attach(model)
+    given: list[Any] = []
+
+    def method(model: Any, input_ids: Any, *, assistant: Any = None, **rest: Any) -> Any:
+        given.append(assistant)
+        return input_ids
+
+    plug = SpecPlug()
+    model.generate(**prompt(model), **SETTINGS, custom_generate=method, assistant=plug)
+    model.generate(**prompt(model), **SETTINGS, custom_generate=method)
+    assert given == [plug, None]
+    detach(model)
