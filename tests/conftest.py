@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from transformers.utils import logging
 from hf_specplug.demo import BUILT_IN
 
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the commands that tests start, too
 settings.register_profile("suite", deadline=None, max_examples=150)
 settings.load_profile("suite")
 logging.set_verbosity_error()
