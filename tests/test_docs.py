@@ -1,44 +1,297 @@
-"""The code in README and CONTRIBUTING runs as it stands."""
+"""What the pages say is so: commands and snippets run, links lead somewhere, lists are complete.
+
+A page's fenced blocks are run in order, in a folder with what they name. A block is Python, or
+commands (`sh`, or untagged), or `text` that nothing runs. What cannot be run is in `NOT_RUN`.
+"""
 
 from __future__ import annotations
 
+import copy
+import gc
+import importlib
+import importlib.util
+import inspect
+import json
 import re
+import shlex
+import shutil
+import subprocess
+import sys
+import textwrap
+from html.parser import HTMLParser
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
+import typer
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+from typer.testing import CliRunner
 
-from hf_specplug import SpecPlug, detach
+import hf_specplug
+from hf_specplug import SpecPlug
+from hf_specplug.cli import app
+from hf_specplug.datastore.growing import GrowingStore
+from hf_specplug.demo import BUILT_IN
 from hf_specplug.drafters import base
+from hf_specplug.published import PUBLISHED
+from hf_specplug.verify import support
 from tests.helpers import plain, plugged
-from tests.zoo import make, prompt
+from tests.zoo import FAMILIES, make, prompt
 
 ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PAGES = ["README.md", "CONTRIBUTING.md", "datastores/README.md"]
+PAGES += sorted(f"docs/{path.name}" for path in DOCS.glob("*.md"))
+SLOW = {"README.md", "docs/datastores.md", "docs/benchmarking.md"}
+
+NOT_RUN = {
+    "pip install hf-specplug": "the package is here; tests/test_package.py installs it",
+    'pip install "hf-specplug[plot]"': "the same",
+    'pip install "hf-specplug[ray]"': "the same",
+    "make demo": ".ci/run does",
+    "make test": "it runs this test",
+    'push_to_hub("my.store", "me/mine", private=True)': "the Hub; tests/test_growing.py does",
+    "hf upload me/specplug examples/custom_generate .": "the Hub",
+    "RAY_ADDRESS=auto specplug build big.store --engine ray --tokenizer ./my-model "
+    "corpus/*.parquet": "a cluster; tests/test_engines.py does on this machine",
+}
+"""Commands, or lines of snippets, that are not run, and why or by what else."""
+
+SMALLER = {
+    "demo": ["--tokens", "24", "--no-store"],
+    "bench engine": ["--per-task", "1", "--tokens", "48", "--contexts", "64"],
+}
+"""Options that make a command quicker, added to those of the page."""
+
+Block = tuple[str, str]
+"""(language, content)"""
 
 
-def snippets(name: str) -> list[str]:
-    return re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)
+def parsed(page: str) -> list[Token]:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return MarkdownIt("commonmark").enable("table").parse(text)
+
+
+def blocks(page: str) -> list[Block]:
+    found = []
+    for token in parsed(page):
+        if token.type == "fence":
+            found.append((token.info, token.content))
+        elif token.type == "code_block":  # pictures and listings; commands would be passed over
+            first = {line.split()[0] for line in token.content.splitlines() if line.strip()}
+            assert not first & {"specplug", "python", "pip", "make", "import", "from"}, page
+    return found
+
+
+def commands(content: str) -> list[list[str]]:
+    """The words of each command; what separates them is a line or a semicolon."""
+    found = []
+    for line in content.replace("\\\n", " ").splitlines():
+        lexer = shlex.shlex(line.removeprefix("$ "), posix=True, punctuation_chars=";")
+        lexer.whitespace_split = True
+        words: list[str] = []
+        for word in [*lexer, ";"]:
+            if word != ";":
+                words.append(word)
+            elif words:
+                found.append(words)
+                words = []
+    return found
+
+
+def inline(text: str) -> list[str]:
+    """Code in running text and tables, on one line."""
+    return [" ".join(code.split()) for code in re.findall(r"(?<!`)`([^`]+)`(?!`)", text)]
+
+
+NOT_RUN_COMMANDS = {tuple(words) for key in NOT_RUN for words in commands(key)}
+
+
+def is_left_out(content: str) -> bool:
+    return any(line.strip() in NOT_RUN for line in content.splitlines())
+
+
+class Desk:
+    """A folder with what the pages name, where commands and snippets of one page are run."""
+
+    def __init__(self, folder: Path, names: dict[str, Any]) -> None:
+        self.names = names
+        self._built: set[str] = set()
+        (folder / "my-model").symlink_to(BUILT_IN)
+        shutil.copytree(ROOT / "examples" / "custom_generate", folder / "me" / "specplug")
+        (folder / "src").mkdir()
+        for module in (textwrap, shlex):
+            (folder / "src" / f"{module.__name__}.py").write_text(inspect.getsource(module))
+        (folder / "docs" / "guide").mkdir(parents=True)
+        (folder / "docs" / "guide" / "intro.md").write_text("# How to begin\n\nBegin here.\n" * 9)
+        answer = "def add(one, other):\n    return one + other\n\n" * 8
+        store = GrowingStore(folder / "mine.store", names["tokenizer"])
+        store.add(names["tokenizer"](answer)["input_ids"])
+        store.flush()
+        rows = [
+            {
+                "task": task,
+                "prompt": f"Write {what}.",
+                "response": answer,
+                "text": f"{what} {answer}",
+            }
+            for task in ("code", "mail")
+            for what in ("a function that adds", "a note to a friend")
+        ]
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        for name in ("my", "chats", "today", "templates", "prompts", "answers"):
+            (folder / f"{name}.jsonl").write_text(lines)
+
+    def run(self, block: Block) -> None:
+        language, content = block
+        content = content.replace("NAME_OR_PATH", "./my-model")
+        if language == "python":
+            if not is_left_out(content):
+                exec(compile(content, "<page>", "exec"), self.names)
+        elif language in ("sh", ""):
+            for words in commands(content):
+                self._command(words)
+        else:
+            assert language == "text", f"nobody knows how to run {language!r}"
+
+    def _command(self, words: list[str]) -> None:
+        if tuple(words) in NOT_RUN_COMMANDS:
+            return
+        if words[:2] == ["specplug", "build"]:  # a second one is another way to build the same
+            if words[2] in self._built:
+                shutil.rmtree(words[2])
+            self._built.add(words[2])
+        if words[0] == "specplug":
+            quicker = SMALLER.get(words[1], SMALLER.get(" ".join(words[1:3]), []))
+            result = CliRunner().invoke(app, words[1:] + quicker)
+            assert result.exit_code == 0, f"{shlex.join(words)}\n{result.output}"
+        elif words[:2] == ["python", "-m"] and words[-1] == "--help":
+            explains_itself(words[2])
+        else:
+            pytest.fail(f"{shlex.join(words)}: nobody knows how to run this; see NOT_RUN")
+
+
+def program(module: str) -> ModuleType:
+    """What `python -m module` runs."""
+    spec = importlib.util.find_spec(module)
+    assert spec is not None, f"there is no {module}"
+    package = spec.submodule_search_locations is not None
+    return importlib.import_module(f"{module}.__main__" if package else module)
+
+
+def explains_itself(module: str) -> None:
+    arguments, sys.argv = sys.argv, [module, "--help"]
+    try:
+        with pytest.raises(SystemExit) as ended:
+            program(module).main()
+        assert ended.value.code == 0
+    finally:
+        sys.argv = arguments
+
+
+@pytest.fixture
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, demo_model: Any, tokenizer: Any) -> Desk:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "hf"))
+    monkeypatch.setattr(base, "_registry", dict(base.registry()))
+    inputs = tokenizer("def add(one, other):", return_tensors="pt")
+    model = copy.deepcopy(demo_model)
+    desk = Desk(tmp_path, {"model": model, "inputs": inputs, "tokenizer": tokenizer})
+    yield desk
+    desk.names.clear()
+    gc.collect()  # what is recorded is written here and now, not when the process ends
 
 
 @pytest.mark.filterwarnings("ignore:Using the model-agnostic default")
-def test_readme(capsys: pytest.CaptureFixture[str]) -> None:
-    model = make("llama")
-    names: dict[str, Any] = {"model": model, "inputs": prompt(model), "SpecPlug": SpecPlug}
-    first, ways = snippets("README.md")
-    try:
-        exec(first, names)
-        assert names["plug"].stats.calls == 1
-        assert "tokens per forward" in capsys.readouterr().out
-        exec("from hf_specplug import detach\n" + ways, names)
-        assert "generate" not in vars(model)
-    finally:
-        detach(model)
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=pytest.mark.slow if page in SLOW else ()) for page in PAGES],
+)
+def test_what_a_page_shows_runs(page: str, desk: Desk) -> None:
+    if page == "README.md":  # it shows no imports twice
+        desk.names |= {name: getattr(hf_specplug, name) for name in hf_specplug.__all__}
+    for block in blocks(page):
+        desk.run(block)
+
+
+def test_what_is_not_run_is_on_a_page() -> None:
+    """A table of exceptions that outlive their pages would hide what comes later."""
+    everything = [block for page in PAGES for block in blocks(page)]
+    shell = [
+        words
+        for language, content in everything
+        if language in ("sh", "")
+        for words in commands(content)
+    ]
+    lines = {
+        line.strip()
+        for language, content in everything
+        if language == "python"
+        for line in content.splitlines()
+    }
+    for key in NOT_RUN:
+        assert key in lines or commands(key)[0] in shell, key
+
+
+def exists(words: list[str]) -> None:
+    """Hold that a command is there, and all of its options."""
+    root: Any = typer.main.get_command(app)
+    command, rest = root, words[1:]
+    while rest and rest[0] in getattr(command, "commands", ()):
+        command = command.commands[rest.pop(0)]
+    assert command is not root or rest[0].startswith("--"), f"no command {shlex.join(words)}"
+    known = {name for param in command.params for name in (*param.opts, *param.secondary_opts)}
+    given = {word.split("=")[0] for word in rest if word.startswith("--")} - {"--help"}
+    assert given <= known, f"{shlex.join(words)}: no option {', '.join(sorted(given - known))}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_in_running_text_exist(page: str) -> None:
+    for code in inline((ROOT / page).read_text(encoding="utf-8")):
+        if code.startswith("specplug "):
+            exists(shlex.split(code))
+        if found := re.match(r"python -m (tests\.\S+)", code):
+            program(found[1])
+
+
+BENCHMARKS = sorted(
+    path.stem if path.stem != "__main__" else path.parent.name
+    for pattern in ("[a-z]*.py", "*/__main__.py")
+    for path in (ROOT / "tests" / "benchmarks").glob(pattern)
+)
+AT_ONCE = {"cold_start"}
+"""Those that take no arguments, not even --help: they would run, for minutes."""
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_benchmarks_explain_themselves(name: str) -> None:
+    source = inspect.getsource(program(f"tests.benchmarks.{name}"))
+    assert (name in AT_ONCE) == ("argparse" not in source)
+    if name not in AT_ONCE:
+        explains_itself(f"tests.benchmarks.{name}")
+
+
+def test_the_benchmarks_of_the_readme_are_there() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    paragraph = next(part for part in text.split("\n\n") if part.startswith("Benchmarks:"))
+    first, *others = inline(paragraph)
+    assert first.split()[2].removeprefix("tests.benchmarks.") in BENCHMARKS
+    assert set(others) <= set(BENCHMARKS)
+
+
+def test_readme_drafts(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
+    desk.run(next(block for block in blocks("README.md") if block[0] == "python"))
+    assert desk.names["plug"].stats.calls == 1
+    assert "tokens per forward" in capsys.readouterr().out
 
 
 def test_a_drafter_in_one_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(base, "_registry", dict(base._registry))
     names: dict[str, Any] = {}
-    exec(snippets("CONTRIBUTING.md")[0], names)
+    exec(next(content for language, content in blocks("CONTRIBUTING.md") if language), names)
     model, inputs = make("llama"), prompt(make("llama"))
     expected, _ = plain(model, inputs, max_new_tokens=40, do_sample=False)
     drafters = ["context", "alternate"]
@@ -46,3 +299,187 @@ def test_a_drafter_in_one_file(monkeypatch: pytest.MonkeyPatch) -> None:
     assert output.tolist() == expected.tolist()
     assert plug.stats.drafted_by["alternate"] > 0
     assert not plug.stats.dropped
+
+
+def headings(page: Path) -> set[str]:
+    """The anchors that mkdocs gives to headings."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    names = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    plain_names = [re.sub(r"[^\w\s-]", "", name).strip().lower() for name in names]
+    return {re.sub(r"[-\s]+", "-", name) for name in plain_names}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    for span in (child for token in parsed(page) for child in token.children or ()):
+        target = str(span.attrs.get("href", ""))
+        if span.type != "link_open" or target.startswith("http"):
+            continue
+        path, _, anchor = target.partition("#")
+        place = (ROOT / page).parent / path if path else ROOT / page
+        assert place.exists(), f"{page}: {target}"
+        assert not anchor or anchor in headings(place), f"{page}: {target}"
+
+
+def hooks() -> ModuleType:
+    """`docs/hooks.py`, which mkdocs loads by its path, too."""
+    spec = importlib.util.spec_from_file_location("docs_hooks", DOCS / "hooks.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_family_is_in_the_table() -> None:
+    table = hooks().families()
+    for name, family in FAMILIES.items():
+        (row,) = re.findall(rf"^\| {re.escape(name)} \|.*$", table, re.MULTILINE)
+        assert f"**{family.mode}**" in row
+        assert row.endswith("|  |") == (family.mode == "tree"), "a reason, if there is no tree"
+        for dtype in family.dtypes:
+            assert str(dtype).removeprefix("torch.") in row
+    listed = set(re.findall(r"`(\w+)`", table.splitlines()[-1]))
+    assert listed <= support.PROVEN
+
+
+def test_every_command_is_on_its_page() -> None:
+    text = hooks().commands()
+    for command in ("demo", "record", "simulate", "build", "query", "bench", "bench engine"):
+        assert f"`specplug {command}`\n" in text
+    examples = [code for code in inline(text) if code.startswith("specplug ")]
+    assert len(examples) > 12
+    for example in examples:
+        exists(shlex.split(example))
+
+
+def test_what_is_taken_from_files() -> None:
+    module = hooks()
+    page = module.on_page_markdown("before\n\n<!-- file README.md#Measured -->\n\nafter\n")
+    assert "tokens per forward pass" in page
+    assert "(contributing.md)" in page, "links lead to pages"
+    assert page.startswith("before\n")
+    assert page.endswith("after\n")
+    assert "`recipes`" in module.included("datastores/README.md")
+    with pytest.raises(ValueError, match="no section 'Nothing'; there are"):
+        module.included("README.md", "Nothing")
+
+
+SEVERAL = {
+    "Llama 2/3/4": {"llama", "llama4_text"},
+    "Gemma 1\u20133": {"gemma", "gemma2", "gemma3_text"},
+    "Mamba": {"mamba2"},
+    "Qwen2-VL (text prompts)": {"qwen2_vl_text"},
+    "Falcon (RoPE)": {"falcon"},
+    "Falcon (ALiBi)": {"falcon"},
+    "dynamic NTK scaling": {"llama"},
+}
+"""What the README calls families whose `model_type`s it does not spell."""
+
+
+def test_the_readme_lists_the_families_of_the_tests() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    spelled = {re.sub(r"\W|_", "", name): {name} for name in support.PROVEN}
+    types: dict[str, set[str]] = {mode: set() for mode in ("tree", "chain", "plain")}
+    for name, family in FAMILIES.items():
+        kind = make(name).config.get_text_config(decoder=True).model_type
+        types[family.mode].add(kind)
+        spelled[re.sub(r"\W|_", "", kind)] = {kind}
+    for mode, tested in types.items():
+        (row,) = re.findall(rf"^\| \*\*{mode}\*\* \| (.+) \|$", text, re.MULTILINE)
+        labels = re.split(r", | and ", re.split("[;:] ", row)[0])
+        found = {
+            label: SEVERAL.get(label, spelled.get(re.sub(r"\W|_", "", label).lower(), set()))
+            for label in labels
+        }
+        named = set().union(*found.values())
+        assert tested <= named, f"{mode}: the README does not name {tested - named}"
+        if mode != "plain":  # which lists other things, too
+            assert all(found.values()), f"nobody knows {[k for k in found if not found[k]]}"
+            assert named <= tested | support.PROVEN, "it names what is not tested"
+
+
+def test_pages_are_complete() -> None:
+    """What was added to the package has a line on its page."""
+    read = {path.stem: path.read_text(encoding="utf-8") for path in DOCS.glob("*.md")}
+    for name in inspect.signature(SpecPlug).parameters:
+        assert f"| `{name}`" in read["options"]
+    builtin = {
+        name
+        for name, drafter in base.registry().items()
+        if drafter.__module__.startswith("hf_specplug.drafters.")
+    }
+    assert builtin <= headings(DOCS / "drafters.md")
+    for paper in PUBLISHED:
+        assert f'| `"{paper}"` |' in read["drafters"]
+    for name in hf_specplug.__all__:
+        home = "errors" if name == "SpecPlugError" else name
+        assert f"::: hf_specplug.{home}\n" in read["api"]
+
+
+def test_reasons_are_those_of_the_code() -> None:
+    package = "".join(path.read_text() for path in (ROOT / "hf_specplug").rglob("*.py"))
+    package = re.sub(r'"\s*f?"', "", package)  # texts that go over several lines
+    page = (DOCS / "troubleshooting.md").read_text(encoding="utf-8")
+    reasons = re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)
+    reasons += re.findall(r"^\*\*`([^`]+)`\*\*", page, re.MULTILINE)[1:]  # not transformers' own
+    assert len(reasons) > 12
+    for reason in reasons:
+        assert reason in package, reason
+
+
+def test_figures_are_those_of_the_readme() -> None:
+    """What we measured is said in one place; a page that repeats it must not fall behind."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    first = (DOCS / "index.md").read_text(encoding="utf-8")
+    last = (DOCS / "compared.md").read_text(encoding="utf-8").split("## What we measured")[1]
+    figures = re.findall(r"\d+\.\d+", first.split("## First figures")[1] + last)
+    assert len(figures) > 20
+    for figure in figures:
+        assert figure in readme, figure
+
+
+class Page(HTMLParser):
+    """Links of a built page, its anchors, and what it loads."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.loads: list[str] = []
+        self.ids: set[str] = {"", "__skip"}
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        given = {key: value or "" for key, value in attributes}
+        self.ids |= {given.get("id", "")}
+        if tag == "a" and "href" in given:
+            self.links.append(given["href"])
+        if tag in ("script", "img", "iframe", "source") and "src" in given:
+            self.loads.append(given["src"])
+        if tag == "link" and given.get("rel") in ("stylesheet", "icon", "preconnect"):
+            self.loads.append(given["href"])
+
+
+@pytest.mark.slow
+def test_the_site_is_whole_and_needs_nothing_else(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs", reason='needs pip install "hf-specplug[docs]"')
+    site = tmp_path / "site"
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(site)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    pages = {path: Page(path) for path in site.rglob("*.html") if path.name != "404.html"}
+    assert len(pages) >= len(list(DOCS.glob("*.md")))
+    for path, page in pages.items():
+        for load in page.loads:
+            assert (path.parent / load.partition("?")[0]).is_file(), f"{path.name} loads {load}"
+        for link in page.links:
+            if re.match(r"https?:", link):
+                continue
+            name, _, anchor = link.partition("#")
+            target = (path.parent / name).resolve() if name else path
+            assert target.exists(), f"{path.name}: {link}"
+            assert target not in pages or anchor in pages[target].ids, f"{path.name}: {link}"
+    styles = "".join(path.read_text(encoding="utf-8") for path in site.rglob("*.css"))
+    assert not re.search(r"""(url\(|@import)\s*["']?(https?:)?//""", styles)
+    assert "specplug bench engine" in (site / "cli.html").read_text()
+    assert "llama-dynamic-rope" in (site / "supported.html").read_text()

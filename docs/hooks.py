@@ -1,0 +1,115 @@
+"""What the pages take from the code and from other files when they are built, so that it is true.
+
+<!-- families -->                   the table of model families, from the tests' zoo
+<!-- commands -->                   every command of the command line, with its options
+<!-- file README.md#Measured -->    a file, or a section of it
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+PAGES = {
+    "README.md": "index.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "datastores/README.md": "format.md",
+    "CHANGELOG.md": "changelog.md",
+}
+"""Where a file is found on the site."""
+
+DIRECTIVE = re.compile(r"^<!-- (families|commands|trees|file (\S+?)(?:#(.+))?) -->$", re.MULTILINE)
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """What mkdocs calls for every page."""
+
+    def text(found: re.Match[str]) -> str:
+        what, name, heading = found.groups()
+        if name:
+            return included(name, heading)
+        return {"families": families, "commands": commands, "trees": trees}[what]()
+
+    return DIRECTIVE.sub(text, markdown)
+
+
+def included(name: str, heading: str | None = None) -> str:
+    """A file of the repository without its title, or one section, with links that hold here."""
+    text = (ROOT / name).read_text(encoding="utf-8")
+    if heading is None:
+        body = re.sub(r"^# .+\n", "", text)
+    else:
+        parts = re.split(r"^## (.+)\n", text, flags=re.MULTILINE)
+        sections = dict(zip(parts[1::2], parts[2::2], strict=True))
+        if heading not in sections:
+            raise ValueError(f"{name} has no section {heading!r}; there are {sorted(sections)}")
+        body = sections[heading]
+    return re.sub(r"\[([^\]]+)\]\((?!https?:)([^)]+)\)", lambda f: _link(name, *f.groups()), body)
+
+
+def _link(file: str, label: str, target: str) -> str:
+    """A link to another file as one to its page; to a file that has none, its label as code."""
+    path, _, anchor = target.partition("#")
+    place = (Path(file).parent / path).as_posix() if path else file
+    if place not in PAGES:
+        return f"`{label.strip('`')}`"
+    return f"[{label}]({PAGES[place]}{'#' + anchor if anchor else ''})"
+
+
+def families() -> str:
+    """A row for each family that the tests hold: how it is run, and why so if not as a tree."""
+    if str(ROOT) not in sys.path:
+        sys.path.insert(0, str(ROOT))
+    from transformers.utils import logging
+
+    from hf_specplug.verify import support
+    from tests.zoo import FAMILIES, make
+
+    logging.set_verbosity_error()
+    rows = ["| tested as | class | run as | identical in | why not a tree |", 5 * "|---" + "|"]
+    tested: set[str] = set()
+    for name, family in FAMILIES.items():
+        model = make(name)
+        found = support.of_model(model)
+        exact = ",&nbsp;".join(str(dtype).removeprefix("torch.") for dtype in family.dtypes)
+        kind = type(model).__name__
+        rows.append(f"| {name} | `{kind}` | **{found.mode}** | {exact} | {found.reason} |")
+        tested |= {model.config.model_type, model.config.get_text_config(decoder=True).model_type}
+    others = ", ".join(f"`{name}`" for name in sorted(support.PROVEN - tested))
+    return "\n".join([*rows, "", f"Trees were also measured to be right for {others}."])
+
+
+def commands() -> str:
+    """The help of every command, as typer writes it."""
+    import typer
+    from typer.cli import get_docs_for_click
+
+    from hf_specplug.cli import app
+
+    command = typer.main.get_command(app)
+    context = typer.Context(command, info_name="specplug")
+    text = get_docs_for_click(obj=command, ctx=context, name="specplug", indent=1)
+    text = re.sub(r"\*\*Commands\*\*:\n\n(\* .+\n)+", "", text)  # they follow, in full
+    text = re.sub(r"^Example: (.+)$", r"Example: `\1`", text, flags=re.MULTILINE)
+    option = re.compile(r"^(\* `[^`]+`)(.+)$", re.MULTILINE)
+    return option.sub(lambda found: found[1] + found[2].replace("[", "\\["), text)
+
+
+def trees() -> str:
+    """Four forward passes as a notebook draws them, of a fixed size, so that they stay the same."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    from hf_specplug import attach
+    from hf_specplug.demo import BUILT_IN
+
+    logging.disable_progress_bar()
+    tokenizer = AutoTokenizer.from_pretrained(BUILT_IN)
+    model = AutoModelForCausalLM.from_pretrained(BUILT_IN)
+    plug = attach(model, nodes=12)
+    text = "def merge(one, other):\n    merged = []\n    for value in one:\n        merged.append("
+    model.generate(**tokenizer(text, return_tensors="pt"), max_new_tokens=60, do_sample=False)
+    return str(plug.trace(tokenizer)[24:28]._repr_html_())
