@@ -2,6 +2,7 @@
 
 <!-- families -->                   the table of model families, from the tests' zoo
 <!-- commands -->                   every command of the command line, with its options
+<!-- bench docs/bench/x.json -->   the tables of what `specplug bench --out` wrote
 <!-- file README.md#Measured -->    a file, or a section of it
 """
 
@@ -28,9 +29,9 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     """What mkdocs calls for every page."""
 
     def text(found: re.Match[str]) -> str:
-        what, name, heading = found.groups()
-        if name:
-            return included(name, heading)
+        what, kind, name, heading = found.groups()
+        if kind:
+            return bench(name) if kind == "bench" else included(name, heading)
         return {"families": families, "commands": commands, "trees": trees}[what]()
 
     return DIRECTIVE.sub(text, markdown)
@@ -54,6 +55,8 @@ def _link(file: str, label: str, target: str) -> str:
     """A link to another file as one to its page; to a file that has none, its label as code."""
     path, _, anchor = target.partition("#")
     place = (Path(file).parent / path).as_posix() if path else file
+    if place.startswith("docs/"):
+        return f"[{label}]({place.removeprefix('docs/')}{'#' + anchor if anchor else ''})"
     if place not in PAGES:
         return f"`{label.strip('`')}`"
     return f"[{label}]({PAGES[place]}{'#' + anchor if anchor else ''})"
@@ -80,6 +83,20 @@ def families() -> str:
         tested |= {model.config.model_type, model.config.get_text_config(decoder=True).model_type}
     others = ", ".join(f"`{name}`" for name in sorted(support.PROVEN - tested))
     return "\n".join([*rows, "", f"Trees were also measured to be right for {others}."])
+
+
+def bench(name: str) -> str:
+    """How fast each method was, and Spec-Bench's table."""
+    from hf_specplug.bench import results, tables
+
+    found = results.read(str(ROOT / name))
+    parts = [_table(*tables.overall(found)), _table(*tables.spec_bench(found))]
+    return "\n\n".join([tables.title(found) + ".", *parts])
+
+
+def _table(columns: list[str], rows: list[list[str]]) -> str:
+    lines = [columns, ["---"] + ["---:"] * (len(columns) - 1), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def commands() -> str:

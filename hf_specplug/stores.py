@@ -79,7 +79,7 @@ def build(
     if workers:
         os.environ["RAYON_NUM_THREADS"] = str(workers)
     recipe = recipes.load(corpus, text_field, max_tokens, dedup)
-    tokenizer = tokenizer or recipe.tokenizer or from_model_outputs or model
+    tokenizer = tokenizer or model or recipe.tokenizer or from_model_outputs
     if append:
         known = Datastore(out).manifest
         kind, tokenizer = known.kind, tokenizer or known.tokenizer["name"]

@@ -262,24 +262,20 @@ BENCHMARKS = sorted(
     for pattern in ("[a-z]*.py", "*/__main__.py")
     for path in (ROOT / "tests" / "benchmarks").glob(pattern)
 )
-AT_ONCE = {"cold_start"}
-"""Those that take no arguments, not even --help: they would run, for minutes."""
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_benchmarks_explain_themselves(name: str) -> None:
-    source = inspect.getsource(program(f"tests.benchmarks.{name}"))
-    assert (name in AT_ONCE) == ("argparse" not in source)
-    if name not in AT_ONCE:
-        explains_itself(f"tests.benchmarks.{name}")
+    assert "argparse" in inspect.getsource(program(f"tests.benchmarks.{name}"))
+    explains_itself(f"tests.benchmarks.{name}")
 
 
-def test_the_benchmarks_of_the_readme_are_there() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    paragraph = next(part for part in text.split("\n\n") if part.startswith("Benchmarks:"))
-    first, *others = inline(paragraph)
+def test_the_benchmarks_that_made_the_figures_are_there() -> None:
+    text = (DOCS / "figures.md").read_text(encoding="utf-8")
+    first, *others, last = inline(text.split("## Benchmarks")[1])
     assert first.split()[2].removeprefix("tests.benchmarks.") in BENCHMARKS
     assert set(others) <= set(BENCHMARKS)
+    assert last == "specplug bench"
 
 
 def test_readme_drafts(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
@@ -357,7 +353,9 @@ def test_what_is_taken_from_files() -> None:
     module = hooks()
     page = module.on_page_markdown("before\n\n<!-- file README.md#Measured -->\n\nafter\n")
     assert "tokens per forward pass" in page
-    assert "(contributing.md)" in page, "links lead to pages"
+    further = module.included("README.md", "Further")
+    assert "(contributing.md)" in further, "links lead to pages"
+    assert "(figures.md)" in further
     assert page.startswith("before\n")
     assert page.endswith("after\n")
     assert "`recipes`" in module.included("datastores/README.md")
@@ -429,8 +427,9 @@ def test_reasons_are_those_of_the_code() -> None:
 
 
 def test_figures_are_those_of_the_readme() -> None:
-    """What we measured is said in one place; a page that repeats it must not fall behind."""
+    """What we measured is said once; a page that repeats it must not fall behind."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    readme += (DOCS / "figures.md").read_text(encoding="utf-8")
     first = (DOCS / "index.md").read_text(encoding="utf-8")
     last = (DOCS / "compared.md").read_text(encoding="utf-8").split("## What we measured")[1]
     figures = re.findall(r"\d+\.\d+", first.split("## First figures")[1] + last)

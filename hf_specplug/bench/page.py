@@ -10,7 +10,7 @@ from hf_specplug import plots
 from hf_specplug.bench import figures
 from hf_specplug.bench.methods import PLAIN
 from hf_specplug.bench.results import Results, methods, middle_length, names, notes, summary
-from hf_specplug.bench.tables import spec_bench, title
+from hf_specplug.bench.tables import overall, spec_bench, title, worth
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1f2429; --paper: #fff; --line: #d5d9de; --soft: #5c6670; }
@@ -37,13 +37,15 @@ def write(path: str, found: Results) -> None:
         PlotError: there is no matplotlib.
         OSError: the file cannot be written.
     """
-    parts = [_head(found), _overall(found), *(f"<p>{escape(line)}</p>" for line in notes(found))]
-    parts.append(_spec_bench(found))
+    parts = [_head(found), _table(*overall(found))]
+    parts += [f"<p>{escape(line)}</p>" for line in notes(found)]
+    parts += ["<h2>As Spec-Bench counts</h2>", _table(*spec_bench(found))]
     parts.append(_figure(figures.by_task(found), "Speed by task, as a multiple of plain decoding"))
     parts.append(_figure(figures.by_answer(found), "Speed of single answers"))
     if found["milliseconds"]:
         parts.append("<h2>What a forward pass costs, and what each drafter is worth</h2>")
-        parts.append(_worth(found))
+        if found["ablation"]:
+            parts.append(_table(*worth(found)))
         parts.append(_figure(figures.cost_and_worth(found), "Cost by width, and worth by drafter"))
     for method, stats in found["stats"].items():
         parts.append(f"<h2>What <code>{escape(method)}</code> drafted</h2>")
@@ -93,33 +95,6 @@ def _head(found: Results) -> str:
         f"prompts from {escape(asked['prompts'])}, {len(rows)} answers{escape(datastores)}</p>\n"
         f"<p>{said}</p>"
     )
-
-
-def _overall(found: Results) -> str:
-    rows = []
-    for method in methods(found):
-        of = summary(found, method)
-        low, middle, high = (f"{speed:.2f}" for speed in of.quartiles)
-        figures = [f"{of.tokens_per_second:.1f}", f"{of.speed:.2f}", f"{middle} ({low} to {high})"]
-        same = f"{of.identical} of {of.answers}"
-        rows.append([method, *figures, f"{of.tokens_per_forward:.2f}", same])
-    columns = ["method", "tokens per second", "x plain", "median of single answers (quartiles)"]
-    return _table([*columns, "tokens per forward pass", "identical to plain"], rows)
-
-
-def _spec_bench(found: Results) -> str:
-    return "<h2>As Spec-Bench counts</h2>\n" + _table(*spec_bench(found))
-
-
-def _worth(found: Results) -> str:
-    if not found["ablation"]:
-        return ""
-    rows = [
-        [label, f"{row['tokens_per_forward']:.2f}", f"{row['speed']:.2f}"]
-        for label, row in found["ablation"]["rows"].items()
-    ]
-    columns = [found["ablation"]["method"], "tokens per forward pass", "x plain, by cost"]
-    return _table(columns, rows)
 
 
 def _differences(found: Results) -> str:

@@ -11,10 +11,12 @@ from hf_specplug.bench.results import Results, methods, notes, summary, tasks
 
 def show(found: Results, console: Console) -> None:
     """Print all that was measured."""
-    console.print(_overall(found))
-    console.print(_by_task(found))
+    console.print(_table(title(found), overall(found)))
+    console.print(_table("speed by task, as Spec-Bench counts", _turned(spec_bench(found))))
     if found["ablation"]:
-        console.print(_ablation(found))
+        nodes = found["ablation"]["nodes"]
+        heading = f"the same answers replayed, {nodes} tokens per forward pass"
+        console.print(_table(heading, worth(found)))
     for line in notes(found):
         console.print(line, style="yellow")
 
@@ -28,34 +30,26 @@ def title(found: Results) -> str:
     return f"{asked['model']}, {asked['dtype']}, {how}, {asked['tokens']} tokens, on {where}"
 
 
-def _table(title: str, first: str, columns: list[str]) -> Table:
-    table = Table(title=title, padding=(0, 0, 0, 1))
-    table.add_column(first, no_wrap=True)
-    for column in columns:
-        table.add_column(column, justify="right")
-    return table
+Cells = tuple[list[str], list[list[str]]]
+"""(columns, rows)"""
 
 
-def _overall(found: Results) -> Table:
-    columns = ["tokens/s", "x plain", "of single answers:\nquartiles, median"]
-    columns += ["tokens per\nforward pass", "identical"]
-    table = _table(title(found), "method", columns)
+def overall(found: Results) -> Cells:
+    """A row for each method: speed, its spread over answers, accept length, identity."""
+    columns = ["method", "tokens/s", "x plain", "median of answers (quartiles)"]
+    columns += ["tokens per forward pass", "identical to plain"]
+    rows = []
     for method in methods(found):
         of = summary(found, method)
         low, middle, high = of.quartiles
+        speeds = [f"{of.tokens_per_second:.1f}", f"{of.speed:.2f}"]
+        spread = f"{middle:.2f} ({low:.2f} to {high:.2f})"
         same = f"{of.identical} of {of.answers}"
-        table.add_row(
-            method,
-            f"{of.tokens_per_second:.1f}",
-            f"{of.speed:.2f}",
-            f"{low:.2f} [{middle:.2f}] {high:.2f}",
-            f"{of.tokens_per_forward:.2f}",
-            same if of.identical == of.answers else f"[yellow]{same}[/yellow]",
-        )
-    return table
+        rows.append([method, *speeds, spread, f"{of.tokens_per_forward:.2f}", same])
+    return columns, rows
 
 
-def spec_bench(found: Results) -> tuple[list[str], list[list[str]]]:
+def spec_bench(found: Results) -> Cells:
     """Spec-Bench's table: its columns, and a row for each method; its tasks under their names."""
     known = [task for task in TASKS if task in tasks(found)]
     known += [task for task in tasks(found) if task not in TASKS]
@@ -71,19 +65,29 @@ def spec_bench(found: Results) -> tuple[list[str], list[list[str]]]:
     return columns, rows
 
 
-def _by_task(found: Results) -> Table:
-    """Spec-Bench's table, turned: its columns' names are long, and terminals are narrow."""
-    columns, rows = spec_bench(found)
-    table = _table("speed by task, as Spec-Bench counts", "", [row[0] for row in rows])
-    for place, column in enumerate(columns[1:], start=1):
-        table.add_row(column, *(row[place] for row in rows))
-    return table
+def worth(found: Results) -> Cells:
+    """A row for each set of drafters: what it was worth in the replay; none if there was none."""
+    rows = [
+        [label, f"{row['tokens_per_forward']:.2f}", f"{row['speed']:.2f}"]
+        for label, row in found["ablation"].get("rows", {}).items()
+    ]
+    return [
+        found["ablation"].get("method", ""),
+        "tokens per forward pass",
+        "x plain, by cost",
+    ], rows
 
 
-def _ablation(found: Results) -> Table:
-    of = found["ablation"]
-    title = f"the same answers replayed, {of['nodes']} tokens per forward pass"
-    table = _table(title, of["method"], ["tokens per\nforward pass", "x plain,\nby cost"])
-    for label, row in of["rows"].items():
-        table.add_row(label, f"{row['tokens_per_forward']:.2f}", f"{row['speed']:.2f}")
+def _turned(cells: Cells) -> Cells:
+    """Rows as columns: Spec-Bench's columns have long names, and terminals are narrow."""
+    columns, *rows = (list(column) for column in zip(cells[0], *cells[1], strict=True))
+    return ["", *columns[1:]], rows
+
+
+def _table(heading: str, cells: Cells) -> Table:
+    table = Table(title=heading, padding=(0, 0, 0, 1))
+    for place, column in enumerate(cells[0]):
+        table.add_column(column, justify="right" if place else "left", no_wrap=not place)
+    for row in cells[1]:
+        table.add_row(*row)
     return table

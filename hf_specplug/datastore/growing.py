@@ -52,7 +52,7 @@ class GrowingStore:
     ) -> None:
         if not isinstance(max_tokens, int) or isinstance(max_tokens, bool) or max_tokens < 1:
             raise OptionError(f"max_tokens must be a number of tokens from 1, not {max_tokens!r}")
-        self.path = Path(path)
+        self.path = Path(path).absolute()  # the folder of now, wherever the process will end
         self._max_tokens = max_tokens
         self._vocab = len(tokenizer)
         self._tokenizer = described(tokenizer)

@@ -1,10 +1,11 @@
 """What a first call costs over plain `generate`, with an empty and with a warm kernel cache.
 
-python -m tests.benchmarks.cold_start
+python -m tests.benchmarks.cold_start [--runs 5]
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import statistics
@@ -52,11 +53,14 @@ def seconds(code: str, *arguments: str, cache: str | None = None) -> float:
 def main() -> None:
     from hf_specplug.demo import BUILT_IN
 
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=5, help="of each, but for the empty cache")
+    runs = range(parser.parse_args().runs)
     model = str(BUILT_IN)
-    imports = [seconds(IMPORT) for _ in range(5)]
+    imports = [seconds(IMPORT) for _ in runs]
     with tempfile.TemporaryDirectory() as cache:
         cold = seconds(CALL, "plug", model, cache=cache)
-        warm = [seconds(CALL, "plug", model, cache=cache) for _ in range(5)]
+        warm = [seconds(CALL, "plug", model, cache=cache) for _ in runs]
     report = {
         "s, import hf_specplug": round(statistics.median(imports), 3),
         "s over plain, import + attach + first call, empty kernel cache": round(cold, 2),
