@@ -2,14 +2,18 @@
 
 <!-- families -->                   the table of model families, from the tests' zoo
 <!-- commands -->                   every command of the command line, with its options
-<!-- bench docs/bench/x.json -->   the tables of what `specplug bench --out` wrote
+<!-- trees -->                      a trace, as notebooks show it
+<!-- bench docs/bench/x.json -->    the tables of what `specplug bench --out` wrote
+<!-- rivals docs/bench/x.json -->   a table of what `tests.benchmarks.rivals --out` wrote
 <!-- file README.md#Measured -->    a file, or a section of it
 """
 
 from __future__ import annotations
 
+import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +26,15 @@ PAGES = {
 }
 """Where a file is found on the site."""
 
-DIRECTIVE = re.compile(r"^<!-- (families|commands|trees|file (\S+?)(?:#(.+))?) -->$", re.MULTILINE)
+DIRECTIVE = re.compile(r"^<!-- (\w+)(?: (\S+?)(?:#(.+))?)? -->$", re.MULTILINE)
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """What mkdocs calls for every page."""
 
     def text(found: re.Match[str]) -> str:
-        what, kind, name, heading = found.groups()
-        if kind:
-            return bench(name) if kind == "bench" else included(name, heading)
-        return {"families": families, "commands": commands, "trees": trees}[what]()
+        what, *arguments = found.groups()
+        return SOURCES[what](*(argument for argument in arguments if argument))
 
     return DIRECTIVE.sub(text, markdown)
 
@@ -94,6 +96,24 @@ def bench(name: str) -> str:
     return "\n\n".join([tables.title(found) + ".", *parts])
 
 
+def rivals(name: str) -> str:
+    """Tokens per forward pass of each method by size, and what drafting costs."""
+    sizes = [8, 16, 32, 64]
+    found: dict[str, dict[int, dict[str, Any]]] = {}
+    for row in json.loads((ROOT / name).read_text(encoding="utf-8"))["methods"]:
+        found.setdefault(row["method"], {})[row["nodes"]] = row
+    rows = []
+    for method, by_size in found.items():
+        middle = by_size.get(16) or next(iter(by_size.values()))
+        lengths = [f"{by_size[n]['tokens_per_forward']:.2f}" if n in by_size else "" for n in sizes]
+        if not any(lengths):  # one size, its own
+            lengths[1] = f"{middle['tokens_per_forward']:.2f}"
+        cost = [f"{middle['us_median']:.0f}", f"{middle['us_p99']:.0f}"]
+        rows.append([f"`{method}`", *lengths, *cost])
+    columns = [f"{n} nodes" for n in sizes]
+    return _table(["method", *columns, "us a step at 16", "p99"], rows)
+
+
 def _table(columns: list[str], rows: list[list[str]]) -> str:
     lines = [columns, ["---"] + ["---:"] * (len(columns) - 1), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
@@ -130,3 +150,13 @@ def trees() -> str:
     text = "def merge(one, other):\n    merged = []\n    for value in one:\n        merged.append("
     model.generate(**tokenizer(text, return_tensors="pt"), max_new_tokens=60, do_sample=False)
     return str(plug.trace(tokenizer)[24:28]._repr_html_())
+
+
+SOURCES: dict[str, Callable[..., str]] = {
+    "families": families,
+    "commands": commands,
+    "trees": trees,
+    "bench": bench,
+    "rivals": rivals,
+    "file": included,
+}

@@ -240,7 +240,7 @@ def _page(blocks: Sequence[Block]) -> str:
 def _html(blocks: Sequence[Block], title: str) -> str:
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        f"<style>{_STYLE} body {{ margin: 1.5em }}</style></head>"
+        f"<style>{_style(':root')} body {{ margin: 1.5em }}</style></head>"
         f"<body>{_page(blocks)}</body></html>\n"
     )
 
@@ -249,12 +249,17 @@ def _svg(blocks: Sequence[Block], title: str) -> str:
     from hf_specplug.drawing import Block, stacked
 
     whole = stacked(blocks)
-    body = f"<title>{title}</title><style>{_STYLE}</style>" + whole.svg('x="12" y="12"')
+    body = f"<title>{title}</title><style>{_style('svg:root')}</style>" + whole.svg('x="12" y="12"')
     return Block(whole.width + 24, whole.height + 24, body, title).svg() + "\n"
 
 
-_STYLE = (
-    ":root { color-scheme: light dark; color: #1f2429; background: #ffffff } "
-    "@media (prefers-color-scheme: dark) { :root { color: #e6edf3; background: #0d1117 } }"
-)
+def _style(root: str) -> str:
+    """Light and dark paper; `root` is no part of a page into which a picture is put."""
+    dark = f"{root} {{ color: #e6edf3; background: #0d1117 }}"
+    return (
+        f"{root} {{ color-scheme: light dark; color: #1f2429; background: #ffffff }} "
+        f"@media (prefers-color-scheme: dark) {{ {dark} }}"
+    )
+
+
 _FILES = {".html": _html, ".svg": _svg}

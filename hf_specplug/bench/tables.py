@@ -36,14 +36,14 @@ Cells = tuple[list[str], list[list[str]]]
 
 def overall(found: Results) -> Cells:
     """A row for each method: speed, its spread over answers, accept length, identity."""
-    columns = ["method", "tokens/s", "x plain", "median of answers (quartiles)"]
+    columns = ["method", "tokens/s", "x plain", "median answer (quartiles)"]
     columns += ["tokens per forward pass", "identical to plain"]
     rows = []
     for method in methods(found):
         of = summary(found, method)
         low, middle, high = of.quartiles
         speeds = [f"{of.tokens_per_second:.1f}", f"{of.speed:.2f}"]
-        spread = f"{middle:.2f} ({low:.2f} to {high:.2f})"
+        spread = f"{middle:.2f} ({low:.2f}-{high:.2f})"
         same = f"{of.identical} of {of.answers}"
         rows.append([method, *speeds, spread, f"{of.tokens_per_forward:.2f}", same])
     return columns, rows
@@ -87,7 +87,9 @@ def _turned(cells: Cells) -> Cells:
 def _table(heading: str, cells: Cells) -> Table:
     table = Table(title=heading, padding=(0, 0, 0, 1))
     for place, column in enumerate(cells[0]):
-        table.add_column(column, justify="right" if place else "left", no_wrap=not place)
+        table.add_column(
+            column, justify="right" if place else "left", overflow="fold", no_wrap=not place
+        )
     for row in cells[1]:
         table.add_row(*row)
     return table
