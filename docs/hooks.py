@@ -102,9 +102,10 @@ def rivals(name: str) -> str:
     found: dict[str, dict[int, dict[str, Any]]] = {}
     for row in json.loads((ROOT / name).read_text(encoding="utf-8"))["methods"]:
         found.setdefault(row["method"], {})[row["nodes"]] = row
+    middles = {name: of.get(16) or next(iter(of.values())) for name, of in found.items()}
     rows = []
-    for method, by_size in found.items():
-        middle = by_size.get(16) or next(iter(by_size.values()))
+    for method, middle in sorted(middles.items(), key=lambda of: -of[1]["tokens_per_forward"]):
+        by_size = found[method]
         lengths = [f"{by_size[n]['tokens_per_forward']:.2f}" if n in by_size else "" for n in sizes]
         if not any(lengths):  # one size, its own
             lengths[1] = f"{middle['tokens_per_forward']:.2f}"

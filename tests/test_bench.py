@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import sys
@@ -21,6 +22,7 @@ from hf_specplug.cli import app
 from hf_specplug.demo import BUILT_IN
 from hf_specplug.errors import OptionError, RecordingError
 from hf_specplug.tree import EMPTY, DraftTree
+from tests.zoo import make
 
 
 def bench(*arguments: str | Path) -> Any:
@@ -347,6 +349,27 @@ def test_a_method_that_cannot_run_is_left_out(
     assert results.methods(found) == ["plain", "specplug:nodes=8:pack=no"]
     assert "prompt-lookup cannot run this model: ValueError" in results.notes(found)[0]
     assert "stateful models" in (tmp_path / "report.html").read_text()
+
+
+def test_a_model_that_cannot_be_drafted(tmp_path: Path, tokenizer: Any) -> None:
+    recurrent = make("mamba2")
+    config = copy.deepcopy(recurrent.config)
+    config.vocab_size = len(tokenizer)
+    folder = tmp_path / "recurrent"
+    type(recurrent)(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    found = run(tmp_path, model_name=str(folder), html=str(tmp_path / "report.html"))
+    assert results.methods(found) == ["plain", "specplug:nodes=8:pack=no"]
+    assert not found["milliseconds"]
+    assert not found["ablation"]
+    notes = results.notes(found)
+    assert notes[0].startswith("prompt-lookup cannot run this model: ValueError")
+    assert "recurrent" in notes[1]
+    for row in found["rows"]:
+        own = row["runs"]["specplug:nodes=8:pack=no"]
+        assert own["forwards"] == own["tokens"]
+        assert own["differs_at"] is None
+    assert "cannot run this model" in (tmp_path / "report.html").read_text()
 
 
 def test_the_report_needs_nothing_else(tmp_path: Path) -> None:

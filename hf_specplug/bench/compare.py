@@ -8,7 +8,7 @@ each, so that a machine that slows down slows them all.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -37,7 +37,7 @@ def run(
     model_name: str | None,
     prompts: str | None,
     methods: str,
-    datastores: Iterable[str],
+    datastores: Sequence[str],
     per_task: int,
     tokens: int,
     dtype: str,
@@ -56,12 +56,12 @@ def run(
         ModelError, OptionError, RecordingError, StoreError, PlotError: one line says what is wrong.
         KeyboardInterrupt: after writing and printing what was measured.
     """
-    if html:  # what cannot be drawn or written fails now
-        plots.style()
-        open(html, "a", encoding="utf-8").close()
     questions = load(prompts, per_task)
     stores = open_all(datastores)
     ways = parse(methods, stores)
+    if html:  # what cannot be drawn or written fails now
+        plots.style()
+        open(html, "a", encoding="utf-8").close()
     asked = {
         "model": model_name or "the built-in demo model",
         "prompts": prompts or "the built-in set",
@@ -110,7 +110,7 @@ def _measure(
     questions: list[Question],
     ways: list[Method],
     found: dict[str, Any],
-    keep: Any,
+    keep: Callable[[], None],
     bars: Console,
 ) -> None:
     """Ask what was not asked yet; `found` grows by one question at a time."""

@@ -38,11 +38,11 @@ def ablation(
 
     Returns:
         method, nodes, and rows: label -> "tokens_per_forward" (the prompt's not included) and
-        "speed" (times plain, by the measured cost of a forward pass; null if it was not measured);
-        {} if no plug was compared, or one that drafts as a paper does.
+        "speed" (times plain, by the measured cost of a forward pass); {} if no plug was compared,
+        or one that drafts as a paper does, or could not draft.
     """
     way = next((way for way in ways if way.plug is not None), None)
-    if way is None or way.plug is None or way.plug.published:
+    if way is None or way.plug is None or way.plug.published or not found["milliseconds"]:
         return {}
     drafters = [drafter for drafter in way.plug.drafters if drafter.name != _BLIND]
     states = any("hidden" in drafter.needs for drafter in drafters)

@@ -24,12 +24,18 @@ _REPEATS = 15
 def milliseconds(
     model: PreTrainedModel, ways: Sequence[Method], length: int, bars: Console
 ) -> dict[str, Any]:
-    """The first plug's forward passes, by width, after `length` tokens; {} if there is no plug."""
+    """The first plug's forward passes, by width, after `length` tokens.
+
+    Returns:
+        method, after and by_width: width -> ms; {} if there is no plug, or none that can draft.
+    """
     for way in ways:
         if way.plug is not None:
             with bars.status("forward passes by width"):
                 times = step_milliseconds(model, length, way.settings, way.plug.pack)
             by_width = {str(width): ms for width, ms in times.items()}
+            if not by_width:
+                break
             return {"method": way.name, "after": length, "by_width": by_width}
     return {}
 
