@@ -145,6 +145,8 @@ def test_the_sdist_holds_what_its_tests_need(source: Path, built: Path, tmp_path
     kept = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
     result = run(
         *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", wanted),
+        # of its own: sessions side by side clear away each other's numbered ones
+        *("--basetemp", str(tmp_path / "temporary")),
         cwd=unpacked,  # all are collected, those run that read files from elsewhere
         env={**kept, "PYTHONDONTWRITEBYTECODE": "1"},
     )
