@@ -98,9 +98,9 @@ def run(
             keep()
     finally:
         if found["rows"]:
-            tables.show(found, console)
             if html:
                 page.write(html, found)
+            tables.show(found, console)
     return found
 
 
