@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,6 +46,12 @@ class Cost:
     widths: Any
     seconds: Any
 
+    @classmethod
+    def of(cls, points: Mapping[int, float]) -> Cost:
+        """The curve through milliseconds by width."""
+        widths = sorted(points)
+        return cls(np.array(widths), np.array([points[width] / 1e3 for width in widths]))
+
     def __call__(self, width: int) -> float:
         return float(np.interp(width, self.widths, self.seconds))
 
@@ -66,10 +72,9 @@ def cost_curve(name: str | os.PathLike[str]) -> Cost:
                 f"a cost curve is one of {sorted(COSTS)} or a JSON file of milliseconds by width, "
                 f'{{"1": 8.0, "8": 9.1}}; {name} is not: {error}'
             ) from error
-    widths = sorted(points)
-    if not widths or widths[0] < 1 or min(points.values()) <= 0:
+    if not points or min(points) < 1 or min(points.values()) <= 0:
         raise RecordingError(f"the cost curve {name} needs widths from 1 and times above 0")
-    return Cost(np.array(widths), np.array([points[width] / 1e3 for width in widths]))
+    return Cost.of(points)
 
 
 @dataclass

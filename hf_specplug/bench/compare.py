@@ -90,11 +90,12 @@ def run(
             _measure(model, tokenizer, questions, ways, found, keep, bars)
         if not found["rows"]:
             raise RecordingError(f"no prompt leaves the model room for {tokens} tokens")
-        if not found["milliseconds"]:
-            found["milliseconds"] = milliseconds(model, ways, results.middle_length(found), bars)
+        first = next((way for way in ways if way.plug is not None), None)
+        if first is not None and not found["milliseconds"]:
+            found["milliseconds"] = milliseconds(model, first, results.middle_length(found), bars)
             keep()
-        if not found["ablation"]:
-            found["ablation"] = ablation(model, tokenizer, questions, ways, found, bars)
+        if first is not None and not found["ablation"]:
+            found["ablation"] = ablation(model, tokenizer, questions, first, found, bars)
             keep()
     finally:
         if found["rows"]:
@@ -167,9 +168,9 @@ def _ask(
     seed: int,
 ) -> Iterator[dict[str, Any]]:
     """A row for each turn; what was said before is what plain decoding said, for all methods."""
-    said: list[str] = []
-    for turn, text in enumerate(question.turns):
-        prompt = prompt_ids(tokenizer, *said, text)
+    said: list[list[int]] = []
+    for turn in range(len(question.turns)):
+        prompt = question.prompt(tokenizer, said)
         if room(model, prompt) < asked["tokens"]:
             return
         ids = torch.tensor([prompt], device=model.device)
@@ -185,7 +186,7 @@ def _ask(
             runs[name]["differs_at"] = _first_difference(answer, answers[PLAIN])
         row = {"task": question.task, "name": question.name, "turn": turn}
         yield row | {"prompt_tokens": len(prompt), "answer": answers[PLAIN], "runs": runs}
-        said += [text, tokenizer.decode(answers[PLAIN], skip_special_tokens=True)]
+        said.append(answers[PLAIN])
 
 
 def _generate(

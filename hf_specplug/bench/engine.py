@@ -17,6 +17,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from hf_specplug import forced, pretrained, report
 from hf_specplug.attachment import attach
+from hf_specplug.bench.methods import STATIC, Method
 from hf_specplug.bench.widths import step_milliseconds
 from hf_specplug.errors import OptionError
 from hf_specplug.plug import SpecPlug
@@ -24,7 +25,6 @@ from hf_specplug.verify.attention import folded_attention
 from hf_specplug.verify.static import WIDTHS
 
 LEAST = 96  # tokens of an answer
-Methods = dict[str, tuple[dict[str, Any], SpecPlug | None]]
 
 
 def engine(
@@ -54,24 +54,23 @@ def engine(
     ]
     console = Console(highlight=False)
     methods = _methods(device, compiled)
-    for arguments, plug in track(methods.values(), "first calls", console=console, transient=True):
-        forced.measure(model.generate, answers[0], arguments)
-        forced.measure(model.generate, answers[-1], arguments)
-        if plug is not None:
-            settings = {key: value for key, value in arguments.items() if key != "assistant"}
-            plug.warmup(model, _longest(answers), **settings)
-            plug.stats.reset()
+    for way in track(methods, "first calls", console=console, transient=True):
+        forced.measure(model.generate, answers[0], way.arguments)
+        forced.measure(model.generate, answers[-1], way.arguments)
+        if way.plug is not None:
+            way.plug.warmup(model, _longest(answers), **way.settings)
+            way.plug.stats.reset()
     rows: list[dict[str, Any]] = []
     for answer in track(answers, "answers", console=console, transient=True):
         row: dict[str, Any] = {"task": answer.task, "tokens": len(answer.tokens)}
-        for name, (arguments, _) in methods.items():
-            row[name] = forced.measure(model.generate, answer, arguments)
+        for way in methods:
+            row[way.name] = forced.measure(model.generate, answer, way.arguments)
         rows.append(row)
     steps = {
-        f"{name} at {length}": step_milliseconds(model, length, arguments)
+        f"{way.name} at {length}": step_milliseconds(model, length, way)
         for length in track(lengths, "widths", console=console, transient=True)
-        for name, (arguments, plug) in methods.items()
-        if plug is not None
+        for way in methods
+        if way.plug is not None
     }
     console.print(_speeds(methods, rows, f"{model_name}, {dtype}, {device}, {len(rows)} answers"))
     console.print(_widths(steps, "ms per forward pass by tokens checked"))
@@ -80,7 +79,7 @@ def engine(
         attention |= _attention_milliseconds(model, length, compiled)
     console.print(_widths(attention, "ms of one layer's attention by tokens checked"))
     if out:
-        stats = {name: plug.stats.to_dict() for name, (_, plug) in methods.items() if plug}
+        stats = {way.name: way.plug.stats.to_dict() for way in methods if way.plug}
         figures = {"rows": rows, "milliseconds by width": steps, "stats": stats}
         figures["attention milliseconds by width"] = attention
         arguments = {"model": model_name, "texts": texts, "tokens": tokens, "dtype": dtype}
@@ -98,23 +97,20 @@ def _lengths(text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
-def _methods(device: str, compiled: bool) -> Methods:
-    """Name -> (arguments of `generate`, the plug whose statistics to read)."""
-    static = {"cache_implementation": "static"}
-    eager, own = SpecPlug(), SpecPlug()
-    methods: Methods = {
-        "generate": ({"assistant": None}, None),
-        "prompt lookup": ({"assistant": None, "prompt_lookup_num_tokens": 10}, None),
-        "static cache": ({"assistant": None, **static}, None),
-        "specplug eager": ({"assistant": eager, "disable_compile": True}, eager),
-        "specplug": ({"assistant": own, **({} if device == "cuda" else static)}, own),
-    }
+def _methods(device: str, compiled: bool) -> list[Method]:
+    own: dict[str, Any] = {} if device == "cuda" else STATIC  # on CUDA the engine is static anyway
+    methods = [
+        Method("generate", {}),
+        Method("prompt lookup", {"prompt_lookup_num_tokens": 10}),
+        Method("static cache", STATIC),
+        Method("specplug eager", {"disable_compile": True}, SpecPlug()),
+        Method("specplug", own, SpecPlug()),
+    ]
     if compiled:
         config = CompileConfig()
         config._compile_all_devices = True
-        plug = SpecPlug()
-        how = {"assistant": plug, "compile_config": config}
-        methods["specplug compiled"] = (how if device == "cuda" else {**how, **static}, plug)
+        how = {"compile_config": config, **own}
+        methods.append(Method("specplug compiled", how, SpecPlug()))
     return methods
 
 
@@ -159,14 +155,15 @@ def _attention_milliseconds(
     return times
 
 
-def _speeds(methods: Methods, rows: list[dict[str, Any]], title: str) -> Table:
+def _speeds(methods: list[Method], rows: list[dict[str, Any]], title: str) -> Table:
     table = Table(title=title, padding=(0, 0, 0, 1))
     table.add_column("method", no_wrap=True)
     for column in ("tokens/s", "x generate", "x static", "accept\nlength", "host ms\nper step"):
         table.add_column(column, justify="right")
-    total = {name: sum(row[name] for row in rows) for name in methods}
+    total = {way.name: sum(row[way.name] for row in rows) for way in methods}
     count = sum(row["tokens"] for row in rows)
-    for name, (_, plug) in methods.items():
+    for way in methods:
+        name, plug = way.name, way.plug
         accept = host = ""
         if plug is not None and plug.stats.forwards:
             spent = sum(plug.stats.seconds[phase] for phase in ("draft", "accept", "observe"))

@@ -13,8 +13,7 @@ from hf_specplug.errors import OptionError
 from hf_specplug.plug import DEFAULT_DRAFTERS, SpecPlug
 
 PLAIN = "plain"
-SPECPLUG = "specplug"
-_STATIC = {"cache_implementation": "static"}
+STATIC = {"cache_implementation": "static"}
 _HELP = (
     "methods are plain, prompt-lookup[:TOKENS], static and specplug[:-DRAFTER][:+DRAFTER]"
     "[:nodes=N][:pack=no][:static][:published=PAPER], with commas"
@@ -65,11 +64,11 @@ def _method(name: str, stores: Sequence[Datastore]) -> Method:
     if base == PLAIN and not changes:
         return Method(name, {})
     if base == "static" and not changes:
-        return Method(name, dict(_STATIC))
+        return Method(name, STATIC)
     if base == "prompt-lookup" and all(change.isdecimal() and int(change) for change in changes):
         tokens = int(changes[-1]) if changes else 10
         return Method(name, {"prompt_lookup_num_tokens": tokens}, drafts=True)
-    if base == SPECPLUG:
+    if base == "specplug":
         return _plugged(name, changes, stores)
     raise OptionError(f"{_HELP}; not {name!r}")
 
@@ -93,7 +92,7 @@ def _plugged(name: str, changes: list[str], stores: Sequence[Datastore]) -> Meth
         elif key == "published":
             options["published"] = value
         elif change == "static":
-            settings = dict(_STATIC)
+            settings = STATIC
         else:
             raise OptionError(f"{_HELP}; not {change!r} in {name!r}")
     made = create(drafters)

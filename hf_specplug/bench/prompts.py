@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hf_specplug.errors import RecordingError
+from hf_specplug.forced import prompt_ids
 from hf_specplug.record import asked
 
 BUILT_IN = Path(__file__).parent / "prompts.jsonl"
@@ -33,6 +35,13 @@ class Question:
     task: str
     name: str
     turns: list[str]
+
+    def prompt(self, tokenizer: Any, answers: Sequence[list[int]]) -> list[int]:
+        """Token ids of the next turn, after the ones before it and their `answers` (token ids)."""
+        said: list[str] = []
+        for text, answer in zip(self.turns, answers, strict=False):
+            said += [text, tokenizer.decode(answer, skip_special_tokens=True)]
+        return prompt_ids(tokenizer, *said, self.turns[len(answers)])
 
 
 def load(path: str | None, per_task: int = 0) -> list[Question]:

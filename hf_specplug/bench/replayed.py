@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.progress import track
 
@@ -13,7 +12,6 @@ from hf_specplug.bench.prompts import Question
 from hf_specplug.bench.results import Results
 from hf_specplug.drafters.base import Drafter, create
 from hf_specplug.drafters.stored import StoreDrafter, give
-from hf_specplug.forced import prompt_ids
 from hf_specplug.mixer import Mixer
 from hf_specplug.record import traced
 from hf_specplug.recording import Recording
@@ -27,30 +25,29 @@ def ablation(
     model: Any,
     tokenizer: Any,
     questions: list[Question],
-    ways: list[Method],
+    way: Method,
     found: Results,
     bars: Console,
 ) -> dict[str, Any]:
-    """The drafters of the first plug, together, each alone and each left out.
+    """The drafters of a plug, together, each alone and each left out.
 
     Plain decoding's answers are read once by the model, which gives what it found likely, and then
     replayed through fresh drafters.
 
     Returns:
         method, nodes, and rows: label -> "tokens_per_forward" (the prompt's not included) and
-        "speed" (times plain, by the measured cost of a forward pass); {} if no plug was compared,
-        or one that drafts as a paper does, or could not draft.
+        "speed" (times plain, by the measured cost of a forward pass); {} if the plug
+        drafts as a paper does, or could not draft.
     """
-    way = next((way for way in ways if way.plug is not None), None)
-    if way is None or way.plug is None or way.plug.published or not found["milliseconds"]:
+    if way.plug is None or way.plug.published or not found["milliseconds"]:
         return {}
     drafters = [drafter for drafter in way.plug.drafters if drafter.name != _BLIND]
     states = any("hidden" in drafter.needs for drafter in drafters)
     recording = _recorded(model, tokenizer, questions, found, states, bars)
     if not len(recording):
         return {}
-    points = {int(width): ms / 1e3 for width, ms in found["milliseconds"]["by_width"].items()}
-    cost = Cost(np.array(sorted(points)), np.array([points[width] for width in sorted(points)]))
+    by_width = found["milliseconds"]["by_width"]
+    cost = Cost.of({int(width): ms for width, ms in by_width.items()})
     rows = {}
     groups = _groups([drafter.name for drafter in drafters])
     for label, names in track(groups.items(), "replaying", console=bars, transient=True):
@@ -87,14 +84,14 @@ def _recorded(
     bars: Console,
 ) -> Recording:
     """What the model found likely along its own answers."""
-    turns = {question.name: question.turns for question in questions}
-    said: dict[str, list[str]] = {}
+    by_name = {question.name: question for question in questions}
+    said: dict[str, list[list[int]]] = {}
     traces = []
     for row in track(found["rows"], "reading the answers again", console=bars, transient=True):
         name, answer = row["name"], row["answer"]
-        before, text = said.setdefault(name, []), turns[name][row["turn"]]
-        prompt = prompt_ids(tokenizer, *before, text)
-        before += [text, tokenizer.decode(answer, skip_special_tokens=True)]
+        before = said.setdefault(name, [])
+        prompt = by_name[name].prompt(tokenizer, before)
+        before.append(answer)
         if len(answer) > 1:
             label = f"{name} {row['turn']}"
             traces.append(traced(model, row["task"], label, prompt + answer, len(prompt), states))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,29 +20,20 @@ from hf_specplug.verify.static import WIDTHS
 _REPEATS = 15
 
 
-def milliseconds(
-    model: PreTrainedModel, ways: Sequence[Method], length: int, bars: Console
-) -> dict[str, Any]:
-    """The first plug's forward passes, by width, after `length` tokens.
+def milliseconds(model: PreTrainedModel, way: Method, length: int, bars: Console) -> dict[str, Any]:
+    """A plug's forward passes, by width, after `length` tokens.
 
     Returns:
-        method, after and by_width: width -> ms; {} if there is no plug, or none that can draft.
+        method, after and by_width: width -> ms; {} if it cannot draft.
     """
-    for way in ways:
-        if way.plug is not None:
-            with bars.status("forward passes by width"):
-                times = step_milliseconds(model, length, way.settings, way.plug.pack)
-            by_width = {str(width): ms for width, ms in times.items()}
-            if not by_width:
-                break
-            return {"method": way.name, "after": length, "by_width": by_width}
-    return {}
+    with bars.status("forward passes by width"):
+        times = step_milliseconds(model, length, way)
+    by_width = {str(width): ms for width, ms in times.items()}
+    return {"method": way.name, "after": length, "by_width": by_width} if times else {}
 
 
-def step_milliseconds(
-    model: PreTrainedModel, length: int, arguments: dict[str, Any], pack: bool = True
-) -> dict[int, float]:
-    """Median time of a forward pass over each width, after `length` tokens."""
+def step_milliseconds(model: PreTrainedModel, length: int, way: Method) -> dict[int, float]:
+    """Median time of a plug's forward pass over each width, after `length` tokens."""
     times: dict[int, float] = {}
 
     def act(engine: Engine) -> None:
@@ -58,8 +48,8 @@ def step_milliseconds(
                 engine.keep([0])
             times[width] = statistics.median(taken[_REPEATS // 3 :])
 
-    settings = {key: value for key, value in arguments.items() if key != "assistant"}
     ids = torch.arange(length, device=model.device)[None] % 100 + 3
     room = {"max_new_tokens": 2 + _REPEATS * len(WIDTHS)}
-    Session("auto", 1, pack).on_engine(model, ids, act, **settings, **room)
+    pack = way.plug is not None and way.plug.pack
+    Session("auto", 1, pack).on_engine(model, ids, act, **way.settings, **room)
     return times
