@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from hf_specplug import pretrained
 from hf_specplug.datastore.corpus import Corpus, Document
 from hf_specplug.datastore.dense import DIMS, DenseIndex, fitted, transformed
 from hf_specplug.datastore.engines import tokenise
@@ -157,6 +158,8 @@ def _loaded(name: str) -> Any:
         model = AutoModelForCausalLM.from_pretrained(name, dtype="auto").eval()
     except ValueError as error:
         raise OptionError(f"{name} is no causal language model: {error}") from error
+    except Exception as error:  # damaged files fail in many ways
+        raise pretrained.model_error(name, error) from error
     if torch.cuda.is_available():
         return model.to("cuda")
     fast = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()

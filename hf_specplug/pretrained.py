@@ -37,7 +37,7 @@ def load(name: str, dtype: str = "auto", device: str | None = None) -> tuple[Any
         model = AutoModelForCausalLM.from_pretrained(name, dtype=kind).eval()
         model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     except Exception as error:  # damaged files fail in many ways
-        raise _model_error(name, error) from error
+        raise model_error(name, error) from error
     if dtype == "auto" and model.device.type == "cpu":
         model.float()
     return model, tokenizer(name)
@@ -52,10 +52,11 @@ def tokenizer(name: str) -> Any:
     try:
         return AutoTokenizer.from_pretrained(name)
     except Exception as error:
-        raise _model_error(name, error) from error
+        raise model_error(name, error) from error
 
 
-def _model_error(name: str, error: Exception) -> ModelError:
+def model_error(name: str, error: Exception) -> ModelError:
+    """Why a model cannot be loaded, in one line."""
     why = shorten(str(error), _LONGEST, placeholder=" ...") or type(error).__name__
     return ModelError(
         f"{name} cannot be loaded; it must be a folder with a causal language model and its "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from hf_specplug.datastore.build import merge, write_shard
 from hf_specplug.datastore.corpus import STDIN, Corpus, find
 from hf_specplug.datastore.dense import DIMS, DenseIndex, fitted, transformed
 from hf_specplug.datastore.store import Datastore
+from hf_specplug.demo import BUILT_IN
 from hf_specplug.embedding import Embedding
 from hf_specplug.errors import CorpusError, OptionError, StoreError
 from tests import stores
@@ -453,3 +455,14 @@ def test_an_unfinished_store_keeps_its_layer(
     code, error = specplug(*arguments, "--layer", "0")
     assert (code, "with other options" in error) == (1, True)
     assert (specplug(*arguments)[0], len(opened(store)[0].tokens)) == (0, 51)
+
+
+def test_a_damaged_model_is_one_line(tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(BUILT_IN, broken)
+    (broken / "model.safetensors").write_bytes(b"no weights")
+    (tmp_path / "a.txt").write_text("a text")
+    store, text = tmp_path / "store", tmp_path / "a.txt"
+    code, said = specplug("build", store, "--kind", "dense", "--model", broken, text)
+    assert code == 1
+    assert "broken cannot be loaded" in said
