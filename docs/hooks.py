@@ -70,20 +70,21 @@ def families() -> str:
         sys.path.insert(0, str(ROOT))
     from transformers.utils import logging
 
-    from hf_specplug.verify import support
-    from tests.zoo import FAMILIES, make
+    from hf_specplug.verify import evidence
+    from tests.helpers import chosen
+    from tests.zoo import FAMILIES, make, prompt
 
     logging.set_verbosity_error()
     rows = ["| tested as | class | run as | identical in | why not a tree |", 5 * "|---" + "|"]
     tested: set[str] = set()
     for name, family in FAMILIES.items():
         model = make(name)
-        found = support.of_model(model)
+        found = chosen(model, prompt(model))
         exact = ",&nbsp;".join(str(dtype).removeprefix("torch.") for dtype in family.dtypes)
         kind = type(model).__name__
         rows.append(f"| {name} | `{kind}` | **{found.mode}** | {exact} | {found.reason} |")
         tested |= {model.config.model_type, model.config.get_text_config(decoder=True).model_type}
-    others = ", ".join(f"`{name}`" for name in sorted(support.PROVEN - tested))
+    others = ", ".join(f"`{name}`" for name in sorted(evidence.PROVEN - tested))
     return "\n".join([*rows, "", f"Trees were also measured to be right for {others}."])
 
 

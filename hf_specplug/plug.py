@@ -152,7 +152,7 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
             "generation_config": generation_config,
         }
         session = self._session(model)
-        choice, static = session.choose(model, input_ids, generation_config, model_kwargs)
+        choice, static = session.choose(model, input_ids, generation_config, **model_kwargs)
         if choice.reason:
             self.note(choice.reason)
         if choice.mode == PLAIN or not self._lock.acquire(blocking=False):

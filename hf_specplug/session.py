@@ -10,7 +10,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from hf_specplug.budget import Budget
 from hf_specplug.errors import OptionError
-from hf_specplug.verify import support
+from hf_specplug.verify import evidence, support
 from hf_specplug.verify.cache import PLAIN, TREE
 from hf_specplug.verify.eager import EagerEngine
 from hf_specplug.verify.engine import Engine
@@ -38,7 +38,6 @@ class Session:
         self._nodes, self._drafters = nodes, drafters
         self._signature = ""
         self.layer: int | None = None
-        self._support: dict[str, Support] = {}
         self._budgets: dict[bool, Budget] = {}
         self._packed = PackedLinears() if pack else None
         self._forward = StaticForward()
@@ -47,20 +46,19 @@ class Session:
         self,
         model: PreTrainedModel,
         input_ids: torch.Tensor,
-        config: GenerationConfig,
-        model_kwargs: dict[str, Any],
+        generation_config: GenerationConfig,
+        **model_kwargs: Any,
     ) -> tuple[Support, bool]:
         """Tree, chain or plain for a call, and whether the static engine is to run it."""
-        attention = str(model.config.get_text_config(decoder=True)._attn_implementation)
-        if attention not in self._support:
-            self._support[attention] = support.of_model(model)
-        choice = self._support[attention]
-        static = choice.mode == TREE and support.is_static(model, config, model_kwargs)
+        choice = support.of_model(model)
+        static = choice.mode == TREE and support.is_static(model, generation_config, model_kwargs)
         static = static and not self._forward.failure
         if choice.mode != PLAIN:
-            of_call = support.of_call(model, input_ids, config, model_kwargs, static)
+            of_call = support.of_call(model, input_ids, generation_config, model_kwargs, static)
             if of_call.mode == PLAIN or choice.mode == TREE:
                 choice = of_call
+        if choice.mode != PLAIN:
+            choice = evidence.shown(model, choice, input_ids, generation_config, model_kwargs)
         return choice, static and choice.mode == TREE
 
     def engine(
@@ -109,7 +107,7 @@ class Session:
         def run(model: PreTrainedModel, input_ids: torch.Tensor, **rest: Any) -> torch.Tensor:
             config = rest.pop("generation_config")
             kwargs = {key: rest[key] for key in rest if key not in _NOT_FOR_THE_MODEL}
-            choice, static = self.choose(model, input_ids, config, kwargs)
+            choice, static = self.choose(model, input_ids, config, **kwargs)
             if choice.mode != PLAIN:
                 engine = self.engine(model, config, kwargs, choice, static)
                 try:

@@ -12,6 +12,8 @@ import torch
 
 from hf_specplug import SpecPlug, attach, detach
 from hf_specplug.drafters.base import Drafter
+from hf_specplug.session import Session
+from hf_specplug.verify.support import Support
 
 
 def plain(model: Any, inputs: dict[str, Any], seed: int = 0, **settings: Any) -> tuple[Any, Any]:
@@ -37,6 +39,20 @@ def plugged(
         return output, torch.get_rng_state(), plug
     finally:
         detach(model)
+
+
+def chosen(model: Any, inputs: dict[str, Any], **settings: Any) -> Support:
+    """How a call is run, and why so if not as a tree."""
+    found = []
+
+    def run(model: Any, input_ids: torch.Tensor, **rest: Any) -> torch.Tensor:
+        for name in ("logits_processor", "stopping_criteria"):
+            rest.pop(name)
+        found.append(Session("auto", 1, False).choose(model, input_ids, **rest)[0])
+        return input_ids
+
+    type(model).generate(model, **inputs, **{"max_new_tokens": 9, **settings}, custom_generate=run)
+    return found[0]
 
 
 def assert_harmless(program: str, variable: str, cache: Path) -> None:

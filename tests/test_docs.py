@@ -36,7 +36,7 @@ from hf_specplug.datastore.growing import GrowingStore
 from hf_specplug.demo import BUILT_IN
 from hf_specplug.drafters import base
 from hf_specplug.published import PUBLISHED
-from hf_specplug.verify import support
+from hf_specplug.verify import evidence
 from tests.helpers import plain, plugged
 from tests.zoo import FAMILIES, make, prompt
 
@@ -336,7 +336,7 @@ def test_every_family_is_in_the_table() -> None:
         for dtype in family.dtypes:
             assert str(dtype).removeprefix("torch.") in row
     listed = set(re.findall(r"`(\w+)`", table.splitlines()[-1]))
-    assert listed <= support.PROVEN
+    assert listed <= evidence.PROVEN
 
 
 def test_every_command_is_on_its_page() -> None:
@@ -367,7 +367,7 @@ SEVERAL = {
     "Llama 2/3/4": {"llama", "llama4_text"},
     "Gemma 1\u20133": {"gemma", "gemma2", "gemma3_text"},
     "Mamba": {"mamba2"},
-    "Qwen2-VL (text prompts)": {"qwen2_vl_text"},
+    "Qwen2-VL": {"qwen2_vl_text"},
     "Falcon (RoPE)": {"falcon"},
     "Falcon (ALiBi)": {"falcon"},
     "dynamic NTK scaling": {"llama"},
@@ -377,7 +377,7 @@ SEVERAL = {
 
 def test_the_readme_lists_the_families_of_the_tests() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    spelled = {re.sub(r"\W|_", "", name): {name} for name in support.PROVEN}
+    spelled = {re.sub(r"\W|_", "", name): {name} for name in evidence.PROVEN}
     types: dict[str, set[str]] = {mode: set() for mode in ("tree", "chain", "plain")}
     for name, family in FAMILIES.items():
         kind = make(name).config.get_text_config(decoder=True).model_type
@@ -394,7 +394,7 @@ def test_the_readme_lists_the_families_of_the_tests() -> None:
         assert tested <= named, f"{mode}: the README does not name {tested - named}"
         if mode != "plain":  # which lists other things, too
             assert all(found.values()), f"nobody knows {[k for k in found if not found[k]]}"
-            assert named <= tested | support.PROVEN, "it names what is not tested"
+            assert named <= tested | evidence.PROVEN, "it names what is not tested"
 
 
 def test_pages_are_complete() -> None:

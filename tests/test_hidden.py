@@ -23,6 +23,7 @@ from hf_specplug.embedding import Embedding
 from hf_specplug.verify import forward as forward_module
 from hf_specplug.verify import support
 from hf_specplug.verify.hidden import LAST, Watch, signature
+from hf_specplug.verify.positions import position_argument
 from tests.helpers import new_tokens, plain
 from tests.replay import Replay
 from tests.stores import documents
@@ -69,7 +70,7 @@ def whole(model: Any, inputs: dict[str, Any], output: Any, layer: int) -> Any:
         mask = torch.ones_like(output)
         mask[:, : inputs["attention_mask"].shape[1]] = inputs["attention_mask"]
         inputs = {"input_ids": output, "attention_mask": mask}
-        if support.position_argument(model):
+        if position_argument(model):
             inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
     with torch.no_grad(), Watch(model, layer) as watch:
         model(**inputs)

@@ -357,14 +357,8 @@ def test_host_work_can_wait(name: str, captured: type[Repeated]) -> None:
         def end(self) -> None:
             self.tokens.append(-1)
 
-    init = StaticEngine.__init__
-
-    def overlapping(self: StaticEngine, *arguments: Any) -> None:
-        init(self, *arguments)
-        self.overlaps = True
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(StaticEngine, "__init__", overlapping)
+        patch.setattr(StaticEngine, "overlaps", True)
         streamer = Streamer()
         plug = attach(model)
         try:

@@ -13,64 +13,24 @@ from transformers.cache_utils import DynamicIndexedLayer
 from hf_specplug import attach, detach
 from hf_specplug.verify import support
 from hf_specplug.verify.cache import CHAIN, PLAIN, TREE, capacity, rollback
-from tests.helpers import plain, plugged
+from tests.helpers import chosen, plain, plugged
 from tests.zoo import FAMILIES, make, prompt
-
-TREES = [name for name, family in FAMILIES.items() if family.mode == TREE and name != "whisper"]
-
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_mode_of_every_family(name: str) -> None:
     model = make(name)
-    of_model = support.of_model(model)
-    assert of_model.mode == FAMILIES[name].mode
-    assert bool(of_model.reason) == (of_model.mode != TREE)
-    if of_model.mode == TREE:
-        family = model.config.get_text_config(decoder=True).model_type
-        assert family in support.PROVEN, "no probe should be needed"
-
-
-@pytest.mark.parametrize("name", TREES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_probe_agrees_with_the_list(name: str, dtype: torch.dtype) -> None:
-    torch.manual_seed(0)
-    model = FAMILIES[name].build().eval().to(dtype)
-    state = torch.get_rng_state()
-    probed = support._probe(model)
-    assert torch.equal(torch.get_rng_state(), state)
-    if dtype is torch.float32:
-        assert probed.mode == TREE, probed.reason
-
-
-@pytest.mark.parametrize("name", ["gpt-neo", "falcon-alibi", "mpt", "bloom"])
-def test_the_probe_finds_what_is_wrong(name: str) -> None:
-    probed = support._probe(make(name))
-    assert probed.mode == CHAIN
-    assert "probe" in probed.reason
-
-
-def test_an_unlisted_family_is_probed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(support, "PROVEN", frozenset())
-    calls = []
-    probe = support._probe
-    monkeypatch.setattr(support, "_probe", lambda model: calls.append(1) or probe(model))
-    model = make("llama")
-    expected, _ = plain(model, prompt(model), max_new_tokens=20, do_sample=False)
-    plug = attach(model)
-    for _ in range(3):
-        output = model.generate(**prompt(model), max_new_tokens=20, do_sample=False)
-        assert output.tolist() == expected.tolist()
-    detach(model)
-    assert calls == [1]
-    assert not plug.stats.fallbacks
+    found = chosen(model, prompt(model))
+    assert found.mode == FAMILIES[name].mode
+    assert bool(found.reason) == (found.mode != TREE)
 
 
 def test_other_attention_gets_chains() -> None:
     torch.manual_seed(0)
     model = FAMILIES["llama"].build().eval()
     model.config._attn_implementation_internal = "flash_attention_2"
-    assert support.of_model(model).mode == CHAIN
-    assert "flash_attention_2" in support.of_model(model).reason
+    found = support.of_model(model)
+    assert found.mode == CHAIN
+    assert "flash_attention_2" in found.reason
 
 
 def test_reasons_are_counted_and_said_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -120,6 +80,17 @@ def test_longrope_stays_on_one_side_of_its_switch() -> None:
         assert bool(plug.stats.calls) == drafted
         if not drafted:
             assert "longrope" in next(iter(plug.stats.fallbacks))
+
+
+def test_dynamic_rope_below_its_limit() -> None:
+    model = make("llama-dynamic-rope")
+    inputs = prompt(model, length=20)
+    for count, drafted in ((12, True), (20, False), (12, True)):
+        settings: dict[str, Any] = {"max_new_tokens": count, "do_sample": False}
+        expected, _ = plain(model, inputs, **settings)
+        output, _, plug = plugged(model, inputs, ["context", "recycling"], **settings)
+        assert output.tolist() == expected.tolist()
+        assert bool(plug.stats.calls) == drafted
 
 
 def test_what_caches_can_take_back() -> None:

@@ -264,8 +264,10 @@ def test_forwards_are_fewer_in_truth(model: Any, expected: Any) -> None:
     inputs = prompt(model)
     attach(model, drafters=Replay(new_tokens(torch.tensor(expected), 30), siblings=0), nodes=32)
     count = _Counting(model)
+    model.generate(**inputs, **SETTINGS)  # tries first what a model with a hook can do
+    before = count.forwards
     model.generate(**inputs, **SETTINGS)
-    assert count.forwards == 2
+    assert count.forwards - before == 2
 
 
 def test_learned_state_is_saved_and_loaded(model: Any, tmp_path: Path) -> None:

@@ -256,14 +256,14 @@ _TREE = (
     Family("llama4", _decoder("Llama4Text", **_LLAMA4), "tree"),
     Family("qwen2-vl", _qwen2_vl, "tree"),
     Family("whisper", _centered(_encoder_decoder("Whisper", **_WHISPER)), "tree", kind="speech"),
+    Family("t5", _t5, "tree", kind="encoder-decoder"),
+    Family("bart", _centered(_encoder_decoder("Bart", **_BART)), "tree", kind="encoder-decoder"),
 )
 _CHAIN = (
     Family("falcon-alibi", _centered(_decoder("Falcon", alibi=True, **_UNTIED)), "chain"),
     Family("bloom", _centered(_decoder("Bloom", **_UNTIED)), "chain"),
     Family("mpt", _centered(_decoder("Mpt", **_MPT, **_UNTIED)), "chain"),
     Family("gpt-neo", _decoder("GPTNeo", **_GPT_NEO), "chain"),
-    Family("t5", _t5, "chain", kind="encoder-decoder"),
-    Family("bart", _centered(_encoder_decoder("Bart", **_BART)), "chain", kind="encoder-decoder"),
     Family("lfm2", _decoder("Lfm2", **_LFM2), "chain"),
 )
 _PLAIN = (

@@ -70,10 +70,8 @@ class FoldedHeads:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._config = model.config.get_text_config(decoder=True)
-        heads = getattr(self._config, "num_attention_heads", 1)
-        groups = getattr(self._config, "num_key_value_heads", None) or heads
         # models outside this interface look at the name themselves
-        self._wanted = heads != groups and model._supports_attention_backend
+        self._wanted = _has_groups(self._config) and model._supports_attention_backend
 
     def __enter__(self) -> None:
         if self._wanted and self._config._attn_implementation == "sdpa":
@@ -82,3 +80,12 @@ class FoldedHeads:
     def __exit__(self, *error: object) -> None:
         if self._config._attn_implementation == NAME:
             self._config._attn_implementation_internal = "sdpa"
+
+
+def _has_groups(config: Any) -> bool:
+    """Whether heads share keys in some layer."""
+    try:
+        heads = getattr(config, "num_attention_heads", 1)
+        return (getattr(config, "num_key_value_heads", None) or heads) != heads
+    except Exception:  # not the same in all layers, of which a config may not speak
+        return True

@@ -104,7 +104,9 @@ class Rollback:
         if kept[-1] != count - 1:
             indices = torch.tensor(kept)
         for layer in self._cache.layers:
-            if indices is not None and layer.is_initialized:
+            if getattr(layer, "keys", None) is None and not hasattr(layer, "conv_states"):
+                continue  # it shares those of another layer
+            if indices is not None:
                 indices = indices.to(layer.keys.device)
                 _gather(layer, width, indices)
             if isinstance(layer, StaticLayer):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,8 @@ from hf_specplug.verify.cache import Rollback, capacity
 from hf_specplug.verify.engine import Engine
 from hf_specplug.verify.masks import TreeMasks
 from hf_specplug.verify.outputs import Outputs
-from hf_specplug.verify.support import PER_TOKEN, is_generic
+from hf_specplug.verify.positions import SlotPositions
+from hf_specplug.verify.support import RECURRENT, is_generic
 
 
 class EagerEngine(Engine):
@@ -24,12 +26,14 @@ class EagerEngine(Engine):
         self._template: dict[str, Any] | None = None
         self._width = 0
         self._heads = FoldedHeads(self._model)
+        self._slots = SlotPositions(self._model)
+        self._undo.callback(self._slots.close)
         self._capacity = capacity(self.cache)
         self._rollback = Rollback(self.cache)
         self._undo.callback(self._rollback.close)
         self.drafts = self._rollback.can_roll_back()
         if not self.drafts:
-            self.trouble = "the cache turned out to hold a recurrent state: nothing was drafted"
+            self.trouble = RECURRENT
             self._rollback.close()
         if self._tree:
             self._prepare_masks()
@@ -54,42 +58,41 @@ class EagerEngine(Engine):
         self, tokens: NDArray[np.int64], depths: NDArray[np.int64], seen: NDArray[np.bool_]
     ) -> Outputs:
         width = len(tokens)
-        mask: Any = None
-        if width > 1 and self._tree:
-            mask = self._masks.build(seen, depths, self._past)
-        elif self._prompt_mask is not None:
-            ones = self._prompt_mask.new_ones((1, self._past + width - self._prompt_mask.shape[1]))
-            mask = torch.cat([self._prompt_mask, ones], dim=1)
-        inputs = self._inputs(tokens, depths, mask)
-        with self._heads, self._watched():
+        branches = width > 1 and self._tree
+        inputs = self._inputs(tokens, depths)
+        if branches:
+            inputs[self._mask_key] = self._masks.build(seen, depths, self._past)
+        slots = self._slots.at(depths, self._past) if branches else nullcontext()
+        with self._heads, slots, self._watched():
             outputs = self._model(**inputs, return_dict=True)
         self._past += width
         self._width = width
         return Outputs(outputs.logits[0], states=self._states(width))
 
-    def _inputs(
-        self, tokens: NDArray[np.int64], depths: NDArray[np.int64], mask: Any
-    ) -> dict[str, Any]:
+    def _inputs(self, tokens: NDArray[np.int64], depths: NDArray[np.int64]) -> dict[str, Any]:
+        """The model's arguments for a chain; a tree takes another mask."""
         model = self._model
         ids = torch.from_numpy(tokens)[None].to(self._device)
-        positions = None
-        if self._shape is not None:
-            offsets = torch.from_numpy(depths + (self._first + self._past - self._first_past))
-            positions = offsets.to(self._device).expand(*self._shape, -1)
-        elif self._starts is not None:
-            offsets = torch.from_numpy(depths + (self._past - self._first_past))
-            positions = self._starts + offsets.to(self._starts.device)
+        offsets = torch.from_numpy(depths + (self._past - self._first_past)).to(self._device)
+        mask = None
+        if self._prompt_mask is not None:
+            ones = self._prompt_mask.new_ones(
+                (1, self._past + len(tokens) - self._prompt_mask.shape[1])
+            )
+            mask = torch.cat([self._prompt_mask, ones], dim=1)
         if self._template is None:
-            inputs = self._prepare(ids, positions)
-            if is_generic(model) and not any(key in inputs for key in PER_TOKEN):
-                self._template = dict(inputs)
+            inputs = self._prepare(ids, offsets, mask)
+            if is_generic(model) and not self._per_token:
+                self._template = {**inputs, self._mask_key: None}
         else:
-            inputs = dict(self._template)
-            inputs[self._ids_key] = ids
-        if positions is not None and self._position_key is not None:
-            inputs[self._position_key] = positions
-        if mask is not None:
-            inputs[self._mask_key] = mask
+            inputs = {**self._template, self._ids_key: ids}
+            if mask is not None:
+                inputs[self._mask_key] = mask
+        if self._position_key is not None:
+            if self._shape is not None:
+                inputs[self._position_key] = (offsets + self._first).expand(*self._shape, -1)
+            elif self._starts is not None:
+                inputs[self._position_key] = self._starts + offsets
         return inputs
 
     def keep(self, visited: Sequence[int]) -> None:

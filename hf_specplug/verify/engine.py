@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,8 @@ from hf_specplug.verify.cache import TREE
 from hf_specplug.verify.hidden import Watch
 from hf_specplug.verify.outputs import Outputs
 from hf_specplug.verify.packed import PackedLinears
-from hf_specplug.verify.support import PER_TOKEN, Support, position_argument
+from hf_specplug.verify.positions import position_argument
+from hf_specplug.verify.support import PER_TOKEN, Support
 
 PREFILL_LOGITS = 1 << 25
 """Logits of the prompt that are computed for drafters at most (128 MB in float32)."""
@@ -33,7 +36,6 @@ class Engine(ABC):
 
     Attributes:
         cache: the key-value cache that `generate` returns, once the prompt has run.
-        overlaps: whether a step is still being computed when it returns.
         drafts: False if the prompt showed that the cache cannot be rolled back after all.
         trouble: what went worse than planned, "" if nothing did.
         watch: sees hidden states in each forward pass, if set before the prompt runs.
@@ -50,6 +52,7 @@ class Engine(ABC):
         self._model = model
         self._packed = packed
         self._device = model.device  # the property walks all parameters: too slow for every step
+        self._per_token: dict[str, int] = {}
         self._config = config
         self._kwargs = model_kwargs
         self._tree = support.mode == TREE
@@ -60,10 +63,14 @@ class Engine(ABC):
         self._position_key = position_argument(model)
         self._past = 0
         self._undo = ExitStack()
-        self.overlaps = self._device.type != "cpu"
         self.drafts = True
         self.trouble = ""
         self.watch: Watch | None = None
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether a step is still being computed when it returns."""
+        return self._device.type != "cpu"
 
     @property
     def prepared(self) -> tuple[int, float]:
@@ -115,29 +122,31 @@ class Engine(ABC):
 
     def prefill(self, input_ids: torch.Tensor, wanted: int) -> Outputs:
         """Run the prompt; return what its last n tokens showed, n = `wanted` if possible."""
-        model, kwargs = self._model, self._kwargs
+        kwargs = self._kwargs
         if kwargs.get("logits_to_keep") == 1 and wanted > 1:
             kwargs["logits_to_keep"] = wanted
         with self._watched():
-            outputs = model._prefill(
-                input_ids, self._config, kwargs, is_first_iteration=not self._config.is_assistant
-            )
-        kwargs = model._update_model_kwargs_for_generation(
-            outputs, kwargs, is_encoder_decoder=self._encoder_decoder
-        )
-        if "logits_to_keep" in kwargs:
-            kwargs["logits_to_keep"] = 0  # all of a tree
-        self._kwargs = kwargs
-        self.cache = kwargs["past_key_values"]
-        self._past = int(self.cache.get_seq_length())
-        self._prepare_positions()
-        self._prompt_mask = kwargs.pop(self._mask_key, None)
-        self._undo.enter_context(model._optimize_model_for_decode())  # as plain decoding does
+            outputs, prompt = prefilled(self._model, input_ids, self._config, kwargs)
+        self._undo.enter_context(self._model._optimize_model_for_decode())  # as plain decoding does
         if self._packed is not None:
             self._undo.callback(self._packed.close)
-            self._packed.open(model)
-        self._start()
+            self._packed.open(self._model)
+        self.resume(prompt)
         return Outputs(outputs.logits[0, -wanted:], states=self._states(wanted))
+
+    def resume(self, prompt: Prompt) -> None:
+        """Go on from a prompt that was run: trees come next."""
+        if self._device.type == "meta":  # weights that are fetched layer by layer have no place
+            self._device = prompt.input_ids.device
+        self._kwargs = prompt.kwargs
+        if "logits_to_keep" in self._kwargs:
+            self._kwargs["logits_to_keep"] = 0  # all of a tree
+        self._per_token = prompt.per_token
+        self.cache = self._kwargs["past_key_values"]
+        self._past = int(self.cache.get_seq_length())
+        self._prepare_positions(prompt.input_ids)
+        self._prompt_mask = self._kwargs.pop(self._mask_key, None)
+        self._start()
 
     def _watched(self) -> AbstractContextManager[Any]:
         return nullcontext() if self.watch is None else self.watch
@@ -146,34 +155,116 @@ class Engine(ABC):
         """[n, width] of the last `count` tokens of a forward pass, as far as they were seen."""
         return None if self.watch is None else self.watch.of(0, count)
 
-    def _prepare_positions(self) -> None:
-        """Positions go up by one a token from where the prompt ended."""
+    def _prepare_positions(self, input_ids: torch.Tensor) -> None:
+        """Positions go up by one a token from what the model's own preparation makes of the next.
+
+        That may differ from what it is given: PaliGemma counts from 1.
+        """
         self._first_past = self._past
-        self._starts = self._shape = None
-        if self._position_key is None:
+        self._given = self._starts = self._shape = None
+        key = self._position_key
+        if key is None:
             return
-        given = self._kwargs.pop(self._position_key, None)
-        if given is None:  # such models count from the cache
-            given = torch.full((1, 1), self._past, device=self._device)
-        self._starts = given[..., -1:]
+        ids = torch.cat([input_ids, input_ids.new_zeros((1, 1))], dim=1)
+        prepared = self._model.prepare_inputs_for_generation(
+            ids, next_sequence_length=1, is_first_iteration=False, **self._kwargs
+        )
+        given, starts = self._kwargs.pop(key, None), prepared.get(key)
+        if given is not None:
+            self._given = given[..., -1:]
+        if starts is None:
+            starts = self._given
+        if starts is None:  # such models count from the cache
+            starts = torch.full((1, 1), self._past, device=self._device)
+        self._starts = starts[..., -1:].to(self._device)
         values = self._starts.flatten().tolist()
         if len(set(values)) == 1:  # the rows of mrope differ after an image
             self._first, self._shape = values[0], self._starts.shape[:-1]
 
-    def _prepare(self, ids: torch.Tensor, positions: torch.Tensor | None) -> dict[str, Any]:
-        """What the model's own preparation makes of these tokens, but for the mask."""
+    def _prepare(
+        self, ids: torch.Tensor, offsets: torch.Tensor | None, mask: torch.Tensor | None = None
+    ) -> dict[str, Any]:
+        """What the model's own preparation makes of these tokens.
+
+        Args:
+            ids: int64[1, T].
+            offsets: int64[T], of their positions from that of the first token after the prompt.
+            mask: [1, past + T], if tokens of the prompt are hidden.
+        """
         kwargs = dict(self._kwargs)
-        if positions is not None and self._position_key is not None:
-            kwargs[self._position_key] = positions
-        for key in PER_TOKEN:
-            if kwargs.get(key) is not None:
-                last = kwargs[key][..., -1:]
-                last = torch.zeros_like(last) if key == "mm_token_type_ids" else last
-                kwargs[key] = last.expand(*last.shape[:-1], ids.shape[1])
-        inputs = self._model.prepare_inputs_for_generation(ids, is_first_iteration=False, **kwargs)
-        inputs.pop(self._mask_key, None)
-        return inputs  # type: ignore[no-any-return]
+        if self._given is not None and self._position_key is not None and offsets is not None:
+            kwargs[self._position_key] = self._given + offsets.to(self._given.device)
+        for key, dim in self._per_token.items():
+            last = kwargs[key].narrow(dim, -1, 1)
+            kwargs[key] = last.expand(*last.shape[:dim], ids.shape[1], *last.shape[dim + 1 :])
+        if mask is not None:
+            kwargs[self._mask_key] = mask
+        inputs: dict[str, Any] = self._model.prepare_inputs_for_generation(
+            ids, is_first_iteration=False, **kwargs
+        )
+        if mask is None:
+            inputs.pop(self._mask_key, None)
+        return inputs
 
     def close(self) -> None:
         """Leave the cache and the model as plain `generate` leaves them."""
         self._undo.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt that was run, as plain `generate` leaves it before the next token.
+
+    Attributes:
+        input_ids: int64[1, n].
+        kwargs: what is handed to the model's preparation for the next token; the filled cache, too.
+        per_token: arguments with an entry for each token, by the dimension that grows. What is
+            generated takes the last entry again.
+    """
+
+    input_ids: torch.Tensor
+    kwargs: dict[str, Any]
+    per_token: dict[str, int]
+
+    def copied(self) -> Prompt:
+        """The same with caches of its own."""
+        kwargs = {
+            key: copy.deepcopy(value) if hasattr(value, "get_seq_length") else value
+            for key, value in self.kwargs.items()
+        }
+        return Prompt(self.input_ids, kwargs, self.per_token)
+
+
+def prefilled(
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    config: GenerationConfig,
+    kwargs: dict[str, Any],
+) -> tuple[Any, Prompt]:
+    """Run a prompt as plain `generate` does: (what the model returned, what is known now)."""
+    outputs = model._prefill(input_ids, config, kwargs, is_first_iteration=not config.is_assistant)
+    before = {key: tuple(value.shape) for key, value in kwargs.items() if _is_tensor(value)}
+    encoder_decoder = bool(model.config.is_encoder_decoder)
+    kwargs = model._update_model_kwargs_for_generation(
+        outputs, kwargs, is_encoder_decoder=encoder_decoder
+    )
+    prefix = "decoder_" if encoder_decoder else ""
+    apart = {f"{prefix}{name}" for name in ("input_ids", "attention_mask", "position_ids")}
+    per_token = {key: kwargs[key].ndim - 1 for key in PER_TOKEN if _is_tensor(kwargs.get(key))}
+    for key in before.keys() - apart:
+        dim = _grown(before[key], tuple(kwargs[key].shape) if _is_tensor(kwargs.get(key)) else ())
+        if dim is not None:
+            per_token[key] = dim
+    return outputs, Prompt(input_ids, kwargs, per_token)
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, torch.Tensor)
+
+
+def _grown(before: tuple[int, ...], after: tuple[int, ...]) -> int | None:
+    """The only dimension that is longer by one, if there is one."""
+    if len(before) != len(after):
+        return None
+    changed = [dim for dim, pair in enumerate(zip(before, after, strict=True)) if pair[0] != pair[1]]
+    return changed[0] if len(changed) == 1 and after[changed[0]] == before[changed[0]] + 1 else None

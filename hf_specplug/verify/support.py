@@ -1,38 +1,32 @@
-"""What a model and a call allow: a tree, a chain where only that is right, else plain.
+"""What a model and a call allow: a tree, a chain where only that can be right, else plain.
 
-Four families are silently wrong under a tree mask, so a tree is opt-in by evidence: a listed family
-(each measured, and held by the identity tests), or a probe that compares a tree with its paths.
+These are the gates that go by names and numbers. What passes them is only drafted if it is shown
+to be right: see `evidence`.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
+from torch import nn
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import DynamicCache, StaticLayer, StaticSlidingWindowLayer
 from transformers.generation.configuration_utils import GenerationMode
 
-from hf_specplug.kernels.tree import ancestors
 from hf_specplug.verify.attention import NAME as FOLDED
-from hf_specplug.verify.cache import CHAIN, PLAIN, TREE, Rollback, rollback
-from hf_specplug.verify.masks import TreeMasks, reaches
-
-PROVEN = frozenset(
-    """
-    codegen cohere2 deepseek_v3 falcon gemma gemma2 gemma3 gemma3_text gpt2 gpt_bigcode
-    gpt_neox gpt_oss gptj llama llama4_text mistral mixtral olmo2 opt phi3 qwen2 qwen2_moe
-    qwen2_vl qwen2_vl_text qwen3 qwen3_moe smollm3 stablelm starcoder2 whisper
-    """.split()  # noqa: SIM905
-)
-"""`model_type`s whose tree logits equal those of the single paths, in transformers 5.23."""
+from hf_specplug.verify.cache import CHAIN, PLAIN, TREE, rollback
+from hf_specplug.verify.masks import reaches
+from hf_specplug.verify.positions import position_argument, slot_modules
 
 SLOT_POSITIONS = frozenset({"gpt_neo"})
 """`model_type`s that take position ids, but whose attention goes by the slot in the cache."""
+
+
+RECURRENT = "the model has a recurrent state that cannot be rolled back"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,24 +37,14 @@ class Support:
     reason: str = ""
 
 
-def position_argument(model: PreTrainedModel) -> str | None:
-    """The name under which `forward` takes positions, None if it counts cache slots."""
-    name = "decoder_position_ids" if model.config.is_encoder_decoder else "position_ids"
-    return name if name in inspect.signature(model.forward).parameters else None
-
-
 def of_model(model: PreTrainedModel) -> Support:
-    """What a model can check, whatever the call. May run a few short forward passes."""
+    """What a model may be able to check, whatever the call."""
     config = model.config.get_text_config(decoder=True)
     name = config.model_type
-    if getattr(model, "_is_stateful", False):
-        return Support(PLAIN, f"{name} has a recurrent state that cannot be rolled back")
-    if "dynamic" in _rope_types(config):
-        return Support(PLAIN, f"{name} with dynamic RoPE scaling depends on the width of a forward")
-    types = set(getattr(config, "layer_types", None) or ())
-    if types & {"linear_attention", "mamba", "hybrid", "recurrent"}:
-        return Support(PLAIN, f"{name} has a recurrent state that cannot be rolled back")
-    if position_argument(model) is None or name in SLOT_POSITIONS:
+    if model.training and any(isinstance(m, nn.Dropout) and m.p > 0 for m in model.modules()):
+        return Support(PLAIN, "dropout in train mode draws other numbers for more tokens: eval()")
+    counts_slots = position_argument(model) is None and not slot_modules(model)
+    if counts_slots or name in SLOT_POSITIONS:
         return Support(CHAIN, f"{name} takes positions from cache slots, so siblings would differ")
     if getattr(config, "alibi", False):
         return Support(CHAIN, f"{name} with ALiBi takes distances from cache slots")
@@ -68,8 +52,6 @@ def of_model(model: PreTrainedModel) -> Support:
         return Support(CHAIN, f"{name} has layers that look at neighbours instead of a mask")
     if config._attn_implementation not in ("sdpa", FOLDED, "eager"):
         return Support(CHAIN, f"attention {config._attn_implementation!r} takes no tree mask")
-    if name not in PROVEN:
-        return _probe(model)
     return Support(TREE)
 
 
@@ -92,6 +74,8 @@ def of_call(
     if input_ids.shape[0] != 1:
         return Support(PLAIN, f"a batch of {input_ids.shape[0]} sequences is not drafted yet")
     cache = model_kwargs.get("past_key_values")
+    if cache is None and getattr(model, "_is_stateful", False):
+        return Support(PLAIN, RECURRENT)
     if not model_kwargs.get("use_cache", True) or cache is None:
         return Support(PLAIN, "drafts need a cache (use_cache=True)")
     if config.return_dict_in_generate:
@@ -105,9 +89,8 @@ def of_call(
         return Support(PLAIN, "a compiled static cache is left to transformers")
     if reason:
         return Support(CHAIN, reason)
-    limit = _longrope_limit(model)
-    if limit is not None and input_ids.shape[1] <= limit < config.max_length:
-        return Support(PLAIN, f"the text may cross {limit} tokens, where longrope changes factors")
+    if turn := _rope_turn(model, input_ids.shape[1], config.max_length):
+        return Support(PLAIN, turn)
     if static:
         return Support(TREE)
     return Support(*rollback(cache, config.max_length))
@@ -156,7 +139,8 @@ def is_generic(model: PreTrainedModel) -> bool:
     """
     own = type(model).prepare_inputs_for_generation
     generic = own is GenerationMixin.prepare_inputs_for_generation
-    return generic or model.config.model_type == "phi3"
+    generic = generic or model.config.model_type == "phi3"
+    return generic and "prepare_inputs_for_generation" not in vars(model)
 
 
 def _llama4_scale_start(model: PreTrainedModel) -> int:
@@ -173,86 +157,30 @@ def _rope_types(config: Any) -> set[str]:
     return {str(part.get("rope_type", "default")) for part in [rope, *nested]}
 
 
-def _longrope_limit(model: PreTrainedModel) -> int | None:
-    config = model.config.get_text_config(decoder=True)
-    if "longrope" not in _rope_types(config):
-        return None
-    rope = config.rope_parameters
-    limit = rope.get("original_max_position_embeddings")
-    return int(limit or getattr(config, "original_max_position_embeddings", 0)) or None
+def _rope_turn(model: PreTrainedModel, start: int, end: int) -> str:
+    """Why RoPE depends on the width of a forward pass in a text of this length; "" if it does not.
 
-
-_PROBE_PARENTS = np.array([-1, -1, 0, 0, 1, 2, 4], dtype=np.int32)
-
-
-def _probe(model: PreTrainedModel) -> Support:
-    """Compare a small tree with its paths, and the cache after keeping one of them.
-
-    It sees wrong positions, masks and caches, not windows longer than the probe.
+    The factors of both kinds follow the largest position in a forward pass.
     """
-    name = model.config.get_text_config(decoder=True).model_type
-    if model.config.is_encoder_decoder:
-        return Support(CHAIN, f"{name} is not among the families proven for trees")
-    try:
-        error = _probe_error(model)
-    except Exception as problem:
-        return Support(CHAIN, f"a probe of {name} failed: {type(problem).__name__}: {problem}")
-    exact = model.dtype in (torch.float32, torch.float64)
-    if error > (1e-3 if exact else 0.15):
-        return Support(CHAIN, f"a probe of {name} found tree logits off by {error:.2g} deviations")
-    return Support(TREE)
+    config = model.config.get_text_config(decoder=True)
+    types = _rope_types(config)
+    if "dynamic" in types and end > config.max_position_embeddings:
+        limit = config.max_position_embeddings
+        return f"the text may cross {limit} tokens, where dynamic RoPE scaling sets in"
+    if "longrope" in types:
+        limit = config.rope_parameters.get("original_max_position_embeddings")
+        limit = int(limit or getattr(config, "original_max_position_embeddings", 0))
+        if limit and start <= limit < end:
+            return f"the text may cross {limit} tokens, where longrope changes factors"
+    return ""
 
 
-@torch.no_grad()
-def _probe_error(model: PreTrainedModel) -> float:
-    """Largest difference between tree and path logits, in standard deviations of the logits."""
-    vocab = model.config.get_text_config(decoder=True).vocab_size
-    prompt = [(7 * i + 3) % vocab for i in range(10)]
-    tokens = [(11 * i + 5) % vocab for i in range(len(_PROBE_PARENTS) + 1)]  # root first
-    parents = [int(parent) + 1 for parent in _PROBE_PARENTS]
-    paths = [[0]]
-    for node, parent in enumerate(parents, start=1):
-        paths.append([*paths[parent], node])
-    depths = np.array([len(path) - 1 for path in paths], dtype=np.int64)
-
-    forward = _forward(model)
-    cache = forward(prompt, None, None, None).past_key_values
-    undo = Rollback(cache)
-    masks = TreeMasks(
-        model.config, cache, model.dtype, _is_eager(model), model.device, prompt_mask=None
-    )
-    seen = ancestors(_PROBE_PARENTS)
-    mask = masks.build(seen, depths, len(prompt))
-    tree = forward(tokens, cache, len(prompt) + depths, mask).logits[0].float()
-    kept = paths[-1]
-    undo.keep(len(tokens), kept)
-    after = forward([tokens[1]], cache, np.array([len(prompt) + len(kept)]), None).logits[0, -1]
-
-    worst = 0.0
-    for node, path in enumerate(paths):
-        text = prompt + [tokens[i] for i in path]
-        plain = forward(text, None, None, None).logits[0, -1].float()
-        worst = max(worst, float((plain - tree[node]).abs().max() / plain.std()))
-    text = prompt + [tokens[i] for i in kept] + [tokens[1]]
-    plain = forward(text, None, None, None).logits[0, -1].float()
-    return max(worst, float((plain - after.float()).abs().max() / plain.std()))
-
-
-def _forward(model: PreTrainedModel) -> Callable[..., Any]:
-    def run(tokens: list[int], cache: Any, positions: Any, mask: Any) -> Any:
-        where = None if positions is None else torch.as_tensor(positions, device=model.device)[None]
-        return model(
-            input_ids=torch.tensor([tokens], device=model.device),
-            past_key_values=cache,
-            attention_mask=mask,
-            use_cache=True,
-            return_dict=True,
-            **({} if where is None else {"position_ids": where.long()}),
-        )
-
-    return run
-
-
-def _is_eager(model: PreTrainedModel) -> bool:
-    implementation = model.config.get_text_config(decoder=True)._attn_implementation
-    return bool(implementation == "eager")
+def placeholders(config: Any) -> set[int]:
+    """Tokens that stand for parts of images, videos or sound: no text is to have them."""
+    found = set()
+    for part in (config, config.get_text_config(decoder=True)):
+        for name, value in vars(part).items():
+            kind = name.removesuffix("_id").removesuffix("_index").removesuffix("_token")
+            if kind in ("image", "video", "audio") and name != kind and isinstance(value, int):
+                found.add(value)
+    return found

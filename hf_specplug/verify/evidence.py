@@ -1,0 +1,202 @@
+"""Whether drafts are exact on a model as it is now: tried, and remembered with the model.
+
+A family that the tests hold to be exact is believed, as long as the model is what the tests had:
+classes of torch and transformers, nothing patched in. Anything else (another family, adapters,
+quantized layers, hooks, code of a repository) is tried: the rows of a small tree, and of a chain,
+beside the rows that plain decoding computes one by one, through all that `generate` prepares.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Mapping
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+from transformers import GenerationConfig, PreTrainedModel
+
+from hf_specplug.verify import trial
+from hf_specplug.verify.cache import CHAIN, PLAIN, TREE
+from hf_specplug.verify.support import Support, placeholders
+
+PROVEN = frozenset(
+    """
+    codegen cohere2 deepseek_v3 falcon gemma gemma2 gemma3_text gpt2 gpt_bigcode gpt_neox
+    gpt_oss gptj llama llama4_text mistral mixtral olmo2 opt phi3 qwen2 qwen2_moe qwen2_vl
+    qwen3 qwen3_moe smollm3 stablelm starcoder2 whisper
+    """.split()  # noqa: SIM905
+)
+"""`model_type`s of whole models whose trees the identity tests hold, in transformers 5.23."""
+
+_TEXT = frozenset(
+    {"attention_mask", "logits_to_keep", "past_key_values", "position_ids", "use_cache"}
+)
+"""What `generate` makes by itself of a text for a decoder."""
+
+_lock = threading.RLock()
+_known: WeakKeyDictionary[nn.Module, dict[Any, Support]] = WeakKeyDictionary()
+
+
+def shown(
+    model: PreTrainedModel,
+    claim: Support,
+    input_ids: torch.Tensor,
+    config: GenerationConfig,
+    model_kwargs: Mapping[str, Any],
+) -> Support:
+    """What of a claim is right for this model and this kind of call.
+
+    Args:
+        claim: tree or chain, as the gates by name allow.
+        input_ids, config, model_kwargs: the call, as `generate` prepared it.
+
+    Returns:
+        The claim; or, where that is not exact, a chain or plain, with the reason.
+    """
+    given = frozenset(key for key, value in model_kwargs.items() if value is not None)
+    if any(inspect.isgenerator(value) for value in model_kwargs.values()):
+        return Support(PLAIN, "its inputs come one by one, as the text grows")
+    live = fingerprint(model)
+    padded = not _all_ones(model_kwargs.get("attention_mask"))
+    key = (claim, live, given, padded)
+    with _lock:
+        known = _known.setdefault(model, {})
+        if key not in known:
+            if _is_proven(model, claim, given):
+                known[key] = claim
+            elif given <= _TEXT and not model.config.is_encoder_decoder:
+                known[key] = _of_text(model, claim, padded)
+            else:
+                known[key] = trial.outcome(model, claim, input_ids, config, dict(model_kwargs))
+        return known[key]
+
+
+def _is_proven(model: PreTrainedModel, claim: Support, given: frozenset[str]) -> bool:
+    """Whether the tests have shown it for such models and calls."""
+    return (
+        claim.mode == TREE
+        and model.config.model_type in PROVEN
+        and given <= set(inspect.signature(model.forward).parameters) | _TEXT
+        and is_stock(model)
+    )
+
+
+def _of_text(model: PreTrainedModel, claim: Support, padded: bool) -> Support:
+    """Try it on a short text, with padding on its left or without."""
+    found = [Support(PLAIN, "generate did not come to decode")]
+
+    def run(model: PreTrainedModel, input_ids: torch.Tensor, **rest: Any) -> torch.Tensor:
+        config = rest.pop("generation_config")
+        kwargs = {key: value for key, value in rest.items() if key not in _NOT_FOR_THE_MODEL}
+        found[0] = trial.outcome(model, claim, input_ids, config, kwargs)
+        return input_ids
+
+    ids = _text(model)
+    mask = torch.ones_like(ids)
+    mask[:, : 3 * padded] = 0
+    try:
+        type(model).generate(
+            model,
+            ids,
+            attention_mask=mask,
+            max_new_tokens=trial.LENGTH,
+            do_sample=False,
+            num_beams=1,
+            num_return_sequences=1,
+            return_dict_in_generate=False,
+            custom_generate=run,
+        )
+    except Exception as problem:
+        return Support(PLAIN, f"a trial failed: {type(problem).__name__}: {problem}")
+    return found[0]
+
+
+_NOT_FOR_THE_MODEL = ("logits_processor", "stopping_criteria", "inputs_tensor", "streamer")
+
+
+def _text(model: PreTrainedModel, length: int = 12) -> torch.Tensor:
+    """int64[1, length]: any text that has no tokens of a special meaning."""
+    config = model.config.get_text_config(decoder=True)
+    special = placeholders(model.config)
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        value = getattr(config, name, None)
+        special |= set(value) if isinstance(value, list) else {value}
+    usual = [token for token in range(min(config.vocab_size, 512)) if token not in special]
+    ids = [usual[(7 * place + 3) % len(usual)] for place in range(length)]
+    device = "cpu" if model.device.type == "meta" else model.device
+    return torch.tensor([ids], device=device)
+
+
+def _all_ones(mask: Any) -> bool:
+    return not isinstance(mask, torch.Tensor) or mask.ndim != 2 or bool((mask == 1).all())
+
+
+def is_stock(model: nn.Module) -> bool:
+    """Whether a model is made of classes of torch and transformers, with nothing patched in."""
+    return not any(
+        own.keys() & _METHODS or foreign(module) or _hooks(own)
+        for module in model.modules()
+        for own in (vars(module),)
+    )
+
+
+def foreign(module: nn.Module) -> bool:
+    """Whether a module, or how one of its own weights is kept, comes from elsewhere."""
+    home = type(module).__module__.split(".")
+    known = home[:2] in (["transformers", "models"], ["torch", "nn"]) or (
+        home[0] == "transformers" and home[1:2] not in (["integrations"], ["quantizers"])
+    )
+    weights = module._parameters.values()
+    plain = all(w is None or type(w.data) is torch.Tensor for w in weights)
+    return not (known and plain) or home[:2] == ["torch", "ao"]
+
+
+_METHODS = frozenset(
+    {"forward", "prepare_inputs_for_generation", "_update_model_kwargs_for_generation", "_prefill"}
+)
+_OF_TORCH = frozenset(vars(nn.Module()))
+
+
+def fingerprint(model: nn.Module) -> int:
+    """Another number once anything may make the rows of a forward pass depend on each other.
+
+    Classes, modes, hooks, replaced methods, and all switches below the root (adapters on or off);
+    not the values of weights.
+    """
+    parts: list[Any] = [_qualified(vars(model).get(name)) for name in sorted(_METHODS)]
+    for name, module in model.named_modules():
+        own = vars(module)
+        parts += (name, type(module), module.training, _qualified(own.get("forward")))
+        parts += [type(hook) for hook in _hooks(own)]
+        for key, weight in module._parameters.items():
+            if weight is not None:
+                parts += (key, type(weight.data), weight.dtype)
+        if name:
+            parts += [(key, _switch(own[key])) for key in own.keys() - _OF_TORCH]
+    config: Any = model.config
+    parts.append(config.get_text_config(decoder=True)._attn_implementation)
+    return hash(tuple(parts))
+
+
+def _hooks(own: Mapping[str, Any]) -> list[Any]:
+    """The hooks of a module, without those that only look."""
+    every = [*own["_forward_pre_hooks"].values(), *own["_forward_hooks"].values()]
+    return [hook for hook in every if not getattr(hook, "only_looks", False)]
+
+
+def _qualified(method: Any) -> str:
+    return f"{getattr(method, '__module__', '')}.{getattr(method, '__qualname__', type(method))}"
+
+
+def _switch(value: Any) -> Any:
+    """What of an attribute can be a switch: names, flags and lists of names; else its type."""
+    if isinstance(value, bool | str | torch.dtype):
+        return value
+    if isinstance(value, list | tuple | set) and len(value) <= 64:
+        return tuple(part for part in value if isinstance(part, bool | str))
+    if isinstance(value, dict) and len(value) <= 64:
+        return tuple(str(key) for key in value)
+    return type(value)

@@ -1,0 +1,87 @@
+"""Positions by depth, for decoders that count cache slots and take none: T5, BART and their kin.
+
+Their embedding of positions gives one row for each slot of a forward pass, in order. A tree takes
+the row of its depth, so that siblings share one; a relative bias also its columns.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from transformers import PreTrainedModel
+
+_ABSOLUTE, _RELATIVE = "embed_positions", "relative_attention_bias"
+
+
+class SlotPositions:
+    """While `at` is entered, the decoder's position modules go by depth; in this thread only.
+
+    Args:
+        model: an encoder-decoder, or any other model, which has nothing to be changed.
+
+    Example:
+        >>> slots = SlotPositions(model)  # doctest: +SKIP
+        >>> with slots.at(np.array([0, 1, 1]), past=5):
+        ...     model(**inputs)
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._thread = threading.get_ident()
+        self._depths: torch.Tensor | None = None
+        self._past = 0
+        self._hooks = [
+            module.register_forward_hook(partial(self._reorder, name == _RELATIVE))
+            for name, module in slot_modules(model)
+        ]
+
+    @contextmanager
+    def at(self, depths: NDArray[np.int64], past: int) -> Iterator[None]:
+        """A forward pass over T tokens after `past` slots; `depths` int64[T], 0 at the root."""
+        if self._hooks:
+            self._depths, self._past = torch.from_numpy(depths), past
+        try:
+            yield
+        finally:
+            self._depths = None
+
+    def _reorder(self, relative: bool, module: nn.Module, args: Any, output: Any) -> Any:
+        if self._depths is None or threading.get_ident() != self._thread:
+            return output
+        depths = self._depths.to(output.device)
+        if not relative:  # [..., T, width]
+            return output.index_select(-2, depths)
+        columns = torch.arange(output.shape[1], device=output.device)  # [T, kv, heads]
+        columns[self._past : self._past + len(depths)] = self._past + depths
+        return output.index_select(0, depths).index_select(1, columns)
+
+    def close(self) -> None:
+        """Leave the model as it was."""
+        for hook in self._hooks:
+            hook.remove()
+
+
+def position_argument(model: PreTrainedModel) -> str | None:
+    """The name under which `forward` takes positions, None if it counts cache slots."""
+    name = "decoder_position_ids" if model.config.is_encoder_decoder else "position_ids"
+    return name if name in inspect.signature(model.forward).parameters else None
+
+
+def slot_modules(model: PreTrainedModel) -> list[tuple[str, nn.Module]]:
+    """The (last name, module) pairs of a decoder that turn slots into positions; [] if none do."""
+    if position_argument(model) is not None or not model.config.is_encoder_decoder:
+        return []
+    found = []
+    for path, module in model.get_decoder().named_modules():
+        name = path.rpartition(".")[2]
+        if name in (_ABSOLUTE, _RELATIVE):
+            found.append((name, module))
+    return found

@@ -1,0 +1,174 @@
+"""A trial: the rows of a tree or a chain, beside the rows of plain decoding, one by one.
+
+It sees wrong positions, masks, caches and scales, whatever they come from; not windows that are
+longer than it. It leaves random generators, caches and the call's arguments as they were.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import GenerationConfig, PreTrainedModel
+
+from hf_specplug.tree import DraftTree
+from hf_specplug.verify.cache import CHAIN, PLAIN, TREE
+from hf_specplug.verify.eager import EagerEngine
+from hf_specplug.verify.engine import Prompt, prefilled
+from hf_specplug.verify.rows import dependent
+from hf_specplug.verify.support import Support, placeholders
+
+LENGTH = 8
+"""Tokens that a trial adds to a text at most."""
+
+_EXACT, _ROUNDED = 1e-3, 0.15
+"""Differences in standard deviations of a row of logits that rounding explains: of float32 and
+float64, and of anything shorter."""
+
+Row = tuple[int, ...]  # the tokens after the prompt, up to and including the one whose row it is
+
+
+def outcome(
+    model: PreTrainedModel,
+    claim: Support,
+    input_ids: torch.Tensor,
+    config: GenerationConfig,
+    kwargs: dict[str, Any],
+) -> Support:
+    """The claim if it holds; else a chain if that holds, else plain, with what was found.
+
+    Args:
+        claim: tree or chain.
+        kwargs: what `generate` prepared for the model; left as it is.
+    """
+    devices = [input_ids.device] if input_ids.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), torch.no_grad():
+        try:
+            kwargs = Prompt(input_ids, kwargs, {}).copied().kwargs
+            outputs, prompt = prefilled(model, input_ids, copy.copy(config), kwargs)
+            tokens = _likely(model, outputs.logits[0, -1])
+        except Exception as problem:
+            return Support(PLAIN, f"a trial failed: {_said(problem)}")
+        reasons = []
+        for mode in (TREE, CHAIN) if claim.mode == TREE else (CHAIN,):
+            reason = _reason(model, mode, prompt, config, tokens)
+            if not reason:
+                lesser = Support(mode, "; ".join(reasons))
+                return claim if mode == claim.mode else lesser
+            reasons.append(reason)
+    return Support(PLAIN, reasons[-1])
+
+
+def _reason(
+    model: PreTrainedModel,
+    mode: str,
+    prompt: Prompt,
+    config: GenerationConfig,
+    tokens: Sequence[int],
+) -> str:
+    """Why a mode is not exact; "" if it is."""
+    name = model.config.get_text_config(decoder=True).model_type
+    engine = EagerEngine(model, config, {}, Support(mode))
+    try:
+        with dependent(model) as found:
+            engine.resume(prompt.copied())
+            if not engine.drafts:
+                return engine.trouble
+            drafted = _drafted(engine, mode, tokens)
+        if found:
+            return f"{found[0]} computes a token differently beside others"
+        expected = _expected(model, prompt, sorted(drafted))
+    except Exception as problem:
+        return f"a {mode} of {name} failed in a trial: {_said(problem)}"
+    finally:
+        engine.close()
+    errors = [_error(drafted[row], expected[row]) for row in drafted]
+    exact = model.dtype in (torch.float32, torch.float64)
+    # in short formats a router of experts may turn over where nothing is wrong
+    worst, limit = (max(errors), _EXACT) if exact else (float(np.median(errors)), _ROUNDED)
+    if worst <= limit:
+        return ""
+    return f"a trial of {name} found a {mode}'s logits off by {worst:.2g} deviations"
+
+
+def _drafted(engine: EagerEngine, mode: str, t: Sequence[int]) -> dict[Row, torch.Tensor]:
+    """Rows of two passes; between them the cache keeps a path that is not the first."""
+    if mode == TREE:
+        #     t0 ── t1 ── t3 ── t5
+        #      │     └─── t2
+        #      └─── t2 ── t4 ── t1      kept: t0 t2 t4, then t3 with t5 and t6
+        parents, values, kept = [-1, -1, 0, 0, 1, 2, 4], [1, 2, 3, 2, 4, 5, 1], [0, 2, 5]
+        second, path = _tree([-1, -1], [t[5], t[6]]), (t[0], t[2], t[4])
+    else:
+        parents, values, kept = [-1, 0, 1], [1, 2, 3], [0, 1]
+        second, path = _tree([-1], [t[5]]), (t[0], t[1])
+    rows: dict[Row, torch.Tensor] = {}
+    first = _tree(parents, [t[value] for value in values])
+    _record(rows, (), t[0], first, engine.step(t[0], first).logits)
+    engine.keep(kept)
+    _record(rows, path, t[3], second, engine.step(t[3], second).logits)
+    return rows
+
+
+def _tree(parents: Sequence[int], tokens: Sequence[int]) -> DraftTree:
+    count = len(tokens)
+    ones, nobody = np.ones(count, np.float32), np.zeros(count, np.uint16)
+    return DraftTree(np.array(tokens, np.int32), np.array(parents, np.int32), ones, nobody)
+
+
+def _record(
+    rows: dict[Row, torch.Tensor], text: Row, root: int, tree: DraftTree, logits: torch.Tensor
+) -> None:
+    if len(logits) != len(tree) + 1:
+        raise ValueError(f"the model gives {len(logits)} rows for {len(tree) + 1} tokens")
+    places = [(*text, root)]
+    for parent, token in zip(tree.parents.tolist(), tree.tokens.tolist(), strict=True):
+        places.append((*places[parent + 1], token))
+    rows.update(zip(places, logits.float(), strict=True))
+
+
+def _expected(
+    model: PreTrainedModel, prompt: Prompt, rows: Sequence[Row]
+) -> dict[Row, torch.Tensor]:
+    """What plain decoding finds at rows, given in lexical order: each after the one it goes on."""
+    found: dict[Row, torch.Tensor] = {}
+
+    def go(row: Row, before: Prompt) -> None:
+        ids = torch.cat([before.input_ids, before.input_ids.new_tensor([row[-1:]])], dim=1)
+        inputs = model.prepare_inputs_for_generation(ids, next_sequence_length=1, **before.kwargs)
+        outputs = model(**inputs, return_dict=True)
+        kwargs = model._update_model_kwargs_for_generation(
+            outputs, before.kwargs, is_encoder_decoder=bool(model.config.is_encoder_decoder)
+        )
+        after = Prompt(ids, kwargs, before.per_token)
+        found[row] = outputs.logits[0, -1].float()
+        for child in rows:
+            if child[:-1] == row:
+                go(child, after.copied())
+
+    go(rows[0], prompt.copied())
+    return found
+
+
+def _likely(model: PreTrainedModel, logits: torch.Tensor) -> list[int]:
+    """Seven tokens that may well come next."""
+    barred = placeholders(model.config)
+    best = logits.float().nan_to_num().topk(min(len(logits), 7 + len(barred))).indices.tolist()
+    tokens = [token for token in best if token not in barred]
+    return [tokens[place % len(tokens)] for place in range(7)]
+
+
+def _error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """In standard deviations of what is expected; infinite if either is no number."""
+    known = torch.isfinite(expected)
+    if not known.any() or not torch.equal(known, torch.isfinite(found)):
+        return float("inf")
+    spread = expected[known].std().clamp_min(1e-9)
+    return float((found[known] - expected[known]).abs().max() / spread)
+
+
+def _said(problem: Exception) -> str:
+    return f"{type(problem).__name__}: {problem}".partition("\n")[0][:200]
