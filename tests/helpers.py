@@ -43,16 +43,21 @@ def plugged(
 
 def chosen(model: Any, inputs: dict[str, Any], **settings: Any) -> Support:
     """How a call is run, and why so if not as a tree."""
-    found = []
 
-    def run(model: Any, input_ids: torch.Tensor, **rest: Any) -> torch.Tensor:
+    class Chosen(Exception):
+        pass
+
+    def run(model: Any, input_ids: torch.Tensor, **rest: Any) -> None:
         for name in ("logits_processor", "stopping_criteria"):
             rest.pop(name)
-        found.append(Session("auto", 1, False).choose(model, input_ids, **rest)[0])
-        return input_ids
+        raise Chosen(Session("auto", 1, False).choose(model, input_ids, **rest)[0])
 
-    type(model).generate(model, **inputs, **{"max_new_tokens": 9, **settings}, custom_generate=run)
-    return found[0]
+    every = {"max_new_tokens": 9, **settings}
+    try:
+        type(model).generate(model, **inputs, **every, custom_generate=run)
+    except Chosen as chosen:
+        return chosen.args[0]  # type: ignore[no-any-return]
+    raise AssertionError("generate did not come to decode")
 
 
 def assert_harmless(program: str, variable: str, cache: Path) -> None:

@@ -63,6 +63,7 @@ def test_a_trial_agrees_with_what_is_proven(name: str, monkeypatch: pytest.Monke
 @pytest.mark.parametrize("name", ["falcon-alibi", "gpt-neo", "mpt", "bloom"])
 def test_a_trial_finds_what_is_wrong(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(support, "of_model", lambda model: support.Support(TREE))
+    monkeypatch.setattr(evidence, "PROVEN", frozenset())
     found = chosen(fresh(name), prompt(make(name)))
     assert found.mode == CHAIN
     assert "trial" in found.reason
@@ -168,7 +169,7 @@ class Forgetful(tf.LlamaForCausalLM):  # type: ignore[misc]
     def forward(self, input_ids: Any = None, **rest: Any) -> Any:
         rest.update(past_key_values=None, position_ids=None, attention_mask=None, use_cache=False)
         outputs = super().forward(input_ids=input_ids[:, -2:], **rest)
-        outputs.logits = outputs.logits.expand(1, input_ids.shape[1], -1)
+        outputs.logits = outputs.logits[:, -1:].expand(1, input_ids.shape[1], -1)
         return outputs
 
 
@@ -286,7 +287,7 @@ def test_dropout_in_train_mode(name: str) -> None:
     output, after, plug = plugged(model, prompt(model), ["context"], seed=5, **SETTINGS)
     assert output.tolist() == expected.tolist()
     assert torch.equal(after, state)
-    assert any("dropout" in reason for reason in plug.stats.fallbacks)
+    assert any("train mode" in reason for reason in plug.stats.fallbacks)
 
 
 def test_attention_dropout_in_train_mode() -> None:

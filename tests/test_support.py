@@ -16,6 +16,7 @@ from hf_specplug.verify.cache import CHAIN, PLAIN, TREE, capacity, rollback
 from tests.helpers import chosen, plain, plugged
 from tests.zoo import FAMILIES, make, prompt
 
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_mode_of_every_family(name: str) -> None:
     model = make(name)

@@ -266,5 +266,7 @@ def _grown(before: tuple[int, ...], after: tuple[int, ...]) -> int | None:
     """The only dimension that is longer by one, if there is one."""
     if len(before) != len(after):
         return None
-    changed = [dim for dim, pair in enumerate(zip(before, after, strict=True)) if pair[0] != pair[1]]
+    changed = [
+        dim for dim, pair in enumerate(zip(before, after, strict=True)) if pair[0] != pair[1]
+    ]
     return changed[0] if len(changed) == 1 and after[changed[0]] == before[changed[0]] + 1 else None

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -19,7 +21,7 @@ from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from hf_specplug.verify import trial
-from hf_specplug.verify.cache import CHAIN, PLAIN, TREE
+from hf_specplug.verify.cache import PLAIN, TREE
 from hf_specplug.verify.support import Support, placeholders
 
 PROVEN = frozenset(
@@ -67,11 +69,40 @@ def shown(
         if key not in known:
             if _is_proven(model, claim, given):
                 known[key] = claim
-            elif given <= _TEXT and not model.config.is_encoder_decoder:
-                known[key] = _of_text(model, claim, padded)
             else:
-                known[key] = trial.outcome(model, claim, input_ids, config, dict(model_kwargs))
+                with _put_back(model):
+                    if given <= _TEXT and not model.config.is_encoder_decoder:
+                        known[key] = _of_text(model, claim, padded)
+                    else:
+                        kwargs = dict(model_kwargs)
+                        known[key] = trial.outcome(model, claim, input_ids, config, kwargs)
+            if model.training and known[key] != claim:
+                hint = f"{known[key].reason} (in train mode: is it meant? model.eval())"
+                known[key] = replace(known[key], reason=hint)
         return known[key]
+
+
+@contextmanager
+def _put_back(model: nn.Module) -> Iterator[None]:
+    """Afterwards modules have the attributes and buffers that they had.
+
+    Some keep what belongs to a text: Qwen-VL models its positions, RoPE its scale.
+    """
+    before = [(module, dict(vars(module)), dict(module._buffers)) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, attributes, buffers in before:
+            _restore(vars(module), attributes)
+            _restore(module._buffers, buffers)
+
+
+def _restore(now: dict[str, Any], before: dict[str, Any]) -> None:
+    for key in now.keys() - before.keys() - _METHODS:
+        del now[key]
+    for key, value in before.items():
+        if now.get(key) is not value:
+            now[key] = value
 
 
 def _is_proven(model: PreTrainedModel, claim: Support, given: frozenset[str]) -> bool:
@@ -135,9 +166,9 @@ def _all_ones(mask: Any) -> bool:
 
 
 def is_stock(model: nn.Module) -> bool:
-    """Whether a model is made of classes of torch and transformers, with nothing patched in."""
+    """Whether a model is of classes of torch and transformers, in eval mode, nothing patched in."""
     return not any(
-        own.keys() & _METHODS or foreign(module) or _hooks(own)
+        own.keys() & _METHODS or module.training or foreign(module) or _hooks(own)
         for module in model.modules()
         for own in (vars(module),)
     )

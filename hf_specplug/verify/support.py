@@ -6,13 +6,11 @@ to be right: see `evidence`.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import DynamicCache, StaticLayer, StaticSlidingWindowLayer
 from transformers.generation.configuration_utils import GenerationMode
@@ -41,8 +39,6 @@ def of_model(model: PreTrainedModel) -> Support:
     """What a model may be able to check, whatever the call."""
     config = model.config.get_text_config(decoder=True)
     name = config.model_type
-    if model.training and any(isinstance(m, nn.Dropout) and m.p > 0 for m in model.modules()):
-        return Support(PLAIN, "dropout in train mode draws other numbers for more tokens: eval()")
     counts_slots = position_argument(model) is None and not slot_modules(model)
     if counts_slots or name in SLOT_POSITIONS:
         return Support(CHAIN, f"{name} takes positions from cache slots, so siblings would differ")
