@@ -70,7 +70,7 @@ class Engine(ABC):
     @property
     def overlaps(self) -> bool:
         """Whether a step is still being computed when it returns."""
-        return self._device.type != "cpu"
+        return bool(self._device.type != "cpu")
 
     @property
     def prepared(self) -> tuple[int, float]:
@@ -266,7 +266,5 @@ def _grown(before: tuple[int, ...], after: tuple[int, ...]) -> int | None:
     """The only dimension that is longer by one, if there is one."""
     if len(before) != len(after):
         return None
-    changed = [
-        dim for dim, pair in enumerate(zip(before, after, strict=True)) if pair[0] != pair[1]
-    ]
-    return changed[0] if len(changed) == 1 and after[changed[0]] == before[changed[0]] + 1 else None
+    longer = [new - old for old, new in zip(before, after, strict=True)]
+    return longer.index(1) if longer.count(1) == 1 and sum(map(abs, longer)) == 1 else None

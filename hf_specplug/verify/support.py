@@ -171,9 +171,9 @@ def _rope_turn(model: PreTrainedModel, start: int, end: int) -> str:
     return ""
 
 
-def placeholders(config: Any) -> set[int]:
+def placeholders(config: Any) -> set[int | None]:
     """Tokens that stand for parts of images, videos or sound: no text is to have them."""
-    found = set()
+    found: set[int | None] = set()
     for part in (config, config.get_text_config(decoder=True)):
         for name, value in vars(part).items():
             kind = name.removesuffix("_id").removesuffix("_index").removesuffix("_token")

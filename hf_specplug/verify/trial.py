@@ -52,7 +52,7 @@ def outcome(
             tokens = _likely(model, outputs.logits[0, -1])
         except Exception as problem:
             return Support(PLAIN, f"a trial failed: {_said(problem)}")
-        reasons = []
+        reasons: list[str] = []
         for mode in (TREE, CHAIN) if claim.mode == TREE else (CHAIN,):
             reason = _reason(model, mode, prompt, config, tokens)
             if not reason:
@@ -96,6 +96,7 @@ def _reason(
 
 def _drafted(engine: EagerEngine, mode: str, t: Sequence[int]) -> dict[Row, torch.Tensor]:
     """Rows of two passes; between them the cache keeps a path that is not the first."""
+    path: Row
     if mode == TREE:
         #     t0 ── t1 ── t3 ── t5
         #      │     └─── t2
