@@ -53,8 +53,8 @@ def test_compaction_without_gather(name: str, monkeypatch: pytest.MonkeyPatch) -
 def test_positions_by_slot(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = EagerEngine._inputs
 
-    def by_slot(self: EagerEngine, tokens: Any, depths: Any) -> Any:
-        return inputs(self, tokens, np.arange(len(depths)))
+    def by_slot(self: EagerEngine, tokens: Any, depths: Any, branches: bool) -> Any:
+        return inputs(self, tokens, np.arange(len(depths)), branches)
 
     monkeypatch.setattr(EagerEngine, "_inputs", by_slot)
     assert outputs_differ(name)

@@ -108,7 +108,7 @@ def test_what_caches_can_take_back() -> None:
     assert rollback(None, 9)[0] == PLAIN
     indexed = DynamicCache()
     indexed.layers.append(DynamicIndexedLayer())
-    assert rollback(indexed, 9)[0] == CHAIN
+    assert rollback(indexed, 9)[0] == TREE
     quantized = DynamicCache()
     quantized.layers.append(object.__new__(_quantized_layer()))
     assert rollback(quantized, 9)[0] == PLAIN

@@ -20,7 +20,6 @@ TREE, CHAIN, PLAIN = "tree", "chain", "plain"
 
 _TAIL_ONLY = frozenset(
     {
-        "DynamicIndexedLayer",
         "LinearAttentionLayer",  # convolutions; recurrent states are looked for after the prompt
         "LinearAttentionAndFullAttentionLayer",
         "LinearAttentionAndSlidingWindowAttentionLayer",
@@ -55,7 +54,7 @@ def rollback(cache: Any, max_length: int) -> tuple[str, str]:
             if max_length > layer.max_cache_len:
                 return PLAIN, "a static sliding-window cache overwrites what a rollback needs"
             continue
-        if kind.__name__ == "DummyLayer":
+        if kind.__name__ in ("DynamicIndexedLayer", "DummyLayer"):
             continue
         if kind.__name__ in _TAIL_ONLY:
             mode, reason = CHAIN, f"{kind.__name__} can only drop its last tokens"
@@ -72,6 +71,15 @@ def capacity(cache: Any) -> int:
     return min(  # others have slots for an image
         (layer.max_cache_len for layer in fixed if int(layer.get_seq_length()) == length),
         default=1 << 30,
+    )
+
+
+def holds_state(cache: Any) -> bool:
+    """Whether a prompt left recurrent states, which no layer type announces."""
+    return any(
+        # older releases do not say more of layers with convolutions
+        hasattr(layer, "conv_states") and not getattr(layer, "is_croppable", False)
+        for layer in decoder_cache(cache).layers
     )
 
 
@@ -94,14 +102,6 @@ class Rollback:
             if hasattr(layer, "record_past") and not layer.record_past
         ]
         self._cache.activate_past_recording()
-
-    def can_roll_back(self) -> bool:
-        """False if the prompt brought recurrent states that no layer type had announced."""
-        for layer in self._cache.layers:
-            linear = hasattr(layer, "conv_states")  # older releases do not say more of them
-            if linear and not getattr(layer, "is_croppable", False):
-                return False
-        return True
 
     def keep(self, width: int, kept: Sequence[int]) -> None:
         """Of the last `width` slots keep those at `kept` (ascending, starting at 0), in order."""
@@ -140,8 +140,17 @@ def _length(layer: Any) -> int | None:
 def _gather(layer: Any, width: int, indices: torch.Tensor) -> None:
     end = int(layer.cumulative_length) if isinstance(layer, StaticLayer) else layer.keys.shape[-2]
     for states in (layer.keys, layer.values):
-        tail = states.narrow(-2, end - width, width)
-        tail[..., : len(indices), :] = tail.index_select(-2, indices)
+        _move(states, -2, end, width, indices)
+    if (keys := getattr(layer, "indexer_keys", None)) is not None:
+        _move(keys, 1, keys.shape[1], width, indices)
+    if (positions := getattr(layer, "indexer_position_ids", None)) is not None:
+        _move(positions, -1, positions.shape[-1], width, indices)
+
+
+def _move(states: torch.Tensor, dim: int, end: int, width: int, indices: torch.Tensor) -> None:
+    """Of the `width` slots before `end` move some to the first of them."""
+    tail = states.narrow(dim, end - width, width)
+    tail.narrow(dim, 0, len(indices)).copy_(tail.index_select(dim, indices))
 
 
 def _shorten(layer: Any, surplus: int) -> None:

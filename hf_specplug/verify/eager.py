@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from hf_specplug.verify.attention import FoldedHeads
-from hf_specplug.verify.cache import Rollback, capacity
+from hf_specplug.verify.cache import Rollback, capacity, holds_state
 from hf_specplug.verify.engine import Engine
 from hf_specplug.verify.masks import TreeMasks
 from hf_specplug.verify.outputs import Outputs
@@ -31,7 +31,7 @@ class EagerEngine(Engine):
         self._capacity = capacity(self.cache)
         self._rollback = Rollback(self.cache)
         self._undo.callback(self._rollback.close)
-        self.drafts = self._rollback.can_roll_back()
+        self.drafts = not holds_state(self.cache)
         if not self.drafts:
             self.trouble = RECURRENT
             self._rollback.close()
@@ -52,6 +52,7 @@ class EagerEngine(Engine):
             text._attn_implementation == "eager",
             self._device,
             None if prompt_mask is None else prompt_mask[:, : self._past],
+            self._config.max_length,
         )
 
     def _check(
@@ -59,7 +60,7 @@ class EagerEngine(Engine):
     ) -> Outputs:
         width = len(tokens)
         branches = width > 1 and self._tree
-        inputs = self._inputs(tokens, depths)
+        inputs = self._inputs(tokens, depths, branches)
         if branches:
             inputs[self._mask_key] = self._masks.build(seen, depths, self._past)
         slots = self._slots.at(depths, self._past) if branches else nullcontext()
@@ -69,8 +70,10 @@ class EagerEngine(Engine):
         self._width = width
         return Outputs(outputs.logits[0], states=self._states(width))
 
-    def _inputs(self, tokens: NDArray[np.int64], depths: NDArray[np.int64]) -> dict[str, Any]:
-        """The model's arguments for a chain; a tree takes another mask."""
+    def _inputs(
+        self, tokens: NDArray[np.int64], depths: NDArray[np.int64], branches: bool
+    ) -> dict[str, Any]:
+        """The model's arguments, with the mask of a chain."""
         model = self._model
         ids = torch.from_numpy(tokens)[None].to(self._device)
         offsets = torch.from_numpy(depths + (self._past - self._first_past)).to(self._device)
@@ -88,7 +91,7 @@ class EagerEngine(Engine):
             inputs = {**self._template, self._ids_key: ids}
             if mask is not None:
                 inputs[self._mask_key] = mask
-        if self._position_key is not None:
+        if self._position_key is not None and (branches or not self._counts):
             if self._shape is not None:
                 inputs[self._position_key] = (offsets + self._first).expand(*self._shape, -1)
             elif self._starts is not None:

@@ -162,6 +162,7 @@ class Engine(ABC):
         """
         self._first_past = self._past
         self._given = self._starts = self._shape = None
+        self._counts = True
         key = self._position_key
         if key is None:
             return
@@ -172,9 +173,8 @@ class Engine(ABC):
         given, starts = self._kwargs.pop(key, None), prepared.get(key)
         if given is not None:
             self._given = given[..., -1:]
+        self._counts = starts is None  # the model counts slots by itself, unless it is told
         if starts is None:
-            starts = self._given
-        if starts is None:  # such models count from the cache
             starts = torch.full((1, 1), self._past, device=self._device)
         self._starts = starts[..., -1:].to(self._device)
         values = self._starts.flatten().tolist()

@@ -22,6 +22,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from hf_specplug.verify import trial
 from hf_specplug.verify.cache import PLAIN, TREE
+from hf_specplug.verify.masks import masks_needed
 from hf_specplug.verify.support import Support, placeholders
 
 PROVEN = frozenset(
@@ -63,7 +64,8 @@ def shown(
         return Support(PLAIN, "its inputs come one by one, as the text grows")
     live = fingerprint(model)
     padded = not _all_ones(model_kwargs.get("attention_mask"))
-    key = (claim, live, given, padded)
+    masks = tuple(masks_needed(model.config, config.max_length)) if claim.mode == TREE else ()
+    key = (claim, live, given, padded, masks)
     with _lock:
         known = _known.setdefault(model, {})
         if key not in known:
@@ -72,7 +74,7 @@ def shown(
             else:
                 with _put_back(model):
                     if given <= _TEXT and not model.config.is_encoder_decoder:
-                        known[key] = _of_text(model, claim, padded)
+                        known[key] = _of_text(model, claim, padded, config.max_length)
                     else:
                         kwargs = dict(model_kwargs)
                         known[key] = trial.outcome(model, claim, input_ids, config, kwargs)
@@ -115,12 +117,13 @@ def _is_proven(model: PreTrainedModel, claim: Support, given: frozenset[str]) ->
     )
 
 
-def _of_text(model: PreTrainedModel, claim: Support, padded: bool) -> Support:
-    """Try it on a short text, with padding on its left or without."""
+def _of_text(model: PreTrainedModel, claim: Support, padded: bool, longest: int) -> Support:
+    """Try it on a short text, with padding on its left or without, as if it were to get long."""
     found = [Support(PLAIN, "generate did not come to decode")]
 
     def run(model: PreTrainedModel, input_ids: torch.Tensor, **rest: Any) -> torch.Tensor:
         config = rest.pop("generation_config")
+        config.max_length = longest
         kwargs = {key: value for key, value in rest.items() if key not in _NOT_FOR_THE_MODEL}
         found[0] = trial.outcome(model, claim, input_ids, config, kwargs)
         return input_ids

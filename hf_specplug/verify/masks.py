@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from hf_specplug.verify.cache import decoder_cache
 
-_RULES = ("full_attention", "sliding_attention", "chunked_attention")
+_RULES = ("full_attention", "sliding_attention", "chunked_attention", "indexed_attention")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +40,11 @@ def reaches(config: Any) -> dict[str | None, Reach] | None:
     None if the model has a layer type that takes no tree mask, a convolution for example.
     """
     config = config.get_text_config(decoder=True)
-    window = getattr(config, "sliding_window", None)
-    chunk = getattr(config, "attention_chunk_size", None)
+    try:
+        window = getattr(config, "sliding_window", None)
+        chunk = getattr(config, "attention_chunk_size", None)
+    except RuntimeError:  # it differs from layer to layer
+        return None
     types = getattr(config, "layer_types", None)
     if types is None:
         if window is not None:
@@ -53,8 +56,18 @@ def reaches(config: Any) -> dict[str | None, Reach] | None:
         "full_attention": Reach(),
         "sliding_attention": Reach(window=window),
         "chunked_attention": Reach(chunk=chunk),
+        "indexed_attention": Reach(),  # as long as the index takes all keys
     }
     return {kind: known[kind] for kind in dict.fromkeys(types)}
+
+
+def masks_needed(config: Any, longest: int) -> dict[str | None, Reach]:
+    """The reaches that a text of at most `longest` tokens tells apart; one if it cannot."""
+    found = reaches(config) or {}
+    limits = [reach.window or reach.chunk for reach in found.values()]
+    if all(limit is None or limit >= longest for limit in limits):
+        return {None: Reach()}
+    return found
 
 
 class TreeMasks:
@@ -71,6 +84,7 @@ class TreeMasks:
         additive: False for sdpa (bool, True = attend), True for eager (0 or the lowest number).
         device: where the mask goes.
         prompt_mask: [1, prompt], 0 where the prompt is padding, or None.
+        longest: tokens that the text can have.
     """
 
     def __init__(
@@ -81,13 +95,14 @@ class TreeMasks:
         additive: bool,
         device: torch.device,
         prompt_mask: torch.Tensor | None,
+        longest: int,
     ) -> None:
         text = config.get_text_config(decoder=True)
         types = getattr(text, "layer_types", None)
         self._cache = decoder_cache(cache)
         self._layers = [
-            (kind, reach, 0 if types is None else types.index(kind))
-            for kind, reach in (reaches(config) or {}).items()
+            (kind, reach, 0 if kind is None else types.index(kind))
+            for kind, reach in masks_needed(config, longest).items()
         ]
         lowest = max(torch.finfo(dtype).min, torch.finfo(torch.float32).min)
         self._dtype = dtype if additive else torch.bool

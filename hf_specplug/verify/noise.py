@@ -46,7 +46,7 @@ class Noise:
             float64[POSITIONS, width] in [0, 1), to be read in a circle; and the row of the next
             pick. Valid until the next call.
         """
-        state = _state(self._device)
+        state = generator_state(self._device)
         while self._places and not torch.equal(self._places[0], state):
             self._places.popleft()
             self._first = (self._first + 1) % POSITIONS
@@ -71,7 +71,7 @@ def draw(generator: torch.Generator, width: int) -> NDArray[np.float64]:
 def known(device: torch.device, width: int) -> bool:
     """Whether `draw` foresees what `torch.multinomial` does here; tried, not assumed."""
     try:
-        _state(device)
+        generator_state(device)
         real, twin = torch.Generator(device), torch.Generator(device)
         logits = torch.linspace(0.0, 2.0, width, device=device)
         for seed in range(4):
@@ -92,7 +92,7 @@ def known(device: torch.device, width: int) -> bool:
     return True
 
 
-def _state(device: torch.device) -> torch.Tensor:
+def generator_state(device: torch.device) -> torch.Tensor:
     """Of the generator that `torch.multinomial` uses by default."""
     if device.type == "cpu":
         return torch.get_rng_state()

@@ -12,7 +12,13 @@ from typing import Any
 
 import torch
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
-from transformers.cache_utils import DynamicCache, StaticLayer, StaticSlidingWindowLayer
+from transformers.cache_utils import (
+    DynamicCache,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    StaticLayer,
+    StaticSlidingWindowLayer,
+)
 from transformers.generation.configuration_utils import GenerationMode
 
 from hf_specplug.verify.attention import NAME as FOLDED
@@ -85,7 +91,7 @@ def of_call(
         return Support(PLAIN, "a compiled static cache is left to transformers")
     if reason:
         return Support(CHAIN, reason)
-    if turn := _rope_turn(model, input_ids.shape[1], config.max_length):
+    if turn := _turn(model, input_ids.shape[1], config.max_length):
         return Support(PLAIN, turn)
     if static:
         return Support(TREE)
@@ -107,7 +113,7 @@ def is_static(
     given = kinds and kinds <= {StaticLayer, StaticSlidingWindowLayer}
     return bool(
         not config.disable_compile
-        and (given or (is_accelerated(model) and type(cache) is DynamicCache))
+        and (given or (is_accelerated(model) and kinds <= _GROWING and type(cache) is DynamicCache))
         and not getattr(cache, "offloading", False)
         and not model.config.is_encoder_decoder
         and len(set(getattr(model, "hf_device_map", {}).values())) <= 1
@@ -117,6 +123,9 @@ def is_static(
         and is_generic(model)
         and not any(model_kwargs.get(key) is not None for key in PER_TOKEN)
     )
+
+
+_GROWING = {DynamicLayer, DynamicSlidingWindowLayer}
 
 
 def is_accelerated(model: PreTrainedModel) -> bool:
@@ -153,13 +162,17 @@ def _rope_types(config: Any) -> set[str]:
     return {str(part.get("rope_type", "default")) for part in [rope, *nested]}
 
 
-def _rope_turn(model: PreTrainedModel, start: int, end: int) -> str:
-    """Why RoPE depends on the width of a forward pass in a text of this length; "" if it does not.
+def _turn(model: PreTrainedModel, start: int, end: int) -> str:
+    """Why a forward pass depends on its width in a text of this length; "" if it does not.
 
-    The factors of both kinds follow the largest position in a forward pass.
+    The factors of RoPE follow the largest position in a pass; Doge's attention, its last slot.
     """
     config = model.config.get_text_config(decoder=True)
+    if end > (limit := getattr(config, "keep_window_size", None) or end):
+        return f"the text may cross {limit} tokens, from where attention drops keys"
     types = _rope_types(config)
+    if end > (limit := getattr(config, "index_topk", None) or end):
+        return f"the text may cross {limit} tokens, from where an index chooses among keys"
     if "dynamic" in types and end > config.max_position_embeddings:
         limit = config.max_position_embeddings
         return f"the text may cross {limit} tokens, where dynamic RoPE scaling sets in"

@@ -7,7 +7,9 @@ longer than it. It leaves random generators, caches and the call's arguments as 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -15,11 +17,12 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from hf_specplug.tree import DraftTree
-from hf_specplug.verify.cache import CHAIN, PLAIN, TREE
+from hf_specplug.verify.cache import CHAIN, PLAIN, TREE, holds_state
 from hf_specplug.verify.eager import EagerEngine
 from hf_specplug.verify.engine import Prompt, prefilled
+from hf_specplug.verify.noise import generator_state
 from hf_specplug.verify.rows import dependent
-from hf_specplug.verify.support import Support, placeholders
+from hf_specplug.verify.support import RECURRENT, Support, placeholders
 
 LENGTH = 8
 """Tokens that a trial adds to a text at most."""
@@ -44,11 +47,12 @@ def outcome(
         claim: tree or chain.
         kwargs: what `generate` prepared for the model; left as it is.
     """
-    devices = [input_ids.device] if input_ids.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.no_grad():
+    with _generators(input_ids.device) as drawn, torch.no_grad():
         try:
             kwargs = Prompt(input_ids, kwargs, {}).copied().kwargs
             outputs, prompt = prefilled(model, input_ids, copy.copy(config), kwargs)
+            if reason := _unfit(prompt, drawn()):
+                return Support(PLAIN, reason)
             tokens = _likely(model, outputs.logits[0, -1])
         except Exception as problem:
             return Support(PLAIN, f"a trial failed: {_said(problem)}")
@@ -60,6 +64,30 @@ def outcome(
                 return claim if mode == claim.mode else lesser
             reasons.append(reason)
     return Support(PLAIN, reasons[-1])
+
+
+@contextmanager
+def _generators(device: torch.device) -> Iterator[Callable[[], bool]]:
+    """Puts random generators back; yields whether a number was drawn from torch's since then."""
+    numbers, choices = np.random.get_state(), random.getstate()
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        before = generator_state(device)
+        try:
+            yield lambda: not torch.equal(before, generator_state(device))
+        finally:
+            np.random.set_state(numbers)
+            random.setstate(choices)
+
+
+def _unfit(prompt: Prompt, drawn: bool) -> str:
+    """Why nothing can be drafted after a prompt; "" if something may be."""
+    cache = prompt.kwargs.get("past_key_values")
+    if drawn:
+        return "the model draws random numbers in each forward pass"
+    if cache is None or (not holds_state(cache) and not int(cache.get_seq_length())):
+        return "the model does not use the cache that generate gives it"
+    return RECURRENT if holds_state(cache) else ""
 
 
 def _reason(
@@ -75,8 +103,6 @@ def _reason(
     try:
         with dependent(model) as found:
             engine.resume(prompt.copied())
-            if not engine.drafts:
-                return engine.trouble
             drafted = _drafted(engine, mode, tokens)
         if found:
             return f"{found[0]} computes a token differently beside others"
