@@ -580,7 +580,9 @@ def test_slot_masks_are_tree_masks(name: str, parents: list[int], padding: int, 
     device = torch.device("cpu")
     capacity = past + count + 5
     for additive in (False, True):
-        on_host = TreeMasks(model.config, cache, model.dtype, additive, device, prompt_mask)
+        on_host = TreeMasks(
+            model.config, cache, model.dtype, additive, device, prompt_mask, 1 << 30
+        )
         on_device = SlotMasks(model.config, model.dtype, additive, device, capacity)
         on_device.pad(prompt_mask)
         one = on_host.build(seen, depths, past)

@@ -98,7 +98,7 @@ class TreeMasks:
         longest: int,
     ) -> None:
         text = config.get_text_config(decoder=True)
-        types = getattr(text, "layer_types", None)
+        types = getattr(text, "layer_types", None) or []
         self._cache = decoder_cache(cache)
         self._layers = [
             (kind, reach, 0 if kind is None else types.index(kind))
