@@ -62,6 +62,15 @@ AttentionInterface.register(NAME, folded_attention)
 AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
+def _has_groups(config: Any) -> bool:
+    """Whether several heads of a query share a key, in some layer at least."""
+    try:
+        heads = getattr(config, "num_attention_heads", 1)
+        return heads != (getattr(config, "num_key_value_heads", None) or heads)
+    except RuntimeError:  # it differs from layer to layer
+        return True
+
+
 class FoldedHeads:
     """While it is entered, a model that uses sdpa attends by `folded_attention`.
 
@@ -70,10 +79,8 @@ class FoldedHeads:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._config = model.config.get_text_config(decoder=True)
-        heads = getattr(self._config, "num_attention_heads", 1)
-        groups = getattr(self._config, "num_key_value_heads", None) or heads
         # models outside this interface look at the name themselves
-        self._wanted = heads != groups and model._supports_attention_backend
+        self._wanted = _has_groups(self._config) and model._supports_attention_backend
 
     def __enter__(self) -> None:
         if self._wanted and self._config._attn_implementation == "sdpa":

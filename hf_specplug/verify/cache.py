@@ -65,10 +65,12 @@ def rollback(cache: Any, max_length: int) -> tuple[str, str]:
 
 
 def capacity(cache: Any) -> int:
-    """Slots that a cache can hold at most; huge if it grows."""
-    layers = decoder_cache(cache).layers
-    return min(
-        (layer.max_cache_len for layer in layers if isinstance(layer, StaticLayer)),
+    """Tokens that a filled cache can hold at most; huge if it grows."""
+    cache = decoder_cache(cache)
+    length = int(cache.get_seq_length())
+    fixed = (layer for layer in cache.layers if isinstance(layer, StaticLayer))
+    return min(  # others have slots for an image
+        (layer.max_cache_len for layer in fixed if int(layer.get_seq_length()) == length),
         default=1 << 30,
     )
 
@@ -78,10 +80,14 @@ class Rollback:
 
     Args:
         cache: the filled cache, after the prompt; from here on it records what a rollback needs.
+
+    Layers that do not grow with the text are left alone: they hold an image (cross-attention).
     """
 
     def __init__(self, cache: Any) -> None:
         self._cache = decoder_cache(cache)
+        self._lengths = [_length(layer) for layer in self._cache.layers]
+        self._text: list[Any] = []
         self._recording = [
             layer
             for layer in self._cache.layers
@@ -103,8 +109,14 @@ class Rollback:
         indices = None
         if kept[-1] != count - 1:
             indices = torch.tensor(kept)
-        for layer in self._cache.layers:
-            if indices is not None and layer.is_initialized:
+        if not self._text:
+            self._text = [
+                layer
+                for layer, before in zip(self._cache.layers, self._lengths, strict=True)
+                if before is None or _length(layer) == before + width
+            ]
+        for layer in self._text:
+            if indices is not None and getattr(layer, "keys", None) is not None:
                 indices = indices.to(layer.keys.device)
                 _gather(layer, width, indices)
             if isinstance(layer, StaticLayer):
@@ -116,6 +128,13 @@ class Rollback:
         """Stop recording: the cache may outlive the call."""
         for layer in self._recording:
             layer.record_past = False
+
+
+def _length(layer: Any) -> int | None:
+    """The tokens that a layer of keys and values has seen; None for any other layer."""
+    if isinstance(layer, (DynamicLayer, StaticLayer)):
+        return int(layer.get_seq_length())
+    return None
 
 
 def _gather(layer: Any, width: int, indices: torch.Tensor) -> None:

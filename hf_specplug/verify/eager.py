@@ -86,8 +86,8 @@ class EagerEngine(Engine):
         else:
             inputs = dict(self._template)
             inputs[self._ids_key] = ids
-        if positions is not None and self._position_key is not None:
-            inputs[self._position_key] = positions
+            if positions is not None and self._position_key is not None:
+                inputs[self._position_key] = positions
         if mask is not None:
             inputs[self._mask_key] = mask
         return inputs

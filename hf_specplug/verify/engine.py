@@ -170,6 +170,9 @@ class Engine(ABC):
                 last = kwargs[key][..., -1:]
                 last = torch.zeros_like(last) if key == "mm_token_type_ids" else last
                 kwargs[key] = last.expand(*last.shape[:-1], ids.shape[1])
+        if kwargs.get("cross_attention_mask") is not None:  # which images the last token sees
+            last = kwargs["cross_attention_mask"][:, -1:]
+            kwargs["cross_attention_mask"] = last.expand(-1, ids.shape[1], -1, -1)
         inputs = self._model.prepare_inputs_for_generation(ids, is_first_iteration=False, **kwargs)
         inputs.pop(self._mask_key, None)
         return inputs  # type: ignore[no-any-return]
