@@ -68,6 +68,8 @@ def of_model(model: PreTrainedModel) -> Support:
         return Support(CHAIN, f"{name} has layers that look at neighbours instead of a mask")
     if config._attn_implementation not in ("sdpa", FOLDED, "eager"):
         return Support(CHAIN, f"attention {config._attn_implementation!r} takes no tree mask")
+    if model.config.model_type == "paligemma" and None not in (reaches(model.config) or {}):
+        return Support(CHAIN, "paligemma takes one mask for all layers")
     if name not in PROVEN:
         return _probe(model)
     return Support(TREE)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -12,10 +12,14 @@ import torch
 import transformers as tf
 from PIL import Image
 from transformers import PreTrainedModel
+from transformers.models.mllama.processing_mllama import (
+    convert_sparse_cross_attention_mask_to_dense,
+    get_cross_attention_token_mask,
+)
 
-from tests.images.tokenizer import byte_tokenizer
+from tests.images.tokenizer import BYTES, byte_tokenizer
 
-VOCAB = 288  # bytes, and room for special tokens
+VOCAB = BYTES + 32  # with room for special tokens
 TEMPLATE = (
     "{{ bos }}{% for message in messages %}<|{{ message.role }}|>{% for part in message.content %}"
     "{% if part.type == 'text' %}{{ part.text }}{% else %}{{ signs[part.type] }}{% endif %}"
@@ -52,8 +56,9 @@ def _without_videos(kind: type[Any], **parts: Any) -> Any:
 
     class Processor(kind):
         def check_argument_for_proper_class(self, name: str, argument: Any) -> Any:
-            if name != "video_processor":
-                return super().check_argument_for_proper_class(name, argument)
+            if name == "video_processor":
+                return None
+            return super().check_argument_for_proper_class(name, argument)
 
     return Processor(video_processor=None, **parts)
 
@@ -64,20 +69,17 @@ class Family:
 
     Attributes:
         mode: how it is expected to be run: "tree" or "chain".
-        template: whether the processor has a chat template that can be used.
-        images: how many images a turn may have.
-        later: whether a later turn may bring a new image.
-        padding: whether the prompt may be padded on the left.
+        needs_image: whether its processor takes no prompt without an image.
+        embeddings: whether transformers takes `inputs_embeds` for it.
         static: whether plain generation takes a static cache.
     """
 
     name: str
     build: Callable[[], Built]
     mode: str = "tree"
-    images: int = 2
-    later: bool = True
+    needs_image: bool = False
+    embeddings: bool = True
     static: bool = True
-    signs: dict[str, str] = field(default_factory=dict)
 
 
 def template(**signs: str) -> str:
@@ -388,27 +390,27 @@ _SHARED = {
     "hidden_size_per_layer_input": 8,
     "vocab_size_per_layer_input": VOCAB,
 }
+_SLIDING = {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]}
 FAMILIES = {
     family.name: family
     for family in (
         Family("qwen2.5-vl", _qwen2_5_vl),
         Family("qwen3-vl", _qwen3_vl),
-        Family("gemma3", _gemma3),
-        Family("gemma4", _gemma4()),
-        Family("gemma4-31b", _gemma4(**_KV)),
-        Family("gemma4-e2b", _gemma4(**_SHARED)),
+        Family("gemma3", _gemma3, embeddings=False),
+        Family("gemma4", _gemma4(), embeddings=False),
+        Family("gemma4-31b", _gemma4(**_KV), embeddings=False),
+        Family("gemma4-e2b", _gemma4(**_SHARED), embeddings=False),
         Family("llava", _llava),
         Family("internvl", _internvl),
         Family("smolvlm", _smolvlm),
-        Family("paligemma", _paligemma("gemma")),
+        Family("paligemma", _paligemma("gemma"), needs_image=True, embeddings=False),
         Family(
             "paligemma2",
-            _paligemma(
-                "gemma2",
-                query_pre_attn_scalar=8,
-                sliding_window=16,
-                layer_types=["sliding_attention", "full_attention"],
-            ),
+            _paligemma("gemma2", query_pre_attn_scalar=8, **_SLIDING),
+            mode="chain",  # it takes one mask for all layers
+            needs_image=True,
+            embeddings=False,
+            static=False,
         ),
         Family("mllama", _mllama),
     )
@@ -416,12 +418,12 @@ FAMILIES = {
 
 
 @cache
-def make(name: str, dtype: torch.dtype = torch.float32) -> Built:
+def made(name: str) -> Built:
     """A family's seeded model and its processor. Shared by the tests: leave them as they are."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model, processor = FAMILIES[name].build()
-    model = model.eval().to(dtype)
+    model.eval()
     config = model.generation_config
     config.eos_token_id, config.pad_token_id, config.bos_token_id = None, 256, 257
     return model, processor
@@ -450,3 +452,41 @@ def inputs(processor: Any, *conversation: dict[str, Any], **settings: Any) -> di
         **settings,
     )
     return dict(made)
+
+
+def joined(
+    first: dict[str, Any], answer: torch.Tensor, turn: dict[str, Any], processor: Any
+) -> dict[str, Any]:
+    """A conversation whose first turns are in a kept cache: all tokens, new images only.
+
+    Args:
+        first: what was given for the earlier turns.
+        answer: int64[1, n], them and what was said to them.
+        turn: the next turn by itself; its first token is that of the beginning of a text.
+    """
+    count = answer.shape[1] - first["input_ids"].shape[1]
+    ids = torch.cat([answer, turn["input_ids"][:, 1:]], dim=1)
+    both = {**turn, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    for key in ("token_type_ids", "mm_token_type_ids"):
+        if key in first:  # images of earlier turns count as text: their pixels are not given again
+            seen = torch.zeros_like(first[key]) if key == "mm_token_type_ids" else first[key]
+            between = seen.new_zeros(1, count)
+            both[key] = torch.cat([seen, between, turn[key][:, 1:]], dim=1)
+    if "cross_attention_mask" in first:
+        both["cross_attention_mask"] = _seen_images(processor, first, ids, turn)
+    both.pop("labels", None)
+    return both
+
+
+def _seen_images(
+    processor: Any, first: dict[str, Any], ids: torch.Tensor, turn: dict[str, Any]
+) -> torch.Tensor:
+    """Mllama's mask over all images of a conversation, as its processor makes it."""
+    tiles = [
+        int(given["aspect_ratio_mask"].sum()) for given in (first, turn) if "pixel_values" in given
+    ]
+    seen = get_cross_attention_token_mask(ids[0].tolist(), processor.image_token_id)
+    dense = convert_sparse_cross_attention_mask_to_dense(
+        [seen], [tiles], processor.image_processor.max_image_tiles, ids.shape[1]
+    )
+    return torch.from_numpy(dense)
