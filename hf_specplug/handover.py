@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 from transformers.generation.utils import (
     GENERATION_MODES_MAPPING,
@@ -39,8 +40,33 @@ def plain(
     return getattr(type(model), method)(model, input_ids, **arguments, **model_kwargs)
 
 
+_PLACEHOLDER = re.compile(
+    r"(image|video|audio|speech|media)(_context|_pad|_patch|_placeholder)?(_token)?_(id|index)"
+)
+
+
+def placeholders(config: PreTrainedConfig) -> frozenset[int]:
+    """The tokens that stand for images, video and sound: prompts hold them, but no text does.
+
+    What stands before and after an image (`vision_start_token_id`, ...) is not among them: a model
+    may say it.
+    """
+    values = vars(config)
+    parts = [part for part in values.values() if isinstance(part, PreTrainedConfig)]
+    own = {
+        value
+        for name, value in values.items()
+        if isinstance(value, int) and _PLACEHOLDER.fullmatch(name)
+    }
+    return frozenset(own.union(*(placeholders(part) for part in parts)))
+
+
 def prompt(
-    model: PreTrainedModel, input_ids: torch.Tensor, inputs: torch.Tensor | None, vocab: int
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    inputs: torch.Tensor | None,
+    vocab: int,
+    barred: frozenset[int] = frozenset(),
 ) -> Int32:
     """The text to copy from: the encoder's, if it reads text, then the prompt; -1 = no token."""
     parts = [input_ids[0].cpu().numpy()]
@@ -48,7 +74,7 @@ def prompt(
     if model.config.is_encoder_decoder and inputs is not None and reads_text:
         parts = [inputs[0].cpu().numpy(), np.array([-1]), *parts]
     tokens = np.concatenate(parts)
-    tokens[(tokens < 0) | (tokens >= vocab)] = -1
+    tokens[(tokens < 0) | (tokens >= vocab) | np.isin(tokens, list(barred))] = -1
     return tokens.astype(np.int32)
 
 

@@ -165,8 +165,9 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
             )
             engine = session.engine(model, generation_config, model_kwargs, choice, static)
             vocab = int(model.config.get_text_config(decoder=True).vocab_size)
-            prompt = handover.prompt(model, input_ids, inputs_tensor, vocab)
-            context = Context(prompt, vocab, session.signature(model))
+            barred = handover.placeholders(model.config)
+            prompt = handover.prompt(model, input_ids, inputs_tensor, vocab, barred)
+            context = Context(prompt, vocab, session.signature(model), barred)
             chain = choice.mode == CHAIN
             cache = self._draft(walk, engine, session.budget(static), context, chain)
             if self._growing is not None:
@@ -310,6 +311,7 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
     def _begin(self, context: Context, drafters: list[Drafter], mixer: Mixer) -> TreeSearch:
         make = search_class(self.published)
         search = make(drafters, mixer, context.vocab_size, self._on_error)
+        search.barred = context.barred
         for drafter in search.drafters:
             try:
                 drafter.begin(context)
