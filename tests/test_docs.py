@@ -367,7 +367,7 @@ SEVERAL = {
     "Llama 2/3/4": {"llama", "llama4_text"},
     "Gemma 1\u20133": {"gemma", "gemma2", "gemma3_text"},
     "Mamba": {"mamba2"},
-    "Qwen2-VL (text prompts)": {"qwen2_vl_text"},
+    "Qwen2-VL": {"qwen2_vl_text"},
     "Falcon (RoPE)": {"falcon"},
     "Falcon (ALiBi)": {"falcon"},
     "dynamic NTK scaling": {"llama"},

@@ -12,8 +12,9 @@ import transformers as tf
 
 from hf_specplug.plug import DEFAULT_DRAFTERS
 from tests.helpers import new_tokens, plain, plugged
+from tests.images.talk import inputs, said
 from tests.images.tokenizer import BYTES, byte_tokenizer
-from tests.images.zoo import TEXT, VOCAB, Built, inputs, made, said, template
+from tests.images.zoo import TEXT, VOCAB, Built, made, template
 from tests.replay import Replay
 
 RATE = 16_000  # samples a second
