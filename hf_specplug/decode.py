@@ -50,7 +50,7 @@ def decode(
             with stats.phase("draft"):
                 # 1. draft: one tree from all drafters
                 tree, asked = EMPTY, budget.ask()
-                if engine.drafts and any(asked):
+                if engine.drafts and any(asked) and emitted[-1] not in context.barred:
                     limit = min(budget.limit, engine.room)
                     walk.guide(search)
                     tree = search.grow(emitted[-1], limit, walk.room - 1, chain, asked)
@@ -141,8 +141,12 @@ def observe(search: TreeSearch, step: Step) -> None:
 
 
 def _prompt_rows(walk: Walk, context: Context) -> int:
-    """Prompt tokens whose outputs are worth having: as many as are to be generated, if they fit."""
-    return min(walk.input_ids.shape[1], PREFILL_LOGITS // context.vocab_size, walk.room)
+    """Prompt tokens whose outputs are worth having: as many as are to be generated, if they fit.
+
+    What stands for an image teaches nothing, and there may be a great deal of it.
+    """
+    text = min(walk.input_ids.shape[1], context.unbroken)
+    return min(text, PREFILL_LOGITS // context.vocab_size, walk.room)
 
 
 def _needed(search: TreeSearch, output: str) -> bool:

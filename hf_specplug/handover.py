@@ -40,7 +40,11 @@ def plain(
 
 
 def prompt(
-    model: PreTrainedModel, input_ids: torch.Tensor, inputs: torch.Tensor | None, vocab: int
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    inputs: torch.Tensor | None,
+    vocab: int,
+    barred: frozenset[int] = frozenset(),
 ) -> Int32:
     """The text to copy from: the encoder's, if it reads text, then the prompt; -1 = no token."""
     parts = [input_ids[0].cpu().numpy()]
@@ -48,7 +52,7 @@ def prompt(
     if model.config.is_encoder_decoder and inputs is not None and reads_text:
         parts = [inputs[0].cpu().numpy(), np.array([-1]), *parts]
     tokens = np.concatenate(parts)
-    tokens[(tokens < 0) | (tokens >= vocab)] = -1
+    tokens[(tokens < 0) | (tokens >= vocab) | np.isin(tokens, list(barred))] = -1
     return tokens.astype(np.int32)
 
 

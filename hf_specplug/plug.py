@@ -37,6 +37,7 @@ from hf_specplug.session import Session
 from hf_specplug.stats import Stats
 from hf_specplug.steps import Tape
 from hf_specplug.trace import Trace
+from hf_specplug.verify import barred
 from hf_specplug.verify.cache import CHAIN, PLAIN
 from hf_specplug.verify.engine import Engine
 from hf_specplug.verify.rejection import walk_class
@@ -165,8 +166,9 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
             )
             engine = session.engine(model, generation_config, model_kwargs, choice, static)
             vocab = int(model.config.get_text_config(decoder=True).vocab_size)
-            prompt = handover.prompt(model, input_ids, inputs_tensor, vocab)
-            context = Context(prompt, vocab, session.signature(model))
+            never = barred.tokens(model)
+            prompt = handover.prompt(model, input_ids, inputs_tensor, vocab, never)
+            context = Context(prompt, vocab, session.signature(model), never)
             chain = choice.mode == CHAIN
             cache = self._draft(walk, engine, session.budget(static), context, chain)
             if self._growing is not None:
@@ -310,6 +312,7 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
     def _begin(self, context: Context, drafters: list[Drafter], mixer: Mixer) -> TreeSearch:
         make = search_class(self.published)
         search = make(drafters, mixer, context.vocab_size, self._on_error)
+        search.barred = context.barred
         for drafter in search.drafters:
             try:
                 drafter.begin(context)

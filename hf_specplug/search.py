@@ -59,6 +59,7 @@ class TreeSearch:
         noise: what is known of the next picks' random numbers, see `Frontier.noise`.
         generator: if given, children are drawn by their probability, not ranked by it.
         seconds: what each of them took for the last tree.
+        barred: ids that are not drafted, whoever names them: those that stand for images, say.
     """
 
     drafter: ClassVar[str | None] = None  # the only one that is drawn from; None: all
@@ -75,6 +76,7 @@ class TreeSearch:
         self.generator: np.random.Generator | None = None
         self._mixer = mixer
         self.seconds = [0.0] * len(drafters)
+        self.barred: tuple[int, ...] = ()
         self._grown = False
         self._vocab = vocab_size
         self._on_error = on_error
@@ -217,6 +219,8 @@ class TreeSearch:
                 rows = drafter.expand(frontier)
                 self.seconds[expert.column] += time.perf_counter() - start
                 rows = _checked_rows(rows, len(frontier.nodes))
+                for token in self.barred:
+                    rows = rows[rows[:, 1] != token]
                 grown = kernels.insert(
                     self._pool,
                     self._chance,

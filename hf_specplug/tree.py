@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,6 +64,11 @@ class DraftTree:
         moved = np.searchsorted(nodes, parents).astype(np.int32)
         moved[parents < 0] = -1
         return DraftTree(self.tokens[nodes], moved, self.probs[nodes], self.sources[nodes])
+
+    def without(self, barred: Iterable[int]) -> DraftTree:
+        """The tree without some tokens and what follows them."""
+        there = np.isin(self.tokens, list(barred))
+        return self.select(np.flatnonzero(~(self.ancestors()[1:, 1:] & there).any(axis=1)))
 
     def ancestors(self) -> NDArray[np.bool_]:
         """bool[N + 1, N + 1]: row i sees column j; index 0 is the root, i + 1 is node i."""

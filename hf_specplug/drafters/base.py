@@ -29,6 +29,7 @@ class Context:
         tokens: the prompt, int[n]. Negative ids stand for "no token" and are never proposed.
         vocab_size: ids are in [0, vocab_size).
         model: tells the target from others whose hidden states mean something else; "" if unknown.
+        barred: ids that are never drafted, whoever proposes them.
 
     Example:
         >>> context = Context([5, 6], vocab_size=10)
@@ -38,11 +39,16 @@ class Context:
     """
 
     def __init__(
-        self, tokens: Iterable[int] | NDArray[Any], vocab_size: int, model: str = ""
+        self,
+        tokens: Iterable[int] | NDArray[Any],
+        vocab_size: int,
+        model: str = "",
+        barred: Iterable[int] = (),
     ) -> None:
         prompt = np.ascontiguousarray(tokens, dtype=np.int32)
         self.vocab_size = vocab_size
         self.model = model
+        self.barred = tuple(barred)
         self.prompt_length = len(prompt)
         self._buffer = np.empty(max(256, 2 * len(prompt)), np.int32)
         self._buffer[: len(prompt)] = prompt
@@ -57,6 +63,12 @@ class Context:
         view = self._buffer[: self._length]
         view.flags.writeable = False
         return view
+
+    @property
+    def unbroken(self) -> int:
+        """How many tokens there are since the last place that holds none."""
+        gaps = np.flatnonzero(self.tokens < 0)
+        return self._length - 1 - int(gaps[-1]) if len(gaps) else self._length
 
     @property
     def last(self) -> int:

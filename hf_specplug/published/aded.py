@@ -59,7 +59,8 @@ class Aded(TreeSearch):
         number = kernels.choose(*state, nodes, numbers, size, limit, depth, out, probs)
         tokens, parents = np.ascontiguousarray(out[:number].T)
         sources = np.full(number, source, np.uint16)
-        return DraftTree(tokens, parents, probs[:number].clip(1e-6, 1.0), sources)
+        tree = DraftTree(tokens, parents, probs[:number].clip(1e-6, 1.0), sources)
+        return tree.without(self.barred) if self.barred else tree
 
 
 def _nothing() -> tuple[tuple[np.ndarray, ...], int]:

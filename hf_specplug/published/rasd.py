@@ -89,6 +89,8 @@ class Rasd(TreeSearch):
     ) -> DraftTree:
         if chain:
             return super().grow(root, limit, depth, chain, ask)
+        for half in self._halves:
+            half.barred = self.barred
         generated, retrieved = (
             half.grow(root, size, depth, ask=asked)
             for half, size, asked in zip(

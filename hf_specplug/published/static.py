@@ -127,7 +127,8 @@ class StaticSearch(TreeSearch):
             if (parent and not reached[parent]) or reached[parent] == depth or (chain and place):
                 continue
             if parent not in candidates:
-                candidates[parent] = self.ranked(expert.drafter, root, pool, parent)
+                ranked = self.ranked(expert.drafter, root, pool, parent)
+                candidates[parent] = [pair for pair in ranked if pair[0] not in self.barred]
             if place < len(candidates[parent]):
                 pool[node, 0], probs[node - 1] = candidates[parent][place]
                 reached[node] = reached[parent] + 1

@@ -62,6 +62,15 @@ AttentionInterface.register(NAME, folded_attention)
 AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
+def _has_groups(config: Any) -> bool:
+    """Whether several heads of a query share a key, in some layer at least."""
+    try:
+        heads = getattr(config, "num_attention_heads", 1)
+        return heads != (getattr(config, "num_key_value_heads", None) or heads)
+    except RuntimeError:  # it differs from layer to layer
+        return True
+
+
 class FoldedHeads:
     """While it is entered, a model that uses sdpa attends by `folded_attention`.
 
@@ -80,12 +89,3 @@ class FoldedHeads:
     def __exit__(self, *error: object) -> None:
         if self._config._attn_implementation == NAME:
             self._config._attn_implementation_internal = "sdpa"
-
-
-def _has_groups(config: Any) -> bool:
-    """Whether heads share keys in some layer."""
-    try:
-        heads = getattr(config, "num_attention_heads", 1)
-        return (getattr(config, "num_key_value_heads", None) or heads) != heads
-    except Exception:  # not the same in all layers, of which a config may not speak
-        return True

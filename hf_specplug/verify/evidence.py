@@ -20,10 +20,10 @@ import torch
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
-from hf_specplug.verify import trial
+from hf_specplug.verify import barred, trial
 from hf_specplug.verify.cache import PLAIN, TREE
 from hf_specplug.verify.masks import masks_needed
-from hf_specplug.verify.support import Support, placeholders
+from hf_specplug.verify.support import Support
 
 PROVEN = frozenset(
     """
@@ -154,7 +154,7 @@ _NOT_FOR_THE_MODEL = ("logits_processor", "stopping_criteria", "inputs_tensor", 
 def _text(model: PreTrainedModel, length: int = 12) -> torch.Tensor:
     """int64[1, length]: any text that has no tokens of a special meaning."""
     config = model.config.get_text_config(decoder=True)
-    special = placeholders(model.config)
+    special: set[int | None] = set(barred.tokens(model))
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         value = getattr(config, name, None)
         special |= set(value) if isinstance(value, list) else {value}

@@ -182,14 +182,3 @@ def _turn(model: PreTrainedModel, start: int, end: int) -> str:
         if limit and start <= limit < end:
             return f"the text may cross {limit} tokens, where longrope changes factors"
     return ""
-
-
-def placeholders(config: Any) -> set[int | None]:
-    """Tokens that stand for parts of images, videos or sound: no text is to have them."""
-    found: set[int | None] = set()
-    for part in (config, config.get_text_config(decoder=True)):
-        for name, value in vars(part).items():
-            kind = name.removesuffix("_id").removesuffix("_index").removesuffix("_token")
-            if kind in ("image", "video", "audio") and name != kind and isinstance(value, int):
-                found.add(value)
-    return found

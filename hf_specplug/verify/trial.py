@@ -17,12 +17,13 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from hf_specplug.tree import DraftTree
+from hf_specplug.verify import barred
 from hf_specplug.verify.cache import CHAIN, PLAIN, TREE, holds_state
 from hf_specplug.verify.eager import EagerEngine
 from hf_specplug.verify.engine import Prompt, prefilled
 from hf_specplug.verify.noise import generator_state
 from hf_specplug.verify.rows import dependent
-from hf_specplug.verify.support import RECURRENT, Support, placeholders
+from hf_specplug.verify.support import RECURRENT, Support
 
 LENGTH = 8
 """Tokens that a trial adds to a text at most."""
@@ -182,9 +183,9 @@ def _expected(
 
 def _likely(model: PreTrainedModel, logits: torch.Tensor) -> list[int]:
     """Seven tokens that may well come next."""
-    barred = placeholders(model.config)
-    best = logits.float().nan_to_num().topk(min(len(logits), 7 + len(barred))).indices.tolist()
-    tokens = [token for token in best if token not in barred]
+    never = barred.tokens(model)
+    best = logits.float().nan_to_num().topk(min(len(logits), 7 + len(never))).indices.tolist()
+    tokens = [token for token in best if token not in never]
     return [tokens[place % len(tokens)] for place in range(7)]
 
 
