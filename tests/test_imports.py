@@ -13,7 +13,7 @@ import hf_specplug
 
 ROOT = Path(hf_specplug.__file__).parent
 LAYERS = [
-    ["errors"],
+    ["errors", "forking"],
     ["kernels"],
     ["datastore"],
     ["plots", "tree"],
@@ -27,6 +27,7 @@ LAYERS = [
     ["budget", "stats"],
     ["simulate"],
     ["verify"],
+    ["seats"],
     ["decode", "handover", "session"],
     ["chain"],
     ["plug"],

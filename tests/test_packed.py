@@ -15,7 +15,7 @@ from torch import nn
 from hf_specplug import attach, detach
 from hf_specplug.kernels.fingerprint import fingerprint
 from hf_specplug.verify import packed
-from hf_specplug.verify.packed import PackedLinears, available_memory
+from hf_specplug.verify.packed import PackedLinears, available_memory, packed_linears
 from tests import reference
 from tests.helpers import new_tokens, plain, plugged
 from tests.replay import Replay
@@ -35,7 +35,7 @@ forced = pytest.mark.usefixtures("_forced")
 
 
 def patched(model: nn.Module) -> int:
-    return sum("forward" in vars(module) for module in model.modules())
+    return sum(type(module) is packed._PackedLinear for module in model.modules())
 
 
 class Layers(nn.Module):
@@ -53,7 +53,7 @@ def call(model: Layers, linears: PackedLinears, x: torch.Tensor) -> torch.Tensor
     try:
         linears.step()
         assert patched(model) == 2
-        with torch.no_grad():
+        with torch.no_grad(), linears:
             return model(x)
     finally:
         linears.close()
@@ -86,7 +86,7 @@ def test_identity(name: str) -> None:
             assert model.generate(**inputs, **settings).tolist() == expected.tolist()
             assert patched(model) == 0
         linear = any(type(module) is nn.Linear for module in model.modules())
-        assert bool(plug._sessions[model]._packed._packed) == linear
+        assert bool(packed_linears(model)._packed) == linear
     finally:
         detach(model)
 
@@ -141,9 +141,10 @@ def test_a_parameter_set_during_a_call_and_gradients_use_the_layer_itself() -> N
     linears.open(model)
     linears.step()
     model.first.weight = nn.Parameter(torch.randn_like(model.first.weight))
-    with torch.no_grad():
-        result = model(x)
-    model(x).sum().backward()
+    with linears:
+        with torch.no_grad():
+            result = model(x)
+        model(x).sum().backward()
     linears.close()
     with torch.no_grad():
         torch.testing.assert_close(result, model(x))
@@ -216,7 +217,7 @@ def test_memory_decides(monkeypatch: pytest.MonkeyPatch, spare: float, packs: bo
 def test_a_short_first_call_packs_nothing() -> None:
     model = make("llama")
     _, _, plug = plugged(model, prompt(model), ["context"], max_new_tokens=8, do_sample=False)
-    assert not plug._sessions[model]._packed._packed
+    assert not packed_linears(model)._packed
 
 
 def test_available_memory_is_plausible() -> None:
