@@ -143,6 +143,15 @@ def _nothing() -> None:
     pass
 
 
+def begin(search: TreeSearch, context: Context) -> None:
+    """Begin a request with every drafter; one that fails is dropped."""
+    for drafter in search.drafters:
+        try:
+            drafter.begin(context)
+        except Exception as error:
+            search.drop(drafter, error)
+
+
 def observe(search: TreeSearch, step: Step) -> None:
     """Show a step to every drafter; one that fails is dropped."""
     for drafter in search.drafters:

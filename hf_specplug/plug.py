@@ -28,10 +28,10 @@ from hf_specplug.budget import Budget, check_nodes
 from hf_specplug.chain import Chain
 from hf_specplug.datastore.growing import GrowingStore
 from hf_specplug.datastore.store import Datastore, open_all
-from hf_specplug.decode import decode
+from hf_specplug.decode import begin, decode
 from hf_specplug.drafters.base import Context, Drafter, create, watched
 from hf_specplug.drafters.stored import reader
-from hf_specplug.errors import OptionError, StateError
+from hf_specplug.errors import OptionError
 from hf_specplug.mixer import Mixer
 from hf_specplug.published import completed, search_class
 from hf_specplug.search import TreeSearch
@@ -175,7 +175,7 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
                 vocab = int(model.config.get_text_config(decoder=True).vocab_size)
                 prompt = handover.prompt(model, input_ids, inputs_tensor, vocab)
                 context = Context(prompt, vocab, session.signature(model))
-                budget = session.budget(static, seat.number)
+                budget = session.budget(static, len(seat.drafters), seat.number)
                 cache = self._draft(walk, engine, budget, context, seat, choice.mode == CHAIN)
             finally:
                 self._seats.leave(seat)
@@ -226,7 +226,6 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
             learned = self.mixer.state_dict()
             self.mixer = Mixer([drafter.name for drafter in self.drafters])
             self.mixer.load_state_dict(learned)
-            self._sessions.clear()
 
     def record_to(
         self, path: str | os.PathLike[str], tokenizer: Any, max_tokens: int = 10_000_000
@@ -290,7 +289,8 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
     def _seat(self) -> Seat | None:
         """For one call; None if there can be no drafters for it."""
         try:
-            return self._seats.take(self.drafters)
+            with self._seats.lock:
+                return self._seats.take(self.drafters, self.mixer)
         except Exception as error:
             self.note(f"a drafter cannot be copied for calls at the same time ({error})")
             return None
@@ -298,24 +298,18 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
     def _session(self, model: PreTrainedModel) -> Session:
         with self._seats.lock:
             if model not in self._sessions:
-                self._sessions[model] = Session(self.nodes, len(self.drafters), self.pack)
+                self._sessions[model] = Session(self.nodes, self.pack)
             session = self._sessions[model]
             session.layer = watched(self.drafters)
             return session
 
     def _draft(
-        self,
-        walk: Walk,
-        engine: Engine,
-        budget: Budget,
-        context: Context,
-        seat: Seat,
-        chain: bool,
+        self, walk: Walk, engine: Engine, budget: Budget, context: Context, seat: Seat, chain: bool
     ) -> Any:
         """Run the loop until `walk` is finished; return the cache."""
         stats, lock = Stats(calls=1), self._seats.lock
         try:
-            search = self._begin(context, seat.drafters, self.mixer, stats)
+            search = self._begin(context, seat.drafters, seat.mixer, stats)
             tape = self._tape = Tape(search.names)
             decode(engine, walk, search, context, budget, stats, tape, chain, lock)
             return engine.cache
@@ -339,12 +333,8 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
         make = search_class(self.published)
         with self._seats.lock:
             search = make(drafters, mixer, context.vocab_size, on_error)
-            for drafter in search.drafters:
-                try:
-                    drafter.begin(context)
-                except Exception as error:
-                    search.drop(drafter, error)
-            return search
+            begin(search, context)
+        return search
 
     def note(self, reason: str) -> None:
         """Count a call that was run as chain or plain, and say so once."""
@@ -370,12 +360,11 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
 
     def _new_chain(self, tokens: NDArray[np.int64]) -> Chain:
         """This loop shows no outputs of the model, nor its vocabulary: only copying can draft."""
-        lock = self._seats.lock
-        with lock:
+        with self._seats.lock:
             copying = [d.for_another_call() for d in self.drafters if not d.needs]
         context = Context(tokens, (1 << 31) - 1)
         mixer = Mixer([drafter.name for drafter in copying])
-        return Chain(context, self._begin(context, copying, mixer, self.stats), lock)
+        return Chain(context, self._begin(context, copying, mixer, self.stats), self._seats.lock)
 
     def update_candidate_strategy(
         self, input_ids: torch.Tensor, scores: torch.Tensor, num_matches: int
@@ -384,10 +373,8 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
 
     def save_state(self, path: str | os.PathLike[str]) -> None:
         """Write what drafters and mixer have learned across calls to a safetensors file."""
-        parts: dict[str, Drafter | Mixer] = {_MIXER: self.mixer}
-        parts |= {drafter.name: drafter for drafter in self.drafters}
         with self._seats.lock:
-            states = copy.deepcopy({name: part.state_dict() for name, part in parts.items()})
+            states = state.learned(self.mixer, self.drafters)
         state.save(path, states)
 
     def load_state(self, path: str | os.PathLike[str]) -> None:
@@ -398,21 +385,8 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
                 changed.
         """
         states = state.load(path)
-        of_mixer = states.pop(_MIXER, {})
         with self._seats.lock:
-            self._load(path, states, of_mixer)
-
-    def _load(self, path: Any, states: dict[str, Any], of_mixer: dict[str, Any]) -> None:
-        drafters = {drafter.name: drafter for drafter in self.drafters}
-        if unknown := set(states) - set(drafters):
-            raise StateError(
-                f"{path} holds {sorted(unknown)}, but this plug has {sorted(drafters)}"
-            )
-        fresh = {name: copy.deepcopy(drafters[name]) for name in states}
-        for name, arrays in states.items():
-            fresh[name].load_state_dict(arrays)
-        self.mixer.load_state_dict(of_mixer)
-        self.drafters = [fresh.get(drafter.name, drafter) for drafter in self.drafters]
+            self.drafters = state.taught(states, self.mixer, self.drafters)
 
     def __repr__(self) -> str:
         names = [drafter.name for drafter in self.drafters]
@@ -421,6 +395,3 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
 
 def _nothing() -> None:
     """Not attached to a model."""
-
-
-_MIXER = ""  # its place in a saved state: no drafter has this name

@@ -13,6 +13,7 @@ from itertools import count
 
 from hf_specplug import forking
 from hf_specplug.drafters.base import Drafter
+from hf_specplug.mixer import Mixer
 
 KEPT = 16
 """Sets of drafters that are kept for later calls at most."""
@@ -26,12 +27,14 @@ class Seat:
         number: the lowest that is free; those of calls at the same time differ.
         drafters: at number 0 the plug's own, else others that share what they learn.
         own: the plug's, which they share with.
+        mixer: made for them.
         thread: that of the call.
     """
 
     number: int
     drafters: list[Drafter]
     own: list[Drafter]
+    mixer: Mixer
     thread: int
 
 
@@ -43,7 +46,7 @@ class Seats:
 
     Example:
         >>> seats = Seats()
-        >>> one, other = seats.take([]), seats.take([])
+        >>> one, other = seats.take([], Mixer([])), seats.take([], Mixer([]))
         >>> one.number, other.number
         (0, 1)
     """
@@ -55,11 +58,12 @@ class Seats:
         self._taken: dict[int, Seat] = {}
         forking.register(self)
 
-    def take(self, own: list[Drafter]) -> Seat:
+    def take(self, own: list[Drafter], mixer: Mixer) -> Seat:
         """A seat for one call; `leave` it in the end. Raises whatever copying a drafter raises.
 
         Args:
             own: the plug's drafters; another list than the last time if they have changed.
+            mixer: the plug's.
         """
         with self.lock:
             if own is not self._own:
@@ -68,7 +72,7 @@ class Seats:
             drafters = self._kept.pop(number, []) if number else own
             if len(drafters) < len(own):
                 drafters = [drafter.for_another_call() for drafter in own]
-            seat = self._taken[number] = Seat(number, drafters, own, threading.get_ident())
+            seat = self._taken[number] = Seat(number, drafters, own, mixer, threading.get_ident())
             return seat
 
     def leave(self, seat: Seat) -> None:

@@ -31,19 +31,19 @@ class Session:
     """Chooses and makes the engine of each call. It holds no reference to the model.
 
     Args:
-        nodes, drafters: for the budget; the latter is their number.
+        nodes: for the budget.
         pack: whether weights may be kept in another layout too.
 
     Attributes:
         layer: whose hidden states drafters want; None if none does.
     """
 
-    def __init__(self, nodes: int | str, drafters: int, pack: bool) -> None:
-        self._nodes, self._drafters = nodes, drafters
+    def __init__(self, nodes: int | str, pack: bool) -> None:
+        self._nodes = nodes
         self._signature = ""
         self.layer: int | None = None
         self._support: dict[str, Support] = {}
-        self._budgets: dict[tuple[bool, int], Budget] = {}
+        self._budgets: dict[tuple[bool, int, int], Budget] = {}
         self._pack = pack
         self._packed: PackedLinears | None = None
         self._forward = StaticForward()
@@ -168,17 +168,20 @@ class Session:
         every = {"max_new_tokens": 2, **settings, "do_sample": False, "custom_generate": run}
         type(model).generate(model, input_ids, attention_mask=torch.ones_like(input_ids), **every)
 
-    def budget(self, static: bool, seat: int = 0) -> Budget:
+    def budget(self, static: bool, drafters: int, seat: int) -> Budget:
         """How many tokens pay, on either engine, for the calls on a seat.
 
         Each seat has its own: the higher its number, the more calls there are beside it, and so the
         other times it finds.
+
+        Args:
+            drafters: how many there are.
         """
-        padded = WIDTHS if static else None
+        key = static, drafters, seat
         with self.lock:
-            budget = self._budgets.get((static, seat))
+            budget = self._budgets.get(key)
             if budget is None:
-                budget = Budget(self._nodes, self._drafters, padded)
+                budget = Budget(self._nodes, drafters, WIDTHS if static else None)
                 if seat < KEPT:
-                    self._budgets[static, seat] = budget
+                    self._budgets[key] = budget
             return budget
