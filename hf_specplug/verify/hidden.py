@@ -72,7 +72,8 @@ class Watch:
             self._seen(output[0] if isinstance(output, tuple) else output)
 
     def _is_ours(self) -> bool:
-        return threading.get_ident() == self._thread
+        """What is compiled runs for one call at a time, and cannot ask."""
+        return torch.compiler.is_compiling() or threading.get_ident() == self._thread
 
     def _seen(self, states: torch.Tensor) -> None:
         self.states = states
