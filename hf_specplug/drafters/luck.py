@@ -54,6 +54,7 @@ class LuckDrafter(Drafter):
     def begin(self, context: Context) -> None:
         if len(self.weights) != context.vocab_size:
             self._forget(context.vocab_size)
+        self._marks[:] = np.nan  # the same seed again: what is favoured is another question
         self._count(context.tokens, np.full(len(context), _PROMPT))
 
     def for_another_call(self) -> LuckDrafter:
