@@ -69,6 +69,7 @@ class Budget:
 
     def fit(self, tree: DraftTree, context: int) -> DraftTree:
         """Cut a tree to the size that pays; to nothing if drafting does not."""
+        self._saved = 0.0  # of the step before, which may have ended in an error
         if self._fixed or not len(tree):
             return tree
         paths = tree.path_probs()
@@ -105,7 +106,6 @@ class Budget:
         self._costs.observe(self._width(len(tree) + 1), context, seconds)
         if any(asked) and self._saved is not None:
             self._turns.observe(asked, drafting, tree, self._saved, seconds)
-        self._saved = 0.0
         if len(tree):
             promise = float(tree.path_probs().sum())
             kept = self._kept[self._bucket]

@@ -48,6 +48,12 @@ class Calibration:
         self.predicted += np.bincount(bins, probs, BINS)
         self.accepted += np.bincount(bins, taken[1:][tested], BINS)
 
+    def add(self, other: Calibration) -> None:
+        """Take what another one has counted, too."""
+        self.count += other.count
+        self.predicted += other.predicted
+        self.accepted += other.accepted
+
     @property
     def ece(self) -> float:
         """Expected calibration error: mean |predicted - realised| over the bins, by nodes."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,10 +22,13 @@ class Chain:
     Args:
         context: the text so far.
         search: of drafters that have begun with it.
+        lock: held while they are asked and told, see `decode`.
     """
 
-    def __init__(self, context: Context, search: TreeSearch) -> None:
-        self._context, self._search = context, search
+    def __init__(
+        self, context: Context, search: TreeSearch, lock: AbstractContextManager[Any]
+    ) -> None:
+        self._context, self._search, self._lock = context, search, lock
 
     def continued_by(self, tokens: NDArray[np.int64]) -> bool:
         """Whether a text is the one that is known, or begins with it."""
@@ -32,10 +38,11 @@ class Chain:
     def draft(self, tokens: NDArray[np.int64], limit: int) -> NDArray[np.int64]:
         """int64[k], k <= `limit`: what may follow a text that `continued_by` has agreed to."""
         new = tokens[len(self._context) :].astype(np.int32)
-        if len(new):
-            self._context.append(new)
-            self._search.learn(new)
-            observe(self._search, Step.of_text(new[:0], len(tokens), [], new, None))
         limit = min(limit, LONGEST)
-        tree = self._search.grow(self._context.last, limit, limit, chain=True)
+        with self._lock:
+            if len(new):
+                self._context.append(new)
+                self._search.learn(new)
+                observe(self._search, Step.of_text(new[:0], len(tokens), [], new, None))
+            tree = self._search.grow(self._context.last, limit, limit, chain=True)
         return tree.tokens.astype(np.int64)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
-
-import numpy as np
+from typing import Any
 
 from hf_specplug.budget import Budget
-from hf_specplug.drafters.base import Context, Float32, Int32, Step
+from hf_specplug.drafters.base import Context, Float32, Step
 from hf_specplug.search import TreeSearch
 from hf_specplug.stats import Stats
 from hf_specplug.steps import CheckedStep, Tape
@@ -28,6 +28,7 @@ def decode(
     stats: Stats,
     tape: Tape,
     chain: bool,
+    lock: AbstractContextManager[Any],
 ) -> None:
     """Generate until a stopping criterion is met; the text is then in `walk`.
 
@@ -40,9 +41,10 @@ def decode(
         stats: counts what happens.
         tape: keeps the last trees.
         chain: draft single paths, for models that cannot check trees.
+        lock: held while drafters are asked and told: calls at the same time share what they learn.
     """
     with stats.phase("prefill"):
-        emitted = _prefill(engine, walk, search, context)
+        emitted = _prefill(engine, walk, search, context, lock)
     walk.show()
     late: Callable[[], None] = _nothing
     try:
@@ -53,7 +55,8 @@ def decode(
                 if engine.drafts and any(asked) and emitted[-1] not in context.barred:
                     limit = min(budget.limit, engine.room)
                     walk.guide(search)
-                    tree = search.grow(emitted[-1], limit, walk.room - 1, chain, asked)
+                    with lock:
+                        tree = search.grow(emitted[-1], limit, walk.room - 1, chain, asked)
                 # 2. size: as much of it as pays
                 fitting = budget.fit(tree, len(context))
                 tree = tree if walk.keeps_drafts else fitting
@@ -75,12 +78,14 @@ def decode(
 
             # 5. observe: drafters learn from all that was seen
             with stats.phase("observe"):
-                search.learn(_int32(emitted))
                 topk = outputs.topk() if _needed(search, "topk") else None
                 hidden = _hidden(search, engine, outputs, visited[-1])
                 before = len(context) - 1
                 context.append(emitted)
-                observe(search, Step.of_tree(root, tree, before, visited, emitted, topk, hidden))
+                step = Step.of_tree(root, tree, before, visited, emitted, topk, hidden)
+                with lock:
+                    search.learn(step.emitted)
+                    observe(search, step)
                 late = partial(
                     _report, walk, stats, tape, CheckedStep(root, tree, visited, emitted)
                 )
@@ -91,7 +96,13 @@ def decode(
         late()
 
 
-def _prefill(engine: Engine, walk: Walk, search: TreeSearch, context: Context) -> list[int]:
+def _prefill(
+    engine: Engine,
+    walk: Walk,
+    search: TreeSearch,
+    context: Context,
+    lock: AbstractContextManager[Any],
+) -> list[int]:
     """Run the prompt, show it to the drafters, and return the first token."""
     wanted = 1
     if _needed(search, "topk"):
@@ -106,7 +117,8 @@ def _prefill(engine: Engine, walk: Walk, search: TreeSearch, context: Context) -
         topk = Outputs(logits[-len(prompt) :]).topk()
     before = len(context) - len(emitted) - len(prompt)
     hidden = _hidden(search, engine, outputs, -1)
-    observe(search, Step.of_text(prompt, before, [], emitted, topk, hidden))
+    with lock:
+        observe(search, Step.of_text(prompt, before, [], emitted, topk, hidden))
     return emitted
 
 
@@ -131,6 +143,15 @@ def _nothing() -> None:
     pass
 
 
+def begin(search: TreeSearch, context: Context) -> None:
+    """Begin a request with every drafter; one that fails is dropped."""
+    for drafter in search.drafters:
+        try:
+            drafter.begin(context)
+        except Exception as error:
+            search.drop(drafter, error)
+
+
 def observe(search: TreeSearch, step: Step) -> None:
     """Show a step to every drafter; one that fails is dropped."""
     for drafter in search.drafters:
@@ -151,7 +172,3 @@ def _prompt_rows(walk: Walk, context: Context) -> int:
 
 def _needed(search: TreeSearch, output: str) -> bool:
     return any(output in drafter.needs for drafter in search.drafters)
-
-
-def _int32(values: list[int]) -> Int32:
-    return np.array(values, dtype=np.int32)

@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import (
     GenerationConfig,
     LogitsProcessorList,
@@ -26,18 +28,19 @@ from hf_specplug.budget import Budget, check_nodes
 from hf_specplug.chain import Chain
 from hf_specplug.datastore.growing import GrowingStore
 from hf_specplug.datastore.store import Datastore, open_all
-from hf_specplug.decode import decode
+from hf_specplug.decode import begin, decode
 from hf_specplug.drafters.base import Context, Drafter, create, watched
 from hf_specplug.drafters.stored import reader
-from hf_specplug.errors import OptionError, StateError
+from hf_specplug.errors import OptionError
 from hf_specplug.mixer import Mixer
 from hf_specplug.published import completed, search_class
 from hf_specplug.search import TreeSearch
+from hf_specplug.seats import Seat, Seats
 from hf_specplug.session import Session
 from hf_specplug.stats import Stats
 from hf_specplug.steps import Tape
 from hf_specplug.trace import Trace
-from hf_specplug.verify import barred
+from hf_specplug.verify import barred, evidence
 from hf_specplug.verify.cache import CHAIN, PLAIN
 from hf_specplug.verify.engine import Engine
 from hf_specplug.verify.rejection import walk_class
@@ -52,8 +55,8 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
     """Drafts for `model.generate`: the same output in fewer forward passes.
 
     Use `attach(model)`; or, without touching the model, `model.generate(...,
-    custom_generate=SpecPlug())`. One plug drafts one call at a time (a second one at the same time
-    runs plainly) and carries what its drafters learn from call to call.
+    custom_generate=SpecPlug())`. One plug drafts any number of calls at the same time, from
+    several threads, and carries what its drafters learn from call to call.
 
     Args:
         drafters: names or `Drafter` objects, in the order of their source bits.
@@ -109,21 +112,27 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
 
     def _reset_session(self) -> None:
         """State that belongs to this process, or to a call in progress."""
-        self._lock = threading.Lock()
+        self._seats = Seats()
         self._sessions: WeakKeyDictionary[PreTrainedModel, Session] = WeakKeyDictionary()
-        self._chain: Chain | None = None
+        self._chains = threading.local()
         self._tape: Tape | None = None
         self._tokenizer = None
         self._growing: GrowingStore | None = None
         self._attached: Callable[[], PreTrainedModel | None] = _nothing
 
     def __getstate__(self) -> dict[str, Any]:
-        here = {"_lock", "_sessions", "_chain", "_tape", "_tokenizer", "_growing", "_attached"}
+        here = {"_seats", "_sessions", "_chains", "_tape", "_tokenizer", "_growing", "_attached"}
         return {name: value for name, value in self.__dict__.items() if name not in here}
 
     def __setstate__(self, saved: dict[str, Any]) -> None:
         self.__dict__.update(saved)
         self._reset_session()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SpecPlug:
+        twin = memo[id(self)] = object.__new__(type(self))
+        with self._seats.lock:  # calls in progress change what is copied
+            twin.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return twin
 
     @property
     def config(self) -> Any:
@@ -153,28 +162,27 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
             "generation_config": generation_config,
         }
         session = self._session(model)
-        choice, static = session.choose(model, input_ids, generation_config, **model_kwargs)
-        if choice.reason:
-            self.note(choice.reason)
-        if choice.mode == PLAIN or not self._lock.acquire(blocking=False):
-            if choice.mode != PLAIN:
-                self.note("the plug was busy with another call")
-            return handover.plain(model, input_ids, arguments, streamer, model_kwargs)
-        try:
-            walk = walk_class(self.verification)(
-                input_ids, logits_processor, stopping_criteria, generation_config, streamer
-            )
-            engine = session.engine(model, generation_config, model_kwargs, choice, static)
-            vocab = int(model.config.get_text_config(decoder=True).vocab_size)
-            never = barred.tokens(model)
-            prompt = handover.prompt(model, input_ids, inputs_tensor, vocab, never)
-            context = Context(prompt, vocab, session.signature(model), never)
-            chain = choice.mode == CHAIN
-            cache = self._draft(walk, engine, session.budget(static), context, chain)
-            if self._growing is not None:
-                self._growing.add(context.tokens[context.prompt_length :])
-        finally:
-            self._lock.release()
+        with session.chosen(model, input_ids, generation_config, model_kwargs) as (choice, static):
+            if choice.reason:
+                self.note(choice.reason)
+            seat = None if choice.mode == PLAIN else self._seat()
+            if seat is None:
+                return handover.plain(model, input_ids, arguments, streamer, model_kwargs)
+            try:
+                walk = walk_class(self.verification)(
+                    input_ids, logits_processor, stopping_criteria, generation_config, streamer
+                )
+                engine = session.engine(model, generation_config, model_kwargs, choice, static)
+                vocab = int(model.config.get_text_config(decoder=True).vocab_size)
+                never = barred.tokens(model)
+                prompt = handover.prompt(model, input_ids, inputs_tensor, vocab, never)
+                context = Context(prompt, vocab, session.signature(model), never)
+                budget = session.budget(static, len(seat.drafters), seat.number)
+                cache = self._draft(walk, engine, budget, context, seat, choice.mode == CHAIN)
+            finally:
+                self._seats.leave(seat)
+        if self._growing is not None:
+            self._growing.add(context.tokens[context.prompt_length :])
         if streamer is not None:
             streamer.end()
         return handover.result(model, walk, generation_config, cache)
@@ -207,11 +215,12 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
             StoreError: it cannot be opened, or is refused.
         """
         (opened,) = open_all([store], tokenizer)
-        with self._lock:
+        with self._seats.lock:
             kind = opened.manifest.kind
             for drafter in self.drafters:
                 if kind in drafter.kinds:
                     drafter.add(opened)
+                    self.drafters = [*self.drafters]  # those of further seats are made anew
                     return
             new = reader(kind)
             new.add(opened)
@@ -219,7 +228,6 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
             learned = self.mixer.state_dict()
             self.mixer = Mixer([drafter.name for drafter in self.drafters])
             self.mixer.load_state_dict(learned)
-            self._sessions.clear()
 
     def record_to(
         self, path: str | os.PathLike[str], tokenizer: Any, max_tokens: int = 10_000_000
@@ -270,64 +278,72 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
         scratch = copy.deepcopy(self)  # compiles kernels, and learns nothing that stays
         short = {**settings, "do_sample": False, "max_new_tokens": 2}
         mask = torch.ones_like(ids)
-        type(model).generate(model, ids, attention_mask=mask, **short, custom_generate=scratch)
 
         def warm(engine: Engine) -> None:
             engine.warm(max_length)
-            self.stats.prepare(*engine.prepared)
+            with self._seats.lock:
+                self.stats.prepare(*engine.prepared)
 
-        with self._lock:
+        with evidence.unchanged(model):
+            type(model).generate(model, ids, attention_mask=mask, **short, custom_generate=scratch)
             self._session(model).on_engine(model, ids, warm, **settings)
         return time.perf_counter() - start
 
+    def _seat(self) -> Seat | None:
+        """For one call; None if there can be no drafters for it."""
+        try:
+            with self._seats.lock:
+                return self._seats.take(self.drafters, self.mixer)
+        except Exception as error:
+            self.note(f"a drafter cannot be copied for calls at the same time ({error})")
+            return None
+
     def _session(self, model: PreTrainedModel) -> Session:
-        if model not in self._sessions:
-            self._sessions[model] = Session(self.nodes, len(self.drafters), self.pack)
-        session = self._sessions[model]
-        session.layer = watched(self.drafters)
-        return session
+        with self._seats.lock:
+            if model not in self._sessions:
+                self._sessions[model] = Session(self.nodes, self.pack)
+            session = self._sessions[model]
+            session.layer = watched(self.drafters)
+            return session
 
     def _draft(
-        self,
-        walk: Walk,
-        engine: Engine,
-        budget: Budget,
-        context: Context,
-        chain: bool,
+        self, walk: Walk, engine: Engine, budget: Budget, context: Context, seat: Seat, chain: bool
     ) -> Any:
         """Run the loop until `walk` is finished; return the cache."""
-        self.stats.calls += 1
-        search = self._begin(context, self.drafters, self.mixer)
-        self._tape = Tape(search.names)
+        stats, lock = Stats(calls=1), self._seats.lock
         try:
-            decode(engine, walk, search, context, budget, self.stats, self._tape, chain)
+            search = self._begin(context, seat.drafters, seat.mixer, stats)
+            tape = self._tape = Tape(search.names)
+            decode(engine, walk, search, context, budget, stats, tape, chain, lock)
             return engine.cache
         finally:
-            self.stats.prepare(*engine.prepared)
+            stats.prepare(*engine.prepared)
             if engine.trouble:
-                self.stats.fallbacks[engine.trouble] += 1
+                stats.fallbacks[engine.trouble] += 1
                 self._warn(engine.trouble)
+            with lock:
+                self.stats.add(stats)
             engine.close()
 
-    def _begin(self, context: Context, drafters: list[Drafter], mixer: Mixer) -> TreeSearch:
-        make = search_class(self.published)
-        search = make(drafters, mixer, context.vocab_size, self._on_error)
-        search.barred = context.barred
-        for drafter in search.drafters:
-            try:
-                drafter.begin(context)
-            except Exception as error:
-                search.drop(drafter, error)
-        return search
+    def _begin(
+        self, context: Context, drafters: list[Drafter], mixer: Mixer, stats: Stats
+    ) -> TreeSearch:
+        def on_error(drafter: Drafter, error: Exception) -> None:
+            reason = f"{type(error).__name__}: {error}"
+            stats.dropped[drafter.name] = reason
+            self._warn(f"drafter {drafter.name!r} is dropped for this call ({reason})")
 
-    def _on_error(self, drafter: Drafter, error: Exception) -> None:
-        reason = f"{type(error).__name__}: {error}"
-        self.stats.dropped[drafter.name] = reason
-        self._warn(f"drafter {drafter.name!r} is dropped for this call ({reason})")
+        make = search_class(self.published)
+        with self._seats.lock:
+            search = make(drafters, mixer, context.vocab_size, on_error)
+            search.barred = context.barred
+            begin(search, context)
+        return search
 
     def note(self, reason: str) -> None:
         """Count a call that was run as chain or plain, and say so once."""
-        self.stats.fallbacks[reason] += 1
+        with self._seats.lock:
+            self.stats.fallbacks[reason] += 1
         self._warn(f"not drafted as a tree: {reason}")
 
     def _warn(self, message: str) -> None:
@@ -340,14 +356,19 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The likeliest single path after `input_ids` int64[1, n], as int64[1, n + k], and None."""
         tokens = input_ids[0].cpu().numpy()
-        if self._chain is None or not self._chain.continued_by(tokens):
-            # this loop shows no outputs of the model, nor its vocabulary: only copying can draft
-            copying = [drafter for drafter in self.drafters if not drafter.needs]
-            context = Context(tokens, (1 << 31) - 1)
-            mixer = Mixer([drafter.name for drafter in copying])
-            self._chain = Chain(context, self._begin(context, copying, mixer))
-        draft = torch.from_numpy(self._chain.draft(tokens, Budget(self.nodes).limit))
+        chain: Chain | None = getattr(self._chains, "last", None)
+        if chain is None or not chain.continued_by(tokens):
+            chain = self._chains.last = self._new_chain(tokens)
+        draft = torch.from_numpy(chain.draft(tokens, Budget(self.nodes).limit))
         return torch.cat([input_ids, draft[None].to(input_ids.device)], dim=1), None
+
+    def _new_chain(self, tokens: NDArray[np.int64]) -> Chain:
+        """This loop shows no outputs of the model, nor its vocabulary: only copying can draft."""
+        with self._seats.lock:
+            copying = [d.for_another_call() for d in self.drafters if not d.needs]
+        context = Context(tokens, (1 << 31) - 1)
+        mixer = Mixer([drafter.name for drafter in copying])
+        return Chain(context, self._begin(context, copying, mixer, self.stats), self._seats.lock)
 
     def update_candidate_strategy(
         self, input_ids: torch.Tensor, scores: torch.Tensor, num_matches: int
@@ -356,9 +377,9 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
 
     def save_state(self, path: str | os.PathLike[str]) -> None:
         """Write what drafters and mixer have learned across calls to a safetensors file."""
-        parts: dict[str, Drafter | Mixer] = {_MIXER: self.mixer}
-        parts |= {drafter.name: drafter for drafter in self.drafters}
-        state.save(path, {name: part.state_dict() for name, part in parts.items()})
+        with self._seats.lock:
+            states = state.learned(self.mixer, self.drafters)
+        state.save(path, states)
 
     def load_state(self, path: str | os.PathLike[str]) -> None:
         """Take back what `save_state` wrote; drafters that the file does not name stay as they are.
@@ -368,17 +389,8 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
                 changed.
         """
         states = state.load(path)
-        of_mixer = states.pop(_MIXER, {})
-        drafters = {drafter.name: drafter for drafter in self.drafters}
-        if unknown := set(states) - set(drafters):
-            raise StateError(
-                f"{path} holds {sorted(unknown)}, but this plug has {sorted(drafters)}"
-            )
-        fresh = {name: copy.deepcopy(drafters[name]) for name in states}
-        for name, arrays in states.items():
-            fresh[name].load_state_dict(arrays)
-        self.mixer.load_state_dict(of_mixer)
-        self.drafters = [fresh.get(drafter.name, drafter) for drafter in self.drafters]
+        with self._seats.lock:
+            self.drafters = state.taught(states, self.mixer, self.drafters)
 
     def __repr__(self) -> str:
         names = [drafter.name for drafter in self.drafters]
@@ -387,6 +399,3 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
 
 def _nothing() -> None:
     """Not attached to a model."""
-
-
-_MIXER = ""  # its place in a saved state: no drafter has this name

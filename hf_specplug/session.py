@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
+from hf_specplug import forking
 from hf_specplug.budget import Budget
 from hf_specplug.errors import OptionError
+from hf_specplug.seats import KEPT
 from hf_specplug.verify import evidence, support
 from hf_specplug.verify.cache import PLAIN, TREE
 from hf_specplug.verify.eager import EagerEngine
 from hf_specplug.verify.engine import Engine
 from hf_specplug.verify.forward import StaticForward
 from hf_specplug.verify.hidden import Watch, signature
-from hf_specplug.verify.packed import PackedLinears
+from hf_specplug.verify.packed import PackedLinears, packed_linears
 from hf_specplug.verify.static import WIDTHS, StaticEngine, compile_config
 from hf_specplug.verify.support import Support
 
@@ -27,32 +31,37 @@ class Session:
     """Chooses and makes the engine of each call. It holds no reference to the model.
 
     Args:
-        nodes, drafters: for the budget; the latter is their number.
+        nodes: for the budget.
         pack: whether weights may be kept in another layout too.
 
     Attributes:
         layer: whose hidden states drafters want; None if none does.
     """
 
-    def __init__(self, nodes: int | str, drafters: int, pack: bool) -> None:
-        self._nodes, self._drafters = nodes, drafters
+    def __init__(self, nodes: int | str, pack: bool) -> None:
+        self._nodes = nodes
         self._signature = ""
         self.layer: int | None = None
-        self._budgets: dict[bool, Budget] = {}
-        self._packed = PackedLinears() if pack else None
+        self._budgets: dict[tuple[bool, int, int], Budget] = {}
+        self._pack = pack
+        self._packed: PackedLinears | None = None
         self._forward = StaticForward()
+        self._forward_of = 0  # the thread of the call that uses it
+        self.lock = threading.RLock()
+        forking.register(self)
 
     def choose(
         self,
         model: PreTrainedModel,
         input_ids: torch.Tensor,
         generation_config: GenerationConfig,
+        may_be_static: bool = True,
         **model_kwargs: Any,
     ) -> tuple[Support, bool]:
         """Tree, chain or plain for a call, and whether the static engine is to run it."""
         choice = support.of_model(model)
         static = choice.mode == TREE and support.is_static(model, generation_config, model_kwargs)
-        static = static and not self._forward.failure
+        static = static and may_be_static and not self._forward.failure
         if choice.mode != PLAIN:
             of_call = support.of_call(model, input_ids, generation_config, model_kwargs, static)
             if of_call.mode == PLAIN or choice.mode == TREE:
@@ -60,6 +69,41 @@ class Session:
         if choice.mode != PLAIN:
             choice = evidence.shown(model, choice, input_ids, generation_config, model_kwargs)
         return choice, static and choice.mode == TREE
+
+    @contextmanager
+    def chosen(
+        self,
+        model: PreTrainedModel,
+        input_ids: torch.Tensor,
+        config: GenerationConfig,
+        model_kwargs: dict[str, Any],
+    ) -> Iterator[tuple[Support, bool]]:
+        """What is chosen, for the time of a call.
+
+        The static engine runs one call at a time: who comes meanwhile takes the eager one, or
+        whatever is right without it.
+        """
+        choice, static = self.choose(model, input_ids, config, **model_kwargs)
+        if static and not self._reserve():
+            choice, static = self.choose(model, input_ids, config, False, **model_kwargs)
+        try:
+            yield choice, static
+        finally:
+            if static:
+                self._forward_of = 0
+
+    def _reserve(self) -> bool:
+        """Take the static engine's forward pass, if it is free."""
+        with self.lock:
+            if self._forward_of:
+                return False
+            self._forward_of = threading.get_ident()
+            return True
+
+    def after_fork(self) -> None:
+        """The calls of other threads are over; what they left is not to be trusted."""
+        if self._forward_of not in (0, threading.get_ident()):
+            self._forward, self._forward_of = StaticForward(), 0
 
     def engine(
         self,
@@ -70,7 +114,9 @@ class Session:
         static: bool,
     ) -> Engine:
         """What runs a call of the given kind."""
-        packed = self._packed if model.device.type == "cpu" else None
+        if self._pack and model.device.type == "cpu":
+            self._packed = packed_linears(model)
+        packed = self._packed
         engine: Engine
         if static:
             if compile_config(model, config) is not None:
@@ -107,22 +153,33 @@ class Session:
         def run(model: PreTrainedModel, input_ids: torch.Tensor, **rest: Any) -> torch.Tensor:
             config = rest.pop("generation_config")
             kwargs = {key: rest[key] for key in rest if key not in _NOT_FOR_THE_MODEL}
-            choice, static = self.choose(model, input_ids, config, **kwargs)
-            if choice.mode != PLAIN:
-                engine = self.engine(model, config, kwargs, choice, static)
-                try:
-                    engine.prefill(input_ids, 1)
-                    act(engine)
-                finally:
-                    engine.close()
+            with self.chosen(model, input_ids, config, kwargs) as (choice, static):
+                if choice.mode != PLAIN:
+                    engine = self.engine(model, config, kwargs, choice, static)
+                    try:
+                        engine.prefill(input_ids, 1)
+                        act(engine)
+                    finally:
+                        engine.close()
             return input_ids
 
         every = {"max_new_tokens": 2, **settings, "do_sample": False, "custom_generate": run}
         type(model).generate(model, input_ids, attention_mask=torch.ones_like(input_ids), **every)
 
-    def budget(self, static: bool) -> Budget:
-        """How many tokens pay, on either engine."""
-        if static not in self._budgets:
-            padded = WIDTHS if static else None
-            self._budgets[static] = Budget(self._nodes, self._drafters, padded)
-        return self._budgets[static]
+    def budget(self, static: bool, drafters: int, seat: int) -> Budget:
+        """How many tokens pay, on either engine, for the calls on a seat.
+
+        Each seat has its own: the higher its number, the more calls there are beside it, and so the
+        other times it finds.
+
+        Args:
+            drafters: how many there are.
+        """
+        key = static, drafters, seat
+        with self.lock:
+            budget = self._budgets.get(key)
+            if budget is None:
+                budget = Budget(self._nodes, drafters, WIDTHS if static else None)
+                if seat < KEPT:
+                    self._budgets[key] = budget
+            return budget

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,9 +12,12 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from hf_specplug.drafters.base import Drafter
 from hf_specplug.errors import StateError
+from hf_specplug.mixer import Mixer
 
 _FORMAT = "hf_specplug drafter state 1"
+_MIXER = ""  # its place: no drafter has this name
 
 
 def save(path: str | os.PathLike[str], states: dict[str, dict[str, NDArray[Any]]]) -> None:
@@ -45,3 +50,29 @@ def load(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
         part, _, name = key.rpartition("/")
         states.setdefault(part, {})[name] = array
     return states
+
+
+def learned(mixer: Mixer, drafters: Sequence[Drafter]) -> dict[str, dict[str, NDArray[Any]]]:
+    """A copy of what mixer and drafters have learned."""
+    parts: dict[str, Drafter | Mixer] = {_MIXER: mixer}
+    parts |= {drafter.name: drafter for drafter in drafters}
+    return copy.deepcopy({name: part.state_dict() for name, part in parts.items()})
+
+
+def taught(
+    states: dict[str, dict[str, Any]], mixer: Mixer, drafters: Sequence[Drafter]
+) -> list[Drafter]:
+    """Copies of drafters that know what `learned` gave; those that it does not name are as before.
+
+    Raises:
+        StateError: it does not fit. Nothing is changed then, else the mixer, too.
+    """
+    known = {drafter.name: drafter for drafter in drafters}
+    of_drafters = {name: arrays for name, arrays in states.items() if name != _MIXER}
+    if unknown := set(of_drafters) - set(known):
+        raise StateError(f"it holds {sorted(unknown)}, but this plug has {sorted(known)}")
+    fresh = {name: copy.deepcopy(known[name]) for name in of_drafters}
+    for name, arrays in of_drafters.items():
+        fresh[name].load_state_dict(arrays)
+    mixer.load_state_dict(states.get(_MIXER, {}))
+    return [fresh.get(drafter.name, drafter) for drafter in drafters]

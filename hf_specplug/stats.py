@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from hf_specplug import plots
@@ -22,7 +23,7 @@ PHASES = ("prefill", "draft", "verify", "accept", "observe")
 
 @dataclass
 class Stats:
-    """Counters over all calls since the last `reset`.
+    """Counters over all calls since the last `reset`; a call counts when it has ended.
 
     Attributes:
         calls: `generate` calls that were drafted (as tree or chain).
@@ -124,6 +125,19 @@ class Stats:
         for bit, name in enumerate(names):
             self.drafted_by[name] += sum(source >> bit & 1 for source in drafted)
             self.accepted_by[name] += sum(source >> bit & 1 for source in accepted)
+
+    def add(self, call: Stats) -> None:
+        """Add up, with what was counted for one call."""
+        for name in ("calls", "forwards", "tokens", "drafted", "accepted", "prepared", "preparing"):
+            setattr(self, name, getattr(self, name) + getattr(call, name))
+        for name in ("lengths", "widths", "drafted_by", "accepted_by", "fallbacks"):
+            getattr(self, name).update(getattr(call, name))
+        for phase, seconds in call.seconds.items():
+            self.seconds[phase] += seconds
+        hits = zip_longest(self.accepted_per_position, call.accepted_per_position, fillvalue=0)
+        self.accepted_per_position = [ours + theirs for ours, theirs in hits]
+        self.dropped.update(call.dropped)
+        self.reliability.add(call.reliability)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain numbers, strings, lists and dicts, for JSON."""

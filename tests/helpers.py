@@ -50,7 +50,7 @@ def chosen(model: Any, inputs: dict[str, Any], **settings: Any) -> Support:
     def run(model: Any, input_ids: torch.Tensor, **rest: Any) -> None:
         for name in ("logits_processor", "stopping_criteria"):
             rest.pop(name)
-        raise Chosen(Session("auto", 1, False).choose(model, input_ids, **rest)[0])
+        raise Chosen(Session("auto", False).choose(model, input_ids, **rest)[0])
 
     every = {"max_new_tokens": 9, **settings}
     try:

@@ -61,20 +61,28 @@ def new(name: str, letters: int = 12) -> Drafter:
 
 def fed(name: str, seed: int = 0) -> tuple[Drafter, Context]:
     """A drafter in the middle of a request."""
-    rng = np.random.default_rng(seed)
-    drafter = new(name)
+    drafter, rng = new(name), np.random.default_rng(seed)
+    context = begun(drafter, rng)
+    for _ in range(6):
+        step(drafter, context, rng)
+    return drafter, context
+
+
+def begun(drafter: Drafter, rng: np.random.Generator) -> Context:
     context = Context(rng.integers(0, 12, 60), VOCAB)
     drafter.begin(context)
-    for _ in range(6):
-        tokens = rng.integers(0, 12, 5).astype(np.int32)
-        emitted = tokens[:2]
-        context.append(emitted)
-        rows = np.stack([rng.permutation(12)[:TOP_K] for _ in range(5)]).astype(np.int32)
-        topk = TopK(rows, np.full((5, TOP_K), 0.1, np.float32))
-        visited = np.array([0, 1], np.int32)
-        hidden = rng.normal(size=WIDTH).astype(np.float32)
-        drafter.observe(Step.of_text(tokens, len(context) - 3, visited, emitted, topk, hidden))
-    return drafter, context
+    return context
+
+
+def step(drafter: Drafter, context: Context, rng: np.random.Generator) -> None:
+    tokens = rng.integers(0, 12, 5).astype(np.int32)
+    emitted = tokens[:2]
+    context.append(emitted)
+    rows = np.stack([rng.permutation(12)[:TOP_K] for _ in range(5)]).astype(np.int32)
+    topk = TopK(rows, np.full((5, TOP_K), 0.1, np.float32))
+    visited = np.array([0, 1], np.int32)
+    hidden = rng.normal(size=WIDTH).astype(np.float32)
+    drafter.observe(Step.of_text(tokens, len(context) - 3, visited, emitted, topk, hidden))
 
 
 def grow(drafter: Drafter, context: Context, limit: int = 30) -> list[tuple[int, int]]:
@@ -125,6 +133,43 @@ def test_is_deterministic_and_copies(name: str) -> None:
     assert grow(fed(name)[0], context) == expected
     for twin in (copy.deepcopy(drafter), pickle.loads(pickle.dumps(drafter))):
         assert grow(twin, context) == expected
+
+
+@pytest.mark.parametrize("name", DRAFTERS)
+def test_calls_at_the_same_time(name: str) -> None:
+    """Requests do not mix; what one learns, the other knows, if it is to be shared at all."""
+    one = new(name)
+    step(one, begun(one, np.random.default_rng(9)), np.random.default_rng(9))
+    other = one.for_another_call()
+    assert other is not one
+    rngs = [np.random.default_rng(seed) for seed in (1, 2)]
+    contexts = [begun(drafter, rng) for drafter, rng in zip((one, other), rngs, strict=True)]
+    for _ in range(6):
+        for drafter, context, rng in zip((one, other), contexts, rngs, strict=True):
+            step(drafter, context, rng)
+            grow(drafter, context)
+    drafts = [grow(one, contexts[0]), grow(other, contexts[1])]
+    assert [grow(one, contexts[0]), grow(other, contexts[1])] == drafts
+    states = one.state_dict(), other.state_dict()
+    for key, array in states[0].items():
+        assert np.array_equal(array, states[1][key])
+    if not states[0]:
+        assert drafts == [grow(*fed(name, seed=1)), grow(*fed(name, seed=2))]
+    again = Context(contexts[0].tokens, VOCAB)
+    other.begin(again)  # a request leaves nothing behind but what it taught
+    third = one.for_another_call()
+    third.begin(again)
+    assert grow(other, again) == grow(third, again)
+
+
+@pytest.mark.parametrize("name", DRAFTERS)
+def test_another_vocabulary_at_the_same_time(name: str) -> None:
+    one, context = fed(name)
+    expected, state = grow(one, context), copy.deepcopy(one.state_dict())
+    one.for_another_call().begin(Context([1, 2, 3], VOCAB + 7))
+    assert grow(one, context) == expected
+    for key, array in one.state_dict().items():
+        assert np.array_equal(array, state[key])
 
 
 @pytest.mark.parametrize("name", DRAFTERS)

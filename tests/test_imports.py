@@ -13,13 +13,13 @@ import hf_specplug
 
 ROOT = Path(hf_specplug.__file__).parent
 LAYERS = [
-    ["errors"],
+    ["errors", "forking"],
     ["kernels"],
     ["datastore"],
     ["plots", "tree"],
     ["drafters"],
-    ["mixer", "recording", "state"],
-    ["search"],
+    ["mixer", "recording"],
+    ["search", "state"],
     ["published"],
     ["calibration", "costs", "steps"],
     ["drawing"],
@@ -27,6 +27,7 @@ LAYERS = [
     ["budget", "stats"],
     ["simulate"],
     ["verify"],
+    ["seats"],
     ["decode", "handover", "session"],
     ["chain"],
     ["plug"],

@@ -15,7 +15,7 @@ from torch import nn
 from hf_specplug import attach, detach
 from hf_specplug.kernels.fingerprint import fingerprint
 from hf_specplug.verify import packed
-from hf_specplug.verify.packed import PackedLinears, available_memory
+from hf_specplug.verify.packed import PackedLinears, available_memory, packed_linears
 from tests import reference
 from tests.helpers import new_tokens, plain, plugged
 from tests.replay import Replay
@@ -35,7 +35,7 @@ forced = pytest.mark.usefixtures("_forced")
 
 
 def patched(model: nn.Module) -> int:
-    return sum("forward" in vars(module) for module in model.modules())
+    return sum(type(module) is packed._PackedLinear for module in model.modules())
 
 
 class Layers(nn.Module):
@@ -53,7 +53,7 @@ def call(model: Layers, linears: PackedLinears, x: torch.Tensor) -> torch.Tensor
     try:
         linears.step()
         assert patched(model) == 2
-        with torch.no_grad():
+        with torch.no_grad(), linears:
             return model(x)
     finally:
         linears.close()
@@ -80,13 +80,13 @@ def test_identity(name: str) -> None:
     settings: dict[str, Any] = {"max_new_tokens": 24, "do_sample": False}
     expected, _ = plain(model, inputs, **settings)
     drafter = Replay(new_tokens(expected, 24), wrong=lambda position: position % 3 == 2, rank=1)
-    plug = attach(model, drafters=drafter, nodes=12)
+    attach(model, drafters=drafter, nodes=12)
     try:
         for _ in range(2):
             assert model.generate(**inputs, **settings).tolist() == expected.tolist()
             assert patched(model) == 0
         linear = any(type(module) is nn.Linear for module in model.modules())
-        assert bool(plug._sessions[model]._packed._packed) == linear
+        assert bool(packed_linears(model)._packed) == linear
     finally:
         detach(model)
 
@@ -141,9 +141,10 @@ def test_a_parameter_set_during_a_call_and_gradients_use_the_layer_itself() -> N
     linears.open(model)
     linears.step()
     model.first.weight = nn.Parameter(torch.randn_like(model.first.weight))
-    with torch.no_grad():
-        result = model(x)
-    model(x).sum().backward()
+    with linears:
+        with torch.no_grad():
+            result = model(x)
+        model(x).sum().backward()
     linears.close()
     with torch.no_grad():
         torch.testing.assert_close(result, model(x))

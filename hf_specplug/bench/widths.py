@@ -51,5 +51,5 @@ def step_milliseconds(model: PreTrainedModel, length: int, way: Method) -> dict[
     ids = torch.arange(length, device=model.device)[None] % 100 + 3
     room = {"max_new_tokens": 2 + _REPEATS * len(WIDTHS)}
     pack = way.plug is not None and way.plug.pack
-    Session("auto", 1, pack).on_engine(model, ids, act, **way.settings, **room)
+    Session("auto", pack).on_engine(model, ids, act, **way.settings, **room)
     return times

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import json
 import pkgutil
@@ -218,6 +219,9 @@ class Step:
         )
 
 
+T = TypeVar("T", bound="Drafter")
+
+
 class Drafter(ABC):
     """Base class of all drafters.
 
@@ -242,6 +246,21 @@ class Drafter(ABC):
 
     def begin(self, context: Context) -> None:  # noqa: B027
         """A new request starts; `context` holds its prompt and grows with the output."""
+
+    def for_another_call(self) -> Drafter:
+        """A drafter for one more call while this one drafts: another request, the same knowledge.
+
+        By default a deep copy, which learns for itself from then on. Override it to share what is
+        learned, or large: drafters of a plug are asked and told by one thread at a time, so nothing
+        needs a lock. State of a request must not be shared (see `_sharing`).
+        """
+        return copy.deepcopy(self)
+
+    def _sharing(self: T) -> T:
+        """A drafter whose attributes are those of this one: replace what belongs to a request."""
+        twin = object.__new__(type(self))
+        vars(twin).update(vars(self))
+        return twin
 
     def add(self, store: Any) -> None:
         """Draft from this datastore, too. Raises OptionError if it does not read its kind."""

@@ -58,6 +58,11 @@ class ContextDrafter(Drafter):
         self._clear(len(context))
         self._add(context.tokens)
 
+    def for_another_call(self) -> ContextDrafter:
+        twin = self._sharing()
+        twin._clear(0)
+        return twin
+
     def observe(self, step: Step) -> None:
         self._add(step.emitted)
 

@@ -111,6 +111,12 @@ class DenseDrafter(StoreDrafter):
                 )
         self._reset()
 
+    def for_another_call(self) -> DenseDrafter:
+        twin = self._sharing()
+        twin.stores, twin._shards, twin._vocabs = [*self.stores], [*self._shards], [*self._vocabs]
+        twin._reset()
+        return twin
+
     def observe(self, step: Step) -> None:
         for number, (_, tokens) in enumerate(self._shards):
             kernels.follow(tokens, number, self._pointers, self._count, step.emitted)

@@ -86,6 +86,13 @@ class HierarchyDrafter(Drafter):
         for level in self.levels:
             level.begin(context)
 
+    def for_another_call(self) -> HierarchyDrafter:
+        twin = self._sharing()
+        twin.levels = [level.for_another_call() for level in self.levels]
+        twin._place = np.zeros(0, np.int32)
+        twin._allocate(32)
+        return twin
+
     def observe(self, step: Step) -> None:
         for level in self.levels:
             level.observe(step)

@@ -37,22 +37,31 @@ class LuckDrafter(Drafter):
 
     def __init__(self) -> None:
         self.priors = np.array(learned(self.name), np.float32)
-        self.weights = np.zeros(0)
-        self._total = 0.0
+        self._forget(0)
         self._allocate(0)
-        self._out = np.empty((0, 3), np.int32)
+
+    def _forget(self, vocab_size: int) -> None:
+        self.weights = np.zeros(vocab_size)
+        self._total = np.zeros(1)  # of the weights, and shared as they are
 
     def _allocate(self, positions: int) -> None:
         """What is favoured, in the circle of the noise's rows, and the first number of each row."""
         self._tokens = np.empty((positions, kernels.NAMED), np.int32)
         self._buckets = np.empty((positions, kernels.NAMED), np.int32)
         self._marks = np.full(positions, np.nan)
+        self._out = np.empty((0, 3), np.int32)
 
     def begin(self, context: Context) -> None:
         if len(self.weights) != context.vocab_size:
-            self.weights = np.zeros(context.vocab_size)
-            self._total = 0.0
+            self._forget(context.vocab_size)
+        self._marks[:] = np.nan  # the same seed again: what is favoured is another question
         self._count(context.tokens, np.full(len(context), _PROMPT))
+
+    def for_another_call(self) -> LuckDrafter:
+        """It shares the frequencies, for as long as both draft for the same vocabulary."""
+        twin = self._sharing()
+        twin._allocate(0)
+        return twin
 
     def observe(self, step: Step) -> None:
         self._count(step.emitted, np.ones(len(step.emitted)))
@@ -63,19 +72,19 @@ class LuckDrafter(Drafter):
     def _count(self, tokens: Int32, amounts: NDArray[Any]) -> None:
         known = (tokens >= 0) & (tokens < len(self.weights)) & (amounts > 0)
         np.add.at(self.weights, tokens[known], amounts[known])
-        self._total += float(amounts[known].sum())
+        self._total += amounts[known].sum()
 
     def expand(self, frontier: Frontier) -> Int32:
         noise, first = frontier.noise
         if not len(noise):
             return self._out[:0]
-        if len(self._out) < len(frontier.nodes) * kernels.NAMED:
-            self._out = np.empty((2 * len(frontier.nodes) * kernels.NAMED, 3), np.int32)
         if len(self._marks) != len(noise):
             self._allocate(len(noise))
+        if len(self._out) < len(frontier.nodes) * kernels.NAMED:
+            self._out = np.empty((2 * len(frontier.nodes) * kernels.NAMED, 3), np.int32)
         rows = kernels.expand(
             self.weights,
-            self._total,
+            float(self._total[0]),
             noise,
             first,
             frontier.pool,
@@ -101,4 +110,4 @@ class LuckDrafter(Drafter):
             )
         if not (np.isfinite(weights).all() and (weights >= 0).all()):
             raise StateError("weights must be finite and not negative")
-        self.weights, self._total = weights.copy(), float(weights.sum())
+        self.weights, self._total = weights.copy(), np.array([weights.sum()])

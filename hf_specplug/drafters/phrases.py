@@ -111,6 +111,15 @@ class PhrasesDrafter(StoreDrafter):
         self._ready()
         self._root = self._after(0, context.tokens[-kernels.LONGEST :])
 
+    def for_another_call(self) -> PhrasesDrafter:
+        self._ready()  # once for both
+        twin = self._sharing()
+        twin.stores, twin._parts, twin._given = list(self.stores), [*self._parts], [*self._given]
+        twin._context, twin._root = None, 0
+        twin._states = np.zeros(0, np.int32)
+        twin._out = np.empty((0, 3), np.int32)
+        return twin
+
     def observe(self, step: Step) -> None:
         if len(self._nodes):
             self._root = self._after(self._root, step.emitted)

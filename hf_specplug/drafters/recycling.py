@@ -56,6 +56,12 @@ class RecyclingDrafter(Drafter):
         if len(self.ids) != context.vocab_size:
             self._allocate(context.vocab_size)
 
+    def for_another_call(self) -> RecyclingDrafter:
+        """It shares the matrix, for as long as both draft for the same vocabulary."""
+        twin = self._sharing()
+        twin._out = np.empty((0, 3), np.int32)
+        return twin
+
     def observe(self, step: Step) -> None:
         if step.topk is not None:
             adjacency.update(

@@ -45,11 +45,15 @@ class RestDrafter(StoreDrafter):
     ) -> None:
         self.priors = np.array(learned(self.name), np.float32)
         self._shards: list[_Matches] = []
+        self._reset()
+        super().__init__(stores, tokenizer)
+
+    def _reset(self) -> None:
+        """Nothing is known of the text."""
         self._context: Context | None = None
         self._out = np.empty((0, 3), np.int32)
         self._raw = np.empty((0, 0, kernels.COLUMNS), np.int32)
         self._ends = np.empty((0, 0), np.int32)
-        super().__init__(stores, tokenizer)
 
     def _opened(self, store: Datastore) -> None:
         shards = [_Matches(shard, store.manifest.vocab_size) for shard in store.shards]
@@ -73,6 +77,13 @@ class RestDrafter(StoreDrafter):
         self._context = context
         for matches in self._shards:
             matches.begin(context.tokens)
+
+    def for_another_call(self) -> RestDrafter:
+        twin = self._sharing()
+        twin.stores = list(self.stores)
+        twin._shards = [matches.for_another_text() for matches in self._shards]
+        twin._reset()
+        return twin
 
     def observe(self, step: Step) -> None:
         for matches in self._shards:
@@ -107,6 +118,12 @@ class _Matches:
         shape = (capacity, kernels.LONGEST + 1)
         self._low, self._high = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
         self._longest = np.zeros(capacity, np.int32)
+
+    def for_another_text(self) -> _Matches:
+        twin = object.__new__(_Matches)
+        vars(twin).update(vars(self))
+        twin._allocate(512)
+        return twin
 
     def begin(self, tokens: Int32) -> None:
         self._low[0] = self._high[0] = 0

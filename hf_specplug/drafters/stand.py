@@ -66,8 +66,16 @@ class StandDrafter(Drafter):
     def begin(self, context: Context) -> None:
         """Keeps what earlier requests taught, unless the vocabulary is another one."""
         if self.table.vocab_size != context.vocab_size:
-            self.table.clear(context.vocab_size)
+            self.table = self.table.emptied(context.vocab_size)
         self._context = context
+
+    def for_another_call(self) -> StandDrafter:
+        """It shares the table, for as long as both draft for the same vocabulary."""
+        twin = self._sharing()
+        twin._context = Context([], 0)
+        twin._grams = np.empty(successors.LONGEST, np.uint64)
+        twin._out = np.empty((0, 3), np.int32)
+        return twin
 
     def observe(self, step: Step) -> None:
         """Learns from all of the target's rows: of the prompt and of every drafted node.

@@ -47,6 +47,12 @@ class SuccessorTable:
         self.ids: Int32 = np.zeros((self._rows, self._width), np.int32)
         self.weights: Float32 = np.zeros((self._rows, self._width), np.float32)
 
+    def emptied(self, vocab_size: int) -> SuccessorTable:
+        """A new one of the same size; this one may be in use by another call."""
+        table = SuccessorTable(self._rows, self._width, self._most)
+        table.vocab_size = vocab_size
+        return table
+
     def __getstate__(self) -> dict[str, Any]:
         kept = {name: getattr(self, name) for name in ("_rows", "_width", "_most")}
         return {**kept, "state": self.state_dict()}  # not what is still empty

@@ -83,9 +83,17 @@ class TrigramDrafter(StoreDrafter):
     def begin(self, context: Context) -> None:
         super().begin(context)
         if self.table.vocab_size != context.vocab_size:
-            self.table.clear(context.vocab_size)
+            self.table = self.table.emptied(context.vocab_size)
         self.tail[:] = -1
         self._learn(context.tokens[-PROMPT:])
+
+    def for_another_call(self) -> TrigramDrafter:
+        """It shares the table, for as long as both draft for the same vocabulary."""
+        twin = self._sharing()
+        twin.stores, twin.shards = list(self.stores), list(self.shards)
+        twin.tail = np.full(2, -1, np.int32)
+        twin._allocate(32)
+        return twin
 
     def observe(self, step: Step) -> None:
         self._learn(step.emitted)

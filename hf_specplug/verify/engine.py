@@ -90,7 +90,8 @@ class Engine(ABC):
         tokens[0] = root
         tokens[1:] = tree.tokens
         seen = tree.ancestors()
-        return self._check(tokens, seen.sum(axis=1, dtype=np.int64) - 1, seen)
+        with self._packed or nullcontext():
+            return self._check(tokens, seen.sum(axis=1, dtype=np.int64) - 1, seen)
 
     @abstractmethod
     def _check(

@@ -20,9 +20,11 @@ import torch
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
+from hf_specplug import forking
 from hf_specplug.verify import barred, trial
 from hf_specplug.verify.cache import PLAIN, TREE
 from hf_specplug.verify.masks import masks_needed
+from hf_specplug.verify.packed import KEY as PACKED
 from hf_specplug.verify.support import Support
 
 PROVEN = frozenset(
@@ -39,8 +41,21 @@ _TEXT = frozenset(
 )
 """What `generate` makes by itself of a text for a decoder."""
 
-_lock = threading.RLock()
 _known: WeakKeyDictionary[nn.Module, dict[Any, Support]] = WeakKeyDictionary()
+
+
+class _Turn:
+    """One trial at a time."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        forking.register(self)
+
+    def after_fork(self) -> None:
+        """Nothing but the lock was of other threads."""
+
+
+_turn = _Turn()
 
 
 def shown(
@@ -66,13 +81,13 @@ def shown(
     padded = not _all_ones(model_kwargs.get("attention_mask"))
     masks = tuple(masks_needed(model.config, config.max_length)) if claim.mode == TREE else ()
     key = (claim, live, given, padded, masks)
-    with _lock:
+    with _turn.lock:
         known = _known.setdefault(model, {})
         if key not in known:
             if _is_proven(model, claim, given):
                 known[key] = claim
             else:
-                with _put_back(model):
+                with unchanged(model):
                     if given <= _TEXT and not model.config.is_encoder_decoder:
                         known[key] = _of_text(model, claim, padded, config.max_length)
                     else:
@@ -85,7 +100,7 @@ def shown(
 
 
 @contextmanager
-def _put_back(model: nn.Module) -> Iterator[None]:
+def unchanged(model: nn.Module) -> Iterator[None]:
     """Afterwards modules have the attributes and buffers that they had.
 
     Some keep what belongs to a text: Qwen-VL models its positions, RoPE its scale.
@@ -100,11 +115,11 @@ def _put_back(model: nn.Module) -> Iterator[None]:
 
 
 def _restore(now: dict[str, Any], before: dict[str, Any]) -> None:
-    for key in now.keys() - before.keys() - _METHODS:
+    for key in now.keys() - before.keys() - _METHODS - {PACKED}:
         del now[key]
-    for key, value in before.items():
-        if now.get(key) is not value:
-            now[key] = value
+    for key in before.keys() - {PACKED}:
+        if now.get(key) is not before[key]:
+            now[key] = before[key]
 
 
 def _is_proven(model: PreTrainedModel, claim: Support, given: frozenset[str]) -> bool:
@@ -179,7 +194,7 @@ def is_stock(model: nn.Module) -> bool:
 
 def foreign(module: nn.Module) -> bool:
     """Whether a module, or how one of its own weights is kept, comes from elsewhere."""
-    home = type(module).__module__.split(".")
+    home = _kind(module).__module__.split(".")
     known = home[:2] in (["transformers", "models"], ["torch", "nn"]) or (
         home[0] == "transformers" and home[1:2] not in (["integrations"], ["quantizers"])
     )
@@ -191,6 +206,7 @@ def foreign(module: nn.Module) -> bool:
 _METHODS = frozenset(
     {"forward", "prepare_inputs_for_generation", "_update_model_kwargs_for_generation", "_prefill"}
 )
+_OURS = "hf_specplug."
 _OF_TORCH = frozenset(vars(nn.Module()))
 
 
@@ -203,22 +219,31 @@ def fingerprint(model: nn.Module) -> int:
     parts: list[Any] = [_qualified(vars(model).get(name)) for name in sorted(_METHODS)]
     for name, module in model.named_modules():
         own = vars(module)
-        parts += (name, type(module), module.training, _qualified(own.get("forward")))
+        parts += (name, _kind(module), module.training, _qualified(own.get("forward")))
         parts += [type(hook) for hook in _hooks(own)]
         for key, weight in module._parameters.items():
             if weight is not None:
                 parts += (key, type(weight.data), weight.dtype)
         if name:
-            parts += [(key, _switch(own[key])) for key in own.keys() - _OF_TORCH]
+            parts += [(key, _switch(own[key])) for key in own.keys() - _OF_TORCH - {PACKED}]
     config: Any = model.config
     parts.append(config.get_text_config(decoder=True)._attn_implementation)
     return hash(tuple(parts))
 
 
 def _hooks(own: Mapping[str, Any]) -> list[Any]:
-    """The hooks of a module, without those that only look."""
+    """The hooks of a module that are not of this package, for the time of another call."""
     every = [*own["_forward_pre_hooks"].values(), *own["_forward_hooks"].values()]
-    return [hook for hook in every if not getattr(hook, "only_looks", False)]
+    return [hook for hook in every if not _module(hook).startswith(_OURS)]
+
+
+def _module(hook: Any) -> str:
+    return str(getattr(getattr(hook, "func", hook), "__module__", ""))
+
+
+def _kind(module: nn.Module) -> type:
+    """A module's class, as it is while no call has put packed weights in."""
+    return nn.Linear if type(module).__module__.startswith(_OURS) else type(module)
 
 
 def _qualified(method: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ _SAMPLED = 64  # rows of the output embedding that identify a model
 
 
 class Watch:
-    """Within it, `states` is what the last forward pass had at a layer.
+    """Within it, `states` is what the last forward pass of this thread had at a layer.
 
     Args:
         layer: of the decoder, from 0; or `LAST`.
@@ -50,6 +51,7 @@ class Watch:
         return None if self.states is None else self.states[text, -last:]
 
     def __enter__(self) -> Watch:
+        self._thread = threading.get_ident()
         self.states = None  # where none pass by, those of another pass must not do
         if self.layer == LAST:
             self._hook = self._module.register_forward_pre_hook(self._before, with_kwargs=True)
@@ -60,11 +62,18 @@ class Watch:
     def __exit__(self, *_: Any) -> None:
         self._hook.remove()
 
-    def _before(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        self._seen(args[0] if args else next(iter(kwargs.values())))
+    def _before(self, module: nn.Module, args: Any, kwargs: Any = None) -> None:
+        # torch leaves `kwargs` out where another thread's pass meets a hook that is half there
+        if self._is_ours():
+            self._seen(args[0] if args else next(iter(kwargs.values())))
 
     def _after(self, module: nn.Module, args: Any, output: Any) -> None:
-        self._seen(output[0] if isinstance(output, tuple) else output)
+        if self._is_ours():
+            self._seen(output[0] if isinstance(output, tuple) else output)
+
+    def _is_ours(self) -> bool:
+        """What is compiled runs for one call at a time, and cannot ask."""
+        return torch.compiler.is_compiling() or threading.get_ident() == self._thread
 
     def _seen(self, states: torch.Tensor) -> None:
         self.states = states

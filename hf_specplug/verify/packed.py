@@ -2,66 +2,112 @@
 
 A forward pass over one to some sixty tokens is bound by reading weights, and torch's `linear` reads
 them at a third to a half of memory speed there, because it lays them out anew each time. oneDNN
-(the library behind it) can keep the layout. It costs a second copy of these weights in memory.
+(the library behind it) can keep the layout. It costs a second copy of these weights in memory, one
+for a model, however many plugs and calls use it.
+
+While a call is open, the layers are of a class of our own, as `torch.nn.utils.parametrize` does it.
+Whoever else uses the model meanwhile (another thread, a callback) gets what the layers compute
+without us, to the bit; and a copy of the model, or a pickle, has plain layers.
 """
 
 from __future__ import annotations
 
+import threading
 import time
+from collections import Counter
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary, ref
 
 import numpy as np
 import torch
 from torch import nn
 
+from hf_specplug import forking
 from hf_specplug.kernels.fingerprint import fingerprint
 
 _TOKENS = 8  # what the layout is made for; from 1 to 64 it matters little
-_PATIENCE = 12  # forward passes in a first call before the layout is made: it costs about as many
+_PATIENCE = 12  # forward passes before the layout is made: it costs about as many
 _GAIN = 0.9  # of the usual time: what it must take at most to be worth its memory
 _SPARE = 2.0  # times the memory needed must be available
 
 
-class PackedLinears:
-    """The packed weights of one model; used between `open` and `close`, on the model itself.
+class _Thread(threading.local):
+    """`packed`: whether this thread is in a forward pass that is to use packed weights."""
 
-    Only plain `nn.Linear` layers on a CPU, in float32 or bfloat16, are packed. Weights that were
-    changed between two calls (training, adapters merged) are packed anew: each call compares a
-    fingerprint of all of them, which takes as long as reading them once.
+    packed = False
+
+
+_thread = _Thread()
+
+
+class PackedLinears:
+    """The packed weights of one model, used by all calls that are open on it.
+
+    Within it (`with linears:`) the model's forward pass uses them, on this thread. Only plain
+    `nn.Linear` layers on a CPU, in float32 or bfloat16, are packed. Weights that were changed
+    between two calls (training, adapters merged) are packed anew: each call compares a fingerprint
+    of all of them, which takes as long as reading them once. During a call, torch's own count of
+    changes in place is compared.
     """
 
     def __init__(self) -> None:
         self._packed: dict[int, torch.Tensor] = {}  # by the fingerprint of the weight
         self._worth: bool | None = None
         self._layers: list[nn.Linear] = []
-        self._patched: list[nn.Linear] = []
+        self._patched: set[nn.Linear] = set()
         self._passes = 0
+        self._open: Counter[int] = Counter()  # calls by thread
+        self.lock = threading.RLock()
+        forking.register(self)
 
     def open(self, model: nn.Module) -> None:
-        """A call begins."""
-        self._passes = 0
-        self._layers = _plain_layers(model)
-        if self._packed:
-            self._patch()
+        """A call begins on this thread."""
+        with self.lock:
+            if not self._open:
+                self._passes = 0
+            self._open[threading.get_ident()] += 1
+            self._layers = _plain_layers(model)
+            if self._packed:
+                self._patch()
 
     def step(self) -> None:
         """A forward pass is about to be made."""
-        self._passes += 1
-        if self._passes == _PATIENCE:
+        passes = self._passes = self._passes + 1
+        if passes % _PATIENCE == 0 and not self._packed:
             self.warm()
 
     def warm(self) -> None:
-        """Pack now, if it pays at all."""
-        if not self._packed and self._pays():
-            self._patch()
+        """Pack now, if it pays at all; who comes while another thread does so does not wait."""
+        if self.lock.acquire(blocking=False):
+            try:
+                if not self._packed and self._pays():
+                    self._patch()
+            finally:
+                self.lock.release()
 
     def close(self) -> None:
-        """The model computes as before."""
+        """A call of this thread ends; after the last one the layers are as before."""
+        with self.lock:
+            thread = threading.get_ident()
+            self._open[thread] -= 1
+            self._open = +self._open
+            if not self._open:
+                self._restore()
+
+    def _restore(self) -> None:
         for layer in self._patched:
-            vars(layer).pop("forward", None)
-        self._layers, self._patched = [], []
+            if type(layer) is _PackedLinear:
+                layer.__class__ = nn.Linear  # type: ignore[assignment]
+            vars(layer).pop(KEY, None)
+        self._layers, self._patched = [], set()
+
+    def __enter__(self) -> None:
+        _thread.packed = True
+
+    def __exit__(self, *_: object) -> None:
+        _thread.packed = False
 
     def _pays(self) -> bool:
         if self._worth is None:
@@ -75,12 +121,82 @@ class PackedLinears:
         """Bring the packed weights up to date, and use them."""
         known, self._packed = self._packed, {}
         for layer in self._layers:
-            mark = _fingerprint(layer.weight)
+            weight = layer.weight
+            version = _version(weight)
+            mark = _fingerprint(weight)
             if mark not in self._packed:
-                self._packed[mark] = known[mark] if mark in known else _pack(layer.weight)
-            packed = partial(_forward, layer, layer.weight, self._packed[mark])
-            vars(layer)["forward"] = packed
-            self._patched.append(layer)
+                self._packed[mark] = known[mark] if mark in known else _pack(weight)
+            self._patched.add(layer)
+            vars(layer)[KEY] = _Packed(self._packed[mark], weight.detach(), version)
+            layer.__class__ = _PackedLinear
+
+    def after_fork(self) -> None:
+        """The calls of other threads are over."""
+        thread = threading.get_ident()
+        self._open = +Counter({thread: self._open[thread]})
+        if not self._open:
+            self._restore()
+
+
+_shared: WeakKeyDictionary[nn.Module, ref[PackedLinears]] = WeakKeyDictionary()
+
+
+def packed_linears(model: nn.Module) -> PackedLinears:
+    """Those of a model: the same for all who ask, as long as somebody keeps them."""
+    with forking.lock:
+        known = _shared.get(model)
+        linears = None if known is None else known()
+        if linears is None:
+            linears = PackedLinears()
+            _shared[model] = ref(linears)
+        return linears
+
+
+KEY = "_specplug_packed"
+
+
+class _Packed(NamedTuple):
+    """A layer's packed weights, what they were made of, and how often that had been changed."""
+
+    weights: torch.Tensor
+    source: torch.Tensor
+    version: int | None
+
+
+class _PackedLinear(nn.Linear):
+    """A layer whose weights are packed; the class of a plain one while a call is open."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """What `nn.Linear.forward` computes."""
+        if _thread.packed and type(self) is _PackedLinear and not torch.is_grad_enabled():
+            own = vars(self)
+            parameters, known = own["_parameters"], own.get(KEY)
+            if known is not None and _is_current(known, parameters["weight"], input.dtype):
+                product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
+                    input, known.weights, parameters["bias"], "none", [], ""
+                )
+                return product
+        return nn.functional.linear(input, self.weight, self.bias)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """As a plain layer, in copies and pickles."""
+        plain = nn.Linear.__new__(nn.Linear)
+        vars(plain).update({key: part for key, part in vars(self).items() if key != KEY})
+        return plain.__reduce_ex__(1)  # higher ones insist on the class of the object itself
+
+
+def _is_current(known: _Packed, weight: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Whether a weight still is what was packed."""
+    return (
+        weight.data_ptr() == known.source.data_ptr()
+        and weight.dtype == dtype == known.source.dtype
+        and (known.version is None or weight._version == known.version)
+    )
+
+
+def _version(weight: torch.Tensor) -> int | None:
+    """How often it was changed in place; None if torch does not count."""
+    return None if weight.is_inference() else weight._version
 
 
 def _plain_layers(model: nn.Module) -> list[nn.Linear]:
@@ -93,7 +209,7 @@ def _plain_layers(model: nn.Module) -> list[nn.Linear]:
 def _is_plain(layer: nn.Linear) -> bool:
     weight = layer.weight
     return (
-        type(layer) is nn.Linear
+        type(layer) in (nn.Linear, _PackedLinear)
         and "forward" not in vars(layer)
         and type(weight.data) is torch.Tensor
         and weight.device.type == "cpu"
@@ -101,18 +217,6 @@ def _is_plain(layer: nn.Linear) -> bool:
         and weight.is_contiguous()
         and weight.numel() > 0
     )
-
-
-def _forward(
-    layer: nn.Linear, weight: torch.Tensor, packed: torch.Tensor, x: torch.Tensor
-) -> torch.Tensor:
-    """What `nn.Linear.forward` computes."""
-    if torch.is_grad_enabled() or x.dtype != weight.dtype or layer.weight is not weight:
-        return nn.functional.linear(x, layer.weight, layer.bias)
-    product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
-        x, packed, layer.bias, "none", [], ""
-    )
-    return product
 
 
 def _pack(weight: torch.Tensor) -> torch.Tensor:

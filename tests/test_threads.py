@@ -1,0 +1,598 @@
+"""Many calls at once on one model: all draft, every output is plain's, nothing hangs or grows."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import os
+import pickle
+import subprocess
+import sys
+import threading
+import tracemalloc
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers import LogitsProcessor, StaticCache
+from transformers.generation.streamers import BaseStreamer
+
+from hf_specplug import SpecPlug, attach, detach
+from hf_specplug.drafters.base import Context, Drafter, Frontier, Int32
+from hf_specplug.mixer import Mixer
+from hf_specplug.seats import KEPT, Seats
+from hf_specplug.verify import packed
+from hf_specplug.verify.hidden import Watch
+from tests.helpers import plain
+from tests.test_conformance import store
+from tests.test_packed import patched
+from tests.zoo import make
+
+WATCHDOG = 300.0  # seconds after which threads are taken to hang
+
+
+@pytest.fixture
+def model() -> Iterator[Any]:
+    made = make("llama")
+    yield made
+    detach(made)
+
+
+@pytest.fixture
+def _packs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiny layers are packed too, from the first forward pass on."""
+    monkeypatch.setattr(packed, "_PATIENCE", 1)
+    monkeypatch.setattr(packed, "_GAIN", float("inf"))
+
+
+packs = pytest.mark.usefixtures("_packs")
+
+
+class Gumbel(LogitsProcessor):
+    """Samples by a generator of its own: torch's is shared by threads."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = np.random.default_rng(seed)
+
+    def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        return scores + torch.from_numpy(self.rng.gumbel(size=scores.shape)).to(scores)
+
+
+class Act(LogitsProcessor):
+    """Does something once, before the n-th token."""
+
+    def __init__(self, at: int, act: Callable[[], None]) -> None:
+        self.left, self.act = at, act
+
+    def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        self.left -= 1
+        if self.left == 0:
+            self.act()
+        return scores
+
+
+class Interrupted(BaseException):
+    """As a KeyboardInterrupt, in any thread."""
+
+
+def interrupt() -> None:
+    raise Interrupted
+
+
+def stop(ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+    return torch.tensor([bool(ids[0, -2:].sum() % 13 == 0)])
+
+
+class Collect(BaseStreamer):  # type: ignore[misc]
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+        self.ended = False
+
+    def put(self, value: torch.Tensor) -> None:
+        self.tokens += value.flatten().tolist()
+
+    def end(self) -> None:
+        self.ended = True
+
+
+@dataclass(frozen=True)
+class Case:
+    """One kind of call. A cache is none, "static", or one of the caller."""
+
+    prompt: tuple[int, ...]
+    length: int
+    seed: int | None
+    stops: bool
+    cache: str
+    dies: int  # before this token; 0: it does not
+
+    def settings(self, model: Any) -> dict[str, Any]:
+        processors: list[Any] = [] if self.seed is None else [Gumbel(self.seed)]
+        if self.dies:
+            processors.append(Act(self.dies, interrupt))
+        settings: dict[str, Any] = {
+            "input_ids": torch.tensor([self.prompt]),
+            "attention_mask": torch.ones(1, len(self.prompt), dtype=torch.int64),
+            "max_new_tokens": self.length,
+            "do_sample": False,
+            "logits_processor": processors,
+        }
+        if self.stops:
+            settings["stopping_criteria"] = [stop]
+        if self.cache == "static":
+            settings["cache_implementation"] = "static"
+        elif self.cache:
+            room = len(self.prompt) + self.length
+            settings["past_key_values"] = StaticCache(config=model.config, max_cache_len=room)
+        return settings
+
+
+def cases(count: int, static: bool = False) -> list[Case]:
+    rng = np.random.default_rng(0)
+    made = []
+    for number in range(count):
+        motif = rng.integers(3, 90, int(rng.integers(3, 8))).tolist()
+        text = (motif * 6)[: int(rng.integers(4, 30))]
+        made.append(
+            Case(
+                prompt=tuple(text),
+                length=int(rng.integers(4, 28)),
+                seed=None if number % 3 else number,
+                stops=number % 4 == 1,
+                cache=("", "static", "own")[number % 3] if static else "",
+                dies=int(rng.integers(1, 12)) if number % 5 == 4 else 0,
+            )
+        )
+    return made
+
+
+def in_threads(*works: Callable[[], None]) -> None:
+    """Run them at once; raises what one of them raised, and if they hang."""
+    errors: list[BaseException] = []
+
+    def guarded(work: Callable[[], None]) -> None:
+        try:
+            work()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=guarded, args=(work,), daemon=True) for work in works]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(WATCHDOG)
+        assert not thread.is_alive(), "a thread hangs"
+    if errors:
+        raise errors[0]
+
+
+def run(model: Any, case: Case, expected: list[list[int] | None]) -> None:
+    """One attached call, held against plain's output."""
+    streamer = Collect()
+    number = ALL.index(case)
+    try:
+        output = model.generate(**case.settings(model), streamer=streamer).tolist()
+    except Interrupted:
+        assert case.dies
+        return
+    assert output == [expected[number]]
+    assert streamer.tokens == expected[number]
+    assert streamer.ended
+
+
+ALL: list[Case] = []
+
+
+def references(model: Any, all_cases: list[Case]) -> list[Any]:
+    """What plain `generate` gives, None where it is interrupted."""
+    ALL[:] = all_cases
+    found: list[Any] = []
+    for case in all_cases:
+        try:
+            found.append(plain(model, {}, **case.settings(model))[0].tolist()[0])
+        except Interrupted:
+            found.append(None)
+    return found
+
+
+def stress(model: Any, all_cases: list[Case], threads: int, calls: int) -> SpecPlug:
+    expected = references(model, all_cases)
+    plug: SpecPlug = vars(model)["generate"].plug
+
+    def work(first: int) -> Callable[[], None]:
+        def calling() -> None:
+            for call in range(calls):
+                run(model, all_cases[(7 * first + call) % len(all_cases)], expected)
+
+        return calling
+
+    in_threads(*(work(first) for first in range(threads)))
+    assert not plug._seats._taken
+    assert len(plug._seats._kept) < KEPT
+    assert patched(model) == 0
+    assert not plug.stats.dropped
+    return plug
+
+
+@packs
+@pytest.mark.parametrize(
+    ("pack", "interval"),
+    [(True, 5e-3), (False, 5e-3), (True, 1e-5)],
+    ids=["packed", "not", "races"],
+)
+def test_eight_threads(model: Any, pack: bool, interval: float) -> None:
+    usual = sys.getswitchinterval()
+    attach(model, drafters=["context", "recycling", "stand", "luck", "trigram"], pack=pack)
+    sys.setswitchinterval(interval)
+    try:
+        plug = stress(model, cases(40), threads=8, calls=50)
+    finally:
+        sys.setswitchinterval(usual)
+    assert plug.stats.calls == 400  # all of them were drafted
+    assert not plug.stats.fallbacks
+    assert plug.stats.accepted > 0
+
+
+@packs
+def test_static_and_eager_calls_mixed(model: Any) -> None:
+    plug = attach(model)
+    stress(model, cases(24, static=True), threads=6, calls=20)
+    assert plug.stats.calls == 120
+    assert plug._sessions[model]._forward_of == 0
+
+
+def test_sampling_by_the_shared_generator(model: Any) -> None:
+    """Its numbers go to whoever comes first, so that only lengths can be told."""
+    plug = attach(model)
+    ids = torch.arange(3, 15)[None]
+
+    def call() -> None:
+        for _ in range(10):
+            out = model.generate(ids, do_sample=True, max_new_tokens=20, min_new_tokens=20)
+            assert out.shape == (1, 32)
+
+    in_threads(*[call] * 6)
+    assert plug.stats.calls == 60
+
+
+@packs
+def test_memory_stays(model: Any) -> None:
+    attach(model)
+    few = [case for case in cases(12) if not case.dies]
+    stress(model, few, threads=4, calls=10)
+    tracemalloc.start()
+    try:
+        sizes = []
+        for _ in range(2):
+            stress(model, few, threads=4, calls=5)
+            gc.collect()
+            sizes.append(tracemalloc.get_traced_memory()[0])
+    finally:
+        tracemalloc.stop()
+    assert sizes[1] - sizes[0] < 1 << 18
+
+
+@packs
+def test_two_plugs_on_one_model(model: Any) -> None:
+    """They share the packed weights, and a plug without them keeps away from these."""
+    few = [case for case in cases(20) if not case.dies]
+    expected = references(model, few)
+    plugs = [attach(model), SpecPlug(), SpecPlug(pack=False)]
+
+    def work(plug: SpecPlug) -> Callable[[], None]:
+        def calling() -> None:
+            for case, tokens in zip(few, expected, strict=True):
+                output = model.generate(**case.settings(model), assistant=plug)
+                assert output.tolist() == [tokens]
+
+        return calling
+
+    in_threads(*(work(plug) for plug in plugs))
+    assert [plug.stats.calls for plug in plugs] == [len(few)] * 3
+    one, two, three = (plug._sessions[model]._packed for plug in plugs)
+    assert one is two
+    assert one is not None
+    assert one._packed
+    assert three is None
+    assert patched(model) == 0
+
+
+@packs
+def test_others_get_the_layers_own_results_during_a_packed_call(model: Any) -> None:
+    ids = torch.arange(3, 15)[None]
+    with torch.no_grad():
+        expected = model(ids).logits
+    seen: list[torch.Tensor] = []
+
+    def look() -> None:
+        assert patched(model)
+        with torch.no_grad():
+            seen.append(model(ids).logits)
+
+    def act() -> None:
+        look()
+        in_threads(look)
+
+    attach(model)
+    model.generate(ids, max_new_tokens=9, do_sample=False, logits_processor=[Act(6, act)])
+    assert [torch.equal(logits, expected) for logits in seen] == [True, True]
+
+
+@packs
+@pytest.mark.parametrize("how", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_a_copy_made_during_a_packed_call(model: Any, how: Callable[[Any], Any]) -> None:
+    case = cases(4)[1]
+    (expected,) = references(model, [case])
+    copies: list[Any] = []
+
+    def act() -> None:
+        assert patched(model)
+        copies.append(how(model))
+
+    attach(model)
+    settings = case.settings(model)
+    settings["logits_processor"].append(Act(3, act))
+    assert model.generate(**settings).tolist() == [expected]
+    (twin,) = copies
+    assert patched(twin) == 0
+    assert sum(type(module) is nn.Linear for module in twin.modules()) > 0
+    assert twin.generate(**case.settings(twin)).tolist() == [expected]
+    assert vars(twin)["generate"].plug.stats.calls == 1
+    assert not vars(twin)["generate"].plug._seats._taken
+
+
+@packs
+def test_weights_changed_in_place_during_a_call(model: Any) -> None:
+    twin = copy.deepcopy(model)
+    outputs = []
+    for one in (twin, model):
+        layer = one.model.layers[0].mlp.down_proj
+
+        def act(layer: nn.Linear = layer) -> None:
+            with torch.no_grad():
+                layer.weight.mul_(-3.0)
+
+        settings: dict[str, Any] = {"max_new_tokens": 20, "do_sample": False}
+        if one is model:
+            attach(model, nodes=1)  # a draft in flight has seen the old weights
+        ids = torch.arange(3, 15)[None]
+        outputs.append(one.generate(ids, **settings, logits_processor=[Act(8, act)]).tolist())
+    assert outputs[0] == outputs[1]
+    assert outputs[0] != twin.generate(ids, **settings).tolist()
+
+
+@packs
+def test_a_call_inside_a_call(model: Any) -> None:
+    inner, outer = cases(5)[2], cases(5)[1]
+    expected = references(model, [inner, outer])
+    plug = attach(model)
+    numbers: list[list[int]] = []
+
+    def act() -> None:
+        numbers.append(sorted(plug._seats._taken))
+        run(model, inner, expected)
+
+    settings = outer.settings(model)
+    settings["logits_processor"].append(Act(2, act))
+    assert model.generate(**settings).tolist() == [expected[1]]
+    assert numbers == [[0]]
+    assert plug.stats.calls == 2
+    assert not plug.stats.fallbacks
+
+
+def test_everything_else_meanwhile(model: Any, tmp_path: Path) -> None:
+    """State is saved and loaded, the plug copied, warmed and looked at while calls draft."""
+    few = [case for case in cases(20) if not case.dies]
+    expected = references(model, few)
+    plug = attach(model)
+    model.generate(**few[0].settings(model))
+    working = threading.Event()
+
+    def call() -> None:
+        for case in few:
+            run(model, case, expected)
+        working.set()
+
+    def meddle() -> None:
+        path = tmp_path / f"{threading.get_ident()}.safetensors"
+        while not working.is_set():
+            plug.save_state(path)
+            plug.load_state(path)
+            assert len(plug.trace()) >= 0
+            assert repr(plug.stats)
+            copy.deepcopy(plug)
+            plug.get_candidates(torch.tensor([few[0].prompt]))
+        plug.warmup(max_length=32)
+
+    in_threads(call, call, meddle, meddle)
+    assert not plug.stats.dropped
+    assert not plug.stats.fallbacks
+
+
+class Silent(Drafter):
+    """Names nothing, and cannot be copied."""
+
+    name = "silent"
+    priors = np.array([0.5], np.float32)
+
+    def expand(self, frontier: Frontier) -> Int32:
+        return np.empty((0, 3), np.int32)
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        raise TypeError("there can be only one")
+
+
+def test_a_drafter_that_cannot_be_copied(model: Any) -> None:
+    inner, outer = cases(5)[2], cases(5)[1]
+    expected = references(model, [inner, outer])
+    plug = attach(model, drafters=["context", Silent()])
+    settings = outer.settings(model)
+    settings["logits_processor"].append(Act(2, lambda: run(model, inner, expected)))
+    assert model.generate(**settings).tolist() == [expected[1]]
+    ((reason, count),) = plug.stats.fallbacks.items()
+    assert "cannot be copied for calls at the same time (there can be only one)" in reason
+    assert (count, plug.stats.calls) == (1, 1)
+
+
+def test_seats() -> None:
+    """The lowest number is taken first; what is kept belongs to the drafters of now."""
+    plug = SpecPlug(drafters=["context", "recycling"])
+    seats, own, mixer = Seats(), plug.drafters, Mixer(["context", "recycling"])
+    first, second = seats.take(own, mixer), seats.take(own, mixer)
+    assert first.drafters is own
+    assert second.drafters[0] is not own[0]
+    seats.leave(first)
+    seats.leave(second)
+    again = [seats.take(own, mixer) for _ in range(KEPT + 3)]
+    assert [seat.number for seat in again] == list(range(KEPT + 3))
+    assert again[1].drafters is second.drafters
+    for seat in again:
+        seats.leave(seat)
+    assert sorted(seats._kept) == list(range(1, KEPT))
+    others = [*own]
+    assert seats.take(others, mixer).drafters is others
+    assert not seats._kept
+
+
+def test_a_new_store_is_for_all_calls_from_the_next_on() -> None:
+    plug = SpecPlug(drafters=["rest"])
+    one, two = plug._seat(), plug._seat()
+    assert one is not None
+    assert two is not None
+    plug._seats.leave(two)
+    plug.add_datastore(store("suffix", 12))
+    for _ in range(2):
+        seat = plug._seat()
+        assert seat is not None
+        assert seat.number > 0
+        (drafter,) = seat.drafters
+        assert [opened.manifest.kind for opened in drafter.stores] == ["suffix"]
+        assert len(drafter._shards) == 1
+    plug.add_datastore(store("trigram", 12))
+    later = plug._seat()
+    assert later is not None
+    assert [drafter.name for drafter in later.drafters] == ["rest", "trigram"]
+    assert later.mixer.names == ["rest", "trigram"]
+    assert one.mixer.names == ["rest"]
+
+
+def test_a_hook_sees_its_own_thread_only(model: Any) -> None:
+    with torch.no_grad(), Watch(model) as watch:
+        in_threads(lambda: model(torch.arange(5)[None]))
+        assert watch.states is None
+        model(torch.arange(3)[None])
+        assert watch.states is not None
+        mine = watch.states.clone()
+        in_threads(lambda: model(torch.arange(7)[None]))
+        assert torch.equal(watch.states, mine)
+
+
+def test_candidates_leave_what_trigrams_taught() -> None:
+    plug = SpecPlug(drafters=["trigram"])
+    (drafter,) = plug.drafters
+    drafter.begin(Context([1, 2, 3, 1, 2, 3, 4], 50))
+    before = drafter.state_dict()
+    assert len(before["keys"])
+    plug.get_candidates(torch.tensor([[5, 6, 7, 8, 9, 5, 6]]))
+    for key, array in drafter.state_dict().items():
+        assert np.array_equal(array, before[key])
+
+
+_FORKS = """
+import os, sys, threading, time
+import torch
+torch.set_num_threads(1)  # else torch hangs in a forked process, without any plug
+from hf_specplug import attach
+from hf_specplug.verify import packed
+from tests.test_packed import patched
+from tests.zoo import make
+
+packed._PATIENCE, packed._GAIN = 1, float("inf")
+model, ids = make("llama"), torch.arange(3, 15)[None]
+settings = dict(max_new_tokens=24, do_sample=False)
+if sys.argv[1] == "static":
+    settings["cache_implementation"] = "static"
+expected = model.generate(ids, **settings).tolist()
+plug = attach(model)
+for _ in range(2):
+    model.generate(ids, **settings)
+going = True
+
+def calling():
+    while going:
+        assert model.generate(ids, **settings).tolist() == expected
+
+def check():
+    with torch.no_grad():
+        plug.save_state(sys.argv[2])
+        assert model.generate(ids, **settings).tolist() == expected
+    assert not plug._seats._taken and not patched(model)
+    assert plug._sessions[model]._forward_of == 0
+
+def fork(goes_on=False):
+    child = os.fork()
+    if child == 0 and goes_on:
+        return True
+    if child == 0:
+        code = 1
+        try:
+            assert not plug._seats._taken and not patched(model)
+            check()
+            code = 0
+        finally:
+            os._exit(code)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            assert status == 0, status
+            return False
+        time.sleep(0.01)
+    os.kill(child, 9)
+    raise SystemExit("a child hangs")
+
+threads = [threading.Thread(target=calling) for _ in range(3)]
+for thread in threads:
+    thread.start()
+for _ in range(12):
+    fork()
+
+in_child = False
+
+def processor(ids, scores):
+    global in_child
+    if ids.shape[1] == 20:
+        in_child = fork(goes_on=True)
+        if in_child:
+            assert len(plug._seats._taken) == 1 and patched(model)
+    return scores
+
+same = model.generate(ids, **settings, logits_processor=[processor]).tolist() == expected
+if in_child:  # the call that was forked goes on in both
+    os._exit(0 if same and not patched(model) else 1)
+assert same
+going = False
+for thread in threads:
+    thread.join()
+check()
+print("done")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+def test_forks_in_the_middle_of_calls(cache: str, tmp_path: Path) -> None:
+    """Children generate as if they were alone, whatever other threads were at."""
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", _FORKS, cache, str(tmp_path / "state.safetensors")],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=WATCHDOG,
+    )
+    assert result.stdout == "done\n", result.stderr
