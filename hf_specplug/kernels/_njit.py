@@ -29,6 +29,6 @@ def njit(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _compiled(function: Callable[..., Any], cache: bool) -> Callable[..., Any]:
     compiled: Callable[..., Any] = numba.njit(
-        function, cache=cache, nogil=True, error_model="numpy"
+        function, cache=cache, nogil=True, error_model="numpy", no_cfunc_wrapper=True
     )
     return compiled

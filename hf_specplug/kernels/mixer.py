@@ -42,26 +42,35 @@ _LARGEST = 30.0  # score
 @njit
 def _listen(pool, evidence, first, table, mass):
     """Sum each drafter's priors over the siblings that begin at `first`; return the weight set."""
-    mass[:] = 0.0
-    chosen = 0
+    for d in range(mass.shape[0]):
+        mass[d] = 0.0
+    chosen = np.int64(0)
     child = first
     while child != 0:
         for d in range(mass.shape[0]):
             bucket = evidence[child, d]
             if bucket != 0:
                 mass[d] += table[bucket, PRIOR]
-                chosen = max(chosen, int(table[bucket, SET]))
+                called = np.int64(table[bucket, SET])
+                chosen = called if called > chosen else chosen
         child = pool[child, NEXT]
     return chosen
+
+
+@njit
+def _within(value, least, most):
+    """What `min` and `max` would say, which are compiled anew in every kernel."""
+    return least if value < least else (most if value > most else value)
 
 
 @njit
 def _place(depth, prob):
     """Where the apm holds this case: (row, lower bin, weight of the bin above)."""
     row = 0 if depth <= 1 else (1 if depth <= 4 else 2)
-    odds = math.log(max(prob, 1e-9) / max(1.0 - prob, 1e-9))
-    place = (min(max(odds, -_SPAN), _SPAN) + _SPAN) * (BINS - 1) / (2.0 * _SPAN)
-    below = min(int(place), BINS - 2)
+    odds = math.log(_within(prob, 1e-9, 1.0) / _within(1.0 - prob, 1e-9, 1.0))
+    place = (_within(odds, -_SPAN, _SPAN) + _SPAN) * (BINS - 1) / (2.0 * _SPAN)
+    below = np.int64(place)
+    below = BINS - 2 if below > BINS - 2 else below
     return row, below, place - below
 
 
@@ -71,10 +80,10 @@ _EULER = 0.5772156649015329  # the mean of -ln e
 @njit
 def _favour(u):
     """How chance favours a token whose exponential noise is -ln(1 - u): 0 on average."""
-    return min(max(-math.log(max(-math.log1p(-u), 1e-30)) - _EULER, -2.0), 4.0)
+    noise = -math.log1p(-u)
+    return _within(-math.log(noise if noise > 1e-30 else 1e-30) - _EULER, -2.0, 4.0)
 
 
-@njit
 def mix(pool, chance, evidence, nodes, table, weights, apm, noise, start):
     """Set PROB and PATH (and RAW, before recalibration) of all children of some nodes.
 
@@ -91,9 +100,14 @@ def mix(pool, chance, evidence, nodes, table, weights, apm, noise, start):
         noise: float64[positions, V], uniform numbers by position from the root on, to be read in a
             circle from row `start`; no rows if there is no noise.
     """
+    mass, absent = np.empty((2, evidence.shape[1]))
+    _mix(pool, chance, evidence, nodes, table, weights, apm, noise, start, mass, absent)
+
+
+@njit
+def _mix(pool, chance, evidence, nodes, table, weights, apm, noise, start, mass, absent):
+    """`mix`, with room for a sum and a term of each drafter."""
     count = evidence.shape[1]
-    mass = np.empty(count, np.float64)
-    absent = np.empty(count, np.float64)
     for node in nodes:
         first = pool[node, FIRST]
         if first == 0:
@@ -103,10 +117,10 @@ def mix(pool, chance, evidence, nodes, table, weights, apm, noise, start):
         for d in range(count):
             absent[d] = 0.0
             if mass[d] > 0.0:
-                absent[d] = chosen[3 * d + 2] * math.log(max(1.0 - mass[d], _LEAST))
+                absent[d] = chosen[3 * d + 2] * math.log(_within(1.0 - mass[d], _LEAST, 1.0))
                 base += absent[d]
         foreseen = pool[first, DEPTH] <= noise.shape[0]
-        row = (start + pool[first, DEPTH] - 1) % max(noise.shape[0], 1)
+        row = (start + pool[first, DEPTH] - 1) % noise.shape[0] if foreseen else 0
         total = 1.0
         child = first
         while child != 0:
@@ -118,7 +132,7 @@ def mix(pool, chance, evidence, nodes, table, weights, apm, noise, start):
             if foreseen and pool[child, TOKEN] < noise.shape[1]:
                 chance[child, NOISE] = _favour(noise[row, pool[child, TOKEN]])
                 score += chosen[3 * count + 1] * chance[child, NOISE] + chosen[3 * count + 2]
-            odds = math.exp(min(max(score, -_LARGEST), _LARGEST))
+            odds = math.exp(_within(score, -_LARGEST, _LARGEST))
             chance[child, RAW] = odds
             total += odds
             child = pool[child, NEXT]
@@ -127,14 +141,13 @@ def mix(pool, chance, evidence, nodes, table, weights, apm, noise, start):
             raw = chance[child, RAW] / total
             row, below, above = _place(pool[child, DEPTH], raw)
             refined = apm[row, below] * (1.0 - above) + apm[row, below + 1] * above
-            prob = min(max(0.5 * (raw + refined), 1e-6), 1.0)
+            prob = _within(0.5 * (raw + refined), 1e-6, 1.0)
             chance[child, RAW] = raw
             chance[child, PROB] = prob
             chance[child, PATH] = prob * chance[node, PATH]
             child = pool[child, NEXT]
 
 
-@njit
 def learn(pool, chance, evidence, emitted, table, weights, apm, rates):
     """One gradient step of the log-likelihood at each node on the path that the target took.
 
@@ -147,8 +160,15 @@ def learn(pool, chance, evidence, emitted, table, weights, apm, rates):
     Returns:
         The number of nodes that were learned from.
     """
+    mass, slope = np.empty(evidence.shape[1]), np.empty(weights.shape[1])
+    learned: int = _learn(pool, chance, evidence, emitted, table, weights, apm, rates, mass, slope)
+    return learned
+
+
+@njit
+def _learn(pool, chance, evidence, emitted, table, weights, apm, rates, mass, slope):
+    """`learn`, with room for a sum of each drafter and a gradient."""
     count = evidence.shape[1]
-    mass = np.empty(count, np.float64)
     node = 0
     visited = 0
     for token in emitted:
@@ -159,11 +179,12 @@ def learn(pool, chance, evidence, emitted, table, weights, apm, rates):
         if first == 0:
             break
         chosen = weights[_listen(pool, evidence, first, table, mass)]
-        slope = np.zeros(3 * count + 3, np.float64)
+        for i in range(slope.shape[0]):
+            slope[i] = 0.0
         following = 0
         child = first
         while child != 0:
-            raw = chance[child, RAW]
+            raw = np.float64(chance[child, RAW])
             right = 0.0
             if pool[child, TOKEN] == token:
                 right = 1.0
@@ -182,7 +203,7 @@ def learn(pool, chance, evidence, emitted, table, weights, apm, rates):
                     slope[3 * d] += error * table[bucket, LOGIT]
                     slope[3 * d + 1] += error
                 elif mass[d] > 0.0:
-                    slope[3 * d + 2] += error * math.log(max(1.0 - mass[d], _LEAST))
+                    slope[3 * d + 2] += error * math.log(_within(1.0 - mass[d], _LEAST, 1.0))
             child = pool[child, NEXT]
         for d in range(count):
             chosen[3 * d] += rates[0] * slope[3 * d]
