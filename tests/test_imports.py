@@ -19,7 +19,7 @@ LAYERS = [
     ["plots", "tree"],
     ["drafters"],
     ["mixer", "recording", "state"],
-    ["search"],
+    ["rehearsal", "search"],
     ["published"],
     ["calibration", "costs", "steps"],
     ["drawing"],
