@@ -43,7 +43,15 @@ _VOCAB = 32
 _PROMPT, _ANSWER = 40, 700  # tokens; so many that tables grow
 _LONGEST = 120  # seconds that the other process may take; what it has compiled by then is kept
 
-_processes: list[subprocess.Popen[bytes]] = []
+
+class _Process(subprocess.Popen[bytes]):
+    """Nobody waits for it, and that is no mistake."""
+
+    def __del__(self) -> None:
+        pass
+
+
+_processes: list[_Process] = []
 
 
 def built_in(drafters: Iterable[Drafter]) -> list[str]:
@@ -71,9 +79,11 @@ def start(names: Sequence[str]) -> None:
     mark = cache.mark(names)
     if mark is None or mark.exists() or _is_busy(mark) or not _is_python():
         return
-    code = f"import sys; sys.path[:] = {sys.path!r}; from hf_specplug import rehearsal as r; r.main()"
+    code = (
+        f"import sys; sys.path[:] = {sys.path!r}; from hf_specplug import rehearsal as r; r.main()"
+    )
     with contextlib.suppress(OSError):  # no memory, no processes: the call compiles by itself
-        process = subprocess.Popen(
+        process = _Process(
             [sys.executable, "-c", code, *names],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
