@@ -36,7 +36,7 @@ def mark(names: Sequence[str]) -> Path | None:
 def _version() -> tuple[object, ...]:
     files = sorted(Path(__file__).parent.glob("*.py"))
     sources = [(file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files]
-    processor = numba.config.CPU_NAME or llvm.get_host_cpu_name()
-    features = numba.config.CPU_FEATURES or llvm.get_host_cpu_features().flatten()
+    processor = getattr(numba.config, "CPU_NAME", "") or llvm.get_host_cpu_name()
+    features = getattr(numba.config, "CPU_FEATURES", "") or llvm.get_host_cpu_features().flatten()
     releases = (numba.__version__, np.__version__, sys.implementation.cache_tag)
     return (*releases, processor, features, *sources)

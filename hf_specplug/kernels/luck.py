@@ -46,10 +46,10 @@ def favoured(weights, total, noise, tokens, buckets):
             least = scores[NAMED - 1]
     for place in range(NAMED):
         if tokens[place] >= 0:
-            step = np.int64(2.0 * math.log(scores[place] / total) + SCORES / 2)
-            step = 0 if step < 0 else (SCORES - 1 if step > SCORES - 1 else step)
+            score = 2.0 * math.log(scores[place] / total) + SCORES / 2
+            step = 0.0 if score < 0.0 else (SCORES - 1.0 if score > SCORES - 1.0 else score)
             rank = 0 if place == 0 else (1 if place <= 2 else 2)
-            buckets[place] = rank * SCORES + step
+            buckets[place] = rank * SCORES + np.int64(step)
 
 
 @njit

@@ -42,12 +42,12 @@ _LARGEST = 30.0  # score
 @njit
 def _listen(pool, evidence, first, table, mass):
     """Sum each drafter's priors over the siblings that begin at `first`; return the weight set."""
-    for d in range(mass.shape[0]):
+    for d in range(evidence.shape[1]):
         mass[d] = 0.0
     chosen = np.int64(0)
     child = first
     while child != 0:
-        for d in range(mass.shape[0]):
+        for d in range(evidence.shape[1]):
             bucket = evidence[child, d]
             if bucket != 0:
                 mass[d] += table[bucket, PRIOR]
@@ -69,8 +69,7 @@ def _place(depth, prob):
     row = 0 if depth <= 1 else (1 if depth <= 4 else 2)
     odds = math.log(_within(prob, 1e-9, 1.0) / _within(1.0 - prob, 1e-9, 1.0))
     place = (_within(odds, -_SPAN, _SPAN) + _SPAN) * (BINS - 1) / (2.0 * _SPAN)
-    below = np.int64(place)
-    below = BINS - 2 if below > BINS - 2 else below
+    below = np.int64(place if place < BINS - 2.0 else BINS - 2.0)
     return row, below, place - below
 
 
@@ -84,7 +83,8 @@ def _favour(u):
     return _within(-math.log(noise if noise > 1e-30 else 1e-30) - _EULER, -2.0, 4.0)
 
 
-def mix(pool, chance, evidence, nodes, table, weights, apm, noise, start):
+@njit
+def mix(pool, chance, evidence, nodes, table, weights, apm, noise, start, room):
     """Set PROB and PATH (and RAW, before recalibration) of all children of some nodes.
 
         s_i = bias + sum over d that name i of (w_d log-odds(p_di) + b_d)
@@ -99,15 +99,10 @@ def mix(pool, chance, evidence, nodes, table, weights, apm, noise, start):
         nodes: int32[n], search nodes that all drafters have been asked about.
         noise: float64[positions, V], uniform numbers by position from the root on, to be read in a
             circle from row `start`; no rows if there is no noise.
+        room: float64[2, 3D + 3], to work in.
     """
-    mass, absent = np.empty((2, evidence.shape[1]))
-    _mix(pool, chance, evidence, nodes, table, weights, apm, noise, start, mass, absent)
-
-
-@njit
-def _mix(pool, chance, evidence, nodes, table, weights, apm, noise, start, mass, absent):
-    """`mix`, with room for a sum and a term of each drafter."""
     count = evidence.shape[1]
+    mass, absent = room[0], room[1]
     for node in nodes:
         first = pool[node, FIRST]
         if first == 0:
@@ -148,7 +143,8 @@ def _mix(pool, chance, evidence, nodes, table, weights, apm, noise, start, mass,
             child = pool[child, NEXT]
 
 
-def learn(pool, chance, evidence, emitted, table, weights, apm, rates):
+@njit
+def learn(pool, chance, evidence, emitted, table, weights, apm, rates, room):
     """One gradient step of the log-likelihood at each node on the path that the target took.
 
     At the root and at every accepted node, all candidates teach, drafted or not.
@@ -156,19 +152,13 @@ def learn(pool, chance, evidence, emitted, table, weights, apm, rates):
     Args:
         emitted: int32[n], the tokens that the target picked, from the root on.
         rates: of w and v, of b and bias, of the apm.
+        room: float64[2, 3D + 3], to work in.
 
     Returns:
         The number of nodes that were learned from.
     """
-    mass, slope = np.empty(evidence.shape[1]), np.empty(weights.shape[1])
-    learned: int = _learn(pool, chance, evidence, emitted, table, weights, apm, rates, mass, slope)
-    return learned
-
-
-@njit
-def _learn(pool, chance, evidence, emitted, table, weights, apm, rates, mass, slope):
-    """`learn`, with room for a sum of each drafter and a gradient."""
     count = evidence.shape[1]
+    mass, slope = room[0], room[1]
     node = 0
     visited = 0
     for token in emitted:
@@ -179,7 +169,7 @@ def _learn(pool, chance, evidence, emitted, table, weights, apm, rates, mass, sl
         if first == 0:
             break
         chosen = weights[_listen(pool, evidence, first, table, mass)]
-        for i in range(slope.shape[0]):
+        for i in range(3 * count + 3):
             slope[i] = 0.0
         following = 0
         child = first

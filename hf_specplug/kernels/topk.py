@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from hf_specplug.kernels._njit import njit
 
 
-def top_k(logits, k):
+def top_k(logits: Any, k: int) -> Any:
     """Return (ids int32[n, k], values float32[n, k]): the largest of `logits` float32[n, V].
 
     Largest first; of equal values the lower id comes first; NaN is passed over (id -1 where fewer

@@ -8,6 +8,7 @@ token, with path probability 1.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -71,7 +72,8 @@ def insert(pool, chance, evidence, size, rows, drafter, begin, end, vocab, turn)
     return size
 
 
-def best(pool, chance, size, limit, depth, turn, chosen, frontier):
+@njit
+def best(pool, chance, size, limit, depth, turn, chosen, frontier, top):
     """Choose the `limit` nodes of highest path probability, and those of them to expand next.
 
     Args:
@@ -80,17 +82,11 @@ def best(pool, chance, size, limit, depth, turn, chosen, frontier):
         chosen: int32[limit], receives the chosen nodes, parents before children.
         frontier: int32[limit], receives the nodes to expand: chosen ones that could still have
             children in the tree.
+        top: float32[limit], to work in: the highest path probabilities, descending.
 
     Returns:
         (number chosen, number to expand)
     """
-    top = np.empty(limit, np.float32)
-    return _best(pool, chance, size, limit, depth, turn, chosen, frontier, top)
-
-
-@njit
-def _best(pool, chance, size, limit, depth, turn, chosen, frontier, top):
-    """`best`, with room for the highest path probabilities: float32[limit], descending."""
     kept = 0
     for node in range(1, size):
         path = chance[node, PATH]
@@ -173,7 +169,7 @@ def draw(pool, chance, nodes, generator):
             child = pool[child, NEXT]
 
 
-def ancestors(parents):
+def ancestors(parents: Any) -> Any:
     """Who may see whom: bool[n + 1, n + 1] over the root (0) and the n nodes of a tree.
 
     Row i is True at i, at every ancestor of node i, and at the root. `parents` int32[n], -1 = root.
@@ -181,15 +177,17 @@ def ancestors(parents):
     Example:
         two children of the root: parents = [-1, -1] gives [[1, 0, 0], [1, 1, 0], [1, 0, 1]].
     """
-    seen = np.eye(len(parents) + 1, dtype=np.bool_)
+    seen = np.zeros((len(parents) + 1, len(parents) + 1), np.bool_)
     _inherit(parents, seen)
     return seen
 
 
 @njit
 def _inherit(parents, seen):
-    """A node sees what its parent sees, too."""
+    """A node sees itself and what its parent sees."""
+    seen[0, 0] = True
     for i in range(1, seen.shape[0]):
         above = parents[i - 1] + 1
         for j in range(above + 1):
             seen[i, j] = seen[above, j]
+        seen[i, i] = True
