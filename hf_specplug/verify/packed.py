@@ -121,7 +121,7 @@ def _pack(weight: torch.Tensor) -> torch.Tensor:
 
 def _fingerprint(weight: torch.Tensor) -> int:
     raw = weight.detach().reshape(-1).view(torch.uint8).numpy()
-    return hash((xxhash.xxh3_64_intdigest(memoryview(raw)), tuple(weight.shape), str(weight.dtype)))
+    return hash((xxhash.xxh3_64_intdigest(raw.data), tuple(weight.shape), str(weight.dtype)))
 
 
 def _is_faster(layers: list[nn.Linear]) -> bool:
