@@ -23,7 +23,7 @@ from transformers import (
 from transformers.generation.candidate_generator import CandidateGenerator
 from transformers.generation.streamers import BaseStreamer
 
-from hf_specplug import handover, state
+from hf_specplug import handover, rehearsal, state
 from hf_specplug.budget import Budget, check_nodes
 from hf_specplug.chain import Chain
 from hf_specplug.datastore.growing import GrowingStore
@@ -98,6 +98,7 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
         walk_class(verification, published)
         self.drafters = completed(create(drafters), published)
         watched(self.drafters)
+        rehearsal.start(rehearsal.built_in(self.drafters))
         self.mixer = Mixer([drafter.name for drafter in self.drafters])
         self.nodes = nodes
         self.published = published
@@ -274,8 +275,9 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
             raise OptionError(f"max_length must be a number of tokens from 1, not {max_length!r}")
 
         start = time.perf_counter()
+        rehearsal.rehearse(rehearsal.built_in(self.drafters))
         ids = torch.ones((1, 4), dtype=torch.int64, device=model.device)
-        scratch = copy.deepcopy(self)  # compiles kernels, and learns nothing that stays
+        scratch = copy.deepcopy(self)  # learns nothing that stays
         short = {**settings, "do_sample": False, "max_new_tokens": 2}
         mask = torch.ones_like(ids)
 

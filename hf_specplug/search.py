@@ -94,6 +94,7 @@ class TreeSearch:
             self._active.append(_Expert(drafter, column, end, end + len(table)))
             end += len(table)
         self._table = np.concatenate(tables)
+        self._room = np.empty((2, mixer.weights.shape[1]))
         self._allocate(64)
         self._prepare()
 
@@ -112,6 +113,7 @@ class TreeSearch:
         self._evidence = np.zeros((capacity, len(self.names)), np.int32)
         self._chosen = np.empty(limit, np.int32)
         self._frontier = np.empty(limit, np.int32)
+        self._top = np.empty(limit, np.float32)
 
     def drop(self, drafter: Drafter, error: Exception) -> None:
         """Ask `drafter` no more."""
@@ -162,6 +164,7 @@ class TreeSearch:
                 self._mixer.weights,
                 self._mixer.apm,
                 *self.noise,
+                self._room,
             )
             if self.generator is not None:
                 kernels.draw(pool, chance, frontier.nodes, self.generator)
@@ -170,7 +173,7 @@ class TreeSearch:
                 number, waiting = self._follow(turn, limit, depth)
             else:
                 number, waiting = kernels.best(
-                    pool, chance, size, limit, depth, turn, self._chosen, self._frontier
+                    pool, chance, size, limit, depth, turn, self._chosen, self._frontier, self._top
                 )
         self._grown = True
         self._size = number
@@ -208,6 +211,7 @@ class TreeSearch:
                 self._mixer.weights,
                 self._mixer.apm,
                 self._mixer.rates,
+                self._room,
             )
 
     def _expand(self, frontier: Frontier, size: int, turn: int) -> int:

@@ -129,19 +129,6 @@ def recalibrated(prob: float, row: Sequence[float]) -> float:
     return 0.5 * (prob + row[below] * (1 - above) + row[below + 1] * above)
 
 
-def fingerprint(words: Sequence[int]) -> int:
-    prime, full = 0x9E3779B97F4A7C15, (1 << 64) - 1
-    lanes = [(lane + 1) * prime & full for lane in range(8)]
-    whole = len(words) - len(words) % 8
-    for i, word in enumerate(words):
-        lane = i % 8 if i < whole else 0
-        lanes[lane] = (lanes[lane] ^ word) * prime & full
-    result = len(words)
-    for value in lanes:
-        result = (result ^ value ^ (value >> 29)) * prime & full
-    return result ^ (result >> 32)
-
-
 def suffix_array(text: Sequence[int]) -> list[int]:
     return sorted(range(len(text)), key=lambda start: list(text[start:]))
 

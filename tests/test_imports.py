@@ -19,7 +19,7 @@ LAYERS = [
     ["plots", "tree"],
     ["drafters"],
     ["mixer", "recording"],
-    ["search", "state"],
+    ["rehearsal", "search", "state"],
     ["published"],
     ["calibration", "costs", "steps"],
     ["drawing"],

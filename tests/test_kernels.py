@@ -100,7 +100,8 @@ def test_best_takes_the_highest_path_probabilities(paths: list[float], limit: in
     chance = np.ones((size, tree.CHANCES), np.float32)
     chance[1:, tree.PATH] = paths
     chosen, frontier = np.empty(limit, np.int32), np.empty(limit, np.int32)
-    number, waiting = tree.best(pool, chance, size, limit, 9, 2, chosen, frontier)
+    top = np.empty(limit, np.float32)
+    number, waiting = tree.best(pool, chance, size, limit, 9, 2, chosen, frontier, top)
     assert chosen[:number].tolist() == reference.best(paths, limit)
     full = len(paths) >= limit
     least = min(paths[node - 1] for node in chosen[:number])

@@ -69,7 +69,7 @@ def test_mix_is_the_formula(candidates: list, numbers: list[float], noisy: bool)
         rows = np.random.default_rng(0).random((3, 8))  # the second is that of the next pick
         noise = (-np.log1p(-rows[1, : len(candidates)])).tolist()
     known = (rows, 1) if noisy else SILENCE
-    kernels.mix(pool, chance, evidence, root, table, weights, apm, *known)
+    kernels.mix(pool, chance, evidence, root, table, weights, apm, *known, np.empty((2, 12)))
     expected = reference.mixed(*in_words(candidates), weights.tolist(), noise)
     np.testing.assert_allclose(chance[1:, tree.RAW], expected, rtol=1e-4)
     assert sum(expected) < 1
@@ -103,11 +103,12 @@ def test_learning_follows_the_gradient(
 
     apm = Mixer([]).apm
     root = np.zeros(1, np.int32)
-    kernels.mix(pool, chance, evidence, root, table, weights, apm, rows, 0)
+    room = np.empty((2, 12))
+    kernels.mix(pool, chance, evidence, root, table, weights, apm, rows, 0, room)
     after = weights.copy()
     rates = np.array([0.5, 2.0, 0.1])
     emitted = np.array([token], np.int32)
-    assert kernels.learn(pool, chance, evidence, emitted, table, after, apm, rates) == 1
+    assert kernels.learn(pool, chance, evidence, emitted, table, after, apm, rates, room) == 1
     expected = np.zeros((4, 12))
     for place in np.ndindex(4, 12):
         near = weights.copy()

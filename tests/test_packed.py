@@ -5,23 +5,16 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import nn
 
 from hf_specplug import attach, detach
-from hf_specplug.kernels.fingerprint import fingerprint
 from hf_specplug.verify import packed
 from hf_specplug.verify.packed import PackedLinears, available_memory, packed_linears
-from tests import reference
 from tests.helpers import new_tokens, plain, plugged
 from tests.replay import Replay
 from tests.zoo import FAMILIES, make, prompt
-
-WORDS = st.lists(st.integers(0, (1 << 64) - 1), min_size=1, max_size=40)
 
 
 @pytest.fixture
@@ -58,17 +51,6 @@ def call(model: Layers, linears: PackedLinears, x: torch.Tensor) -> torch.Tensor
     finally:
         linears.close()
         assert patched(model) == 0
-
-
-@given(WORDS, st.data())
-def test_fingerprint(words: list[int], data: st.DataObject) -> None:
-    mark = int(fingerprint(np.array(words, np.uint64)))
-    assert mark == reference.fingerprint(words)
-    place = data.draw(st.integers(0, len(words) - 1))
-    changed = list(words)
-    changed[place] ^= 1 << data.draw(st.integers(0, 63))
-    assert int(fingerprint(np.array(changed, np.uint64))) != mark
-    assert int(fingerprint(np.array([*words, 0], np.uint64))) != mark
 
 
 @forced

@@ -339,11 +339,12 @@ def create(drafters: Iterable[str | Drafter] | str | Drafter) -> list[Drafter]:
     if isinstance(drafters, (str, Drafter)):
         drafters = [drafters]
     made: list[Drafter] = []
+    known: dict[str, type[Drafter]] = {}
     for drafter in drafters:
         if isinstance(drafter, Drafter):
             made.append(drafter)
         elif isinstance(drafter, str):
-            known = registry()
+            known = known or registry()
             if drafter not in known:
                 raise OptionError(f"no drafter is called {drafter!r}; there are {sorted(known)}")
             made.append(known[drafter]())

@@ -112,6 +112,7 @@ class StandDrafter(Drafter):
             frontier.pool,
             frontier.nodes,
             self._context.tokens,
+            self._grams,
             self._out,
         )
         return self._out[:count]

@@ -98,6 +98,8 @@ class SuccessorTable:
         self._check(state)
         self.clear(int(state["vocab_size"][0]))
         self.clock = len(state["keys"])
+        if not self.clock:
+            return  # a copy of what is empty compiles nothing
         successors.restore(
             self.keys,
             self.stamps,

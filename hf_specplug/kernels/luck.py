@@ -26,14 +26,17 @@ def favoured(weights, total, noise, tokens, buckets):
         tokens: int32[NAMED], receives the tokens, the highest first; -1 where there are no more.
         buckets: int32[NAMED], receives their evidence: by rank, and p / e.
     """
-    scores = np.zeros(NAMED)
-    tokens[:] = -1
+    scores = np.empty(NAMED, np.float64)
+    for place in range(NAMED):
+        scores[place], tokens[place] = 0.0, -1
     least = 0.0
-    for token in range(min(weights.shape[0], noise.shape[0])):
+    known = weights.shape[0] if weights.shape[0] < noise.shape[0] else noise.shape[0]
+    for token in range(known):
         weight = weights[token]
         if weight <= least * noise[token]:  # as e > u: without a logarithm for most tokens
             continue
-        score = weight / max(-math.log1p(-noise[token]), 1e-30)
+        exponential = -math.log1p(-noise[token])
+        score = weight / (exponential if exponential > 1e-30 else 1e-30)
         if score > least:
             place = NAMED - 1
             while place > 0 and scores[place - 1] < score:
@@ -43,9 +46,10 @@ def favoured(weights, total, noise, tokens, buckets):
             least = scores[NAMED - 1]
     for place in range(NAMED):
         if tokens[place] >= 0:
-            step = int(2.0 * math.log(scores[place] / total) + SCORES / 2)
+            score = 2.0 * math.log(scores[place] / total) + SCORES / 2
+            step = 0.0 if score < 0.0 else (SCORES - 1.0 if score > SCORES - 1.0 else score)
             rank = 0 if place == 0 else (1 if place <= 2 else 2)
-            buckets[place] = rank * SCORES + min(max(step, 0), SCORES - 1)
+            buckets[place] = rank * SCORES + np.int64(step)
 
 
 @njit

@@ -42,26 +42,34 @@ _LARGEST = 30.0  # score
 @njit
 def _listen(pool, evidence, first, table, mass):
     """Sum each drafter's priors over the siblings that begin at `first`; return the weight set."""
-    mass[:] = 0.0
-    chosen = 0
+    for d in range(evidence.shape[1]):
+        mass[d] = 0.0
+    chosen = np.int64(0)
     child = first
     while child != 0:
-        for d in range(mass.shape[0]):
+        for d in range(evidence.shape[1]):
             bucket = evidence[child, d]
             if bucket != 0:
                 mass[d] += table[bucket, PRIOR]
-                chosen = max(chosen, int(table[bucket, SET]))
+                called = np.int64(table[bucket, SET])
+                chosen = called if called > chosen else chosen
         child = pool[child, NEXT]
     return chosen
+
+
+@njit
+def _within(value, least, most):
+    """What `min` and `max` would say, which are compiled anew in every kernel."""
+    return least if value < least else (most if value > most else value)
 
 
 @njit
 def _place(depth, prob):
     """Where the apm holds this case: (row, lower bin, weight of the bin above)."""
     row = 0 if depth <= 1 else (1 if depth <= 4 else 2)
-    odds = math.log(max(prob, 1e-9) / max(1.0 - prob, 1e-9))
-    place = (min(max(odds, -_SPAN), _SPAN) + _SPAN) * (BINS - 1) / (2.0 * _SPAN)
-    below = min(int(place), BINS - 2)
+    odds = math.log(_within(prob, 1e-9, 1.0) / _within(1.0 - prob, 1e-9, 1.0))
+    place = (_within(odds, -_SPAN, _SPAN) + _SPAN) * (BINS - 1) / (2.0 * _SPAN)
+    below = np.int64(place if place < BINS - 2.0 else BINS - 2.0)
     return row, below, place - below
 
 
@@ -71,11 +79,12 @@ _EULER = 0.5772156649015329  # the mean of -ln e
 @njit
 def _favour(u):
     """How chance favours a token whose exponential noise is -ln(1 - u): 0 on average."""
-    return min(max(-math.log(max(-math.log1p(-u), 1e-30)) - _EULER, -2.0), 4.0)
+    noise = -math.log1p(-u)
+    return _within(-math.log(noise if noise > 1e-30 else 1e-30) - _EULER, -2.0, 4.0)
 
 
 @njit
-def mix(pool, chance, evidence, nodes, table, weights, apm, noise, start):
+def mix(pool, chance, evidence, nodes, table, weights, apm, noise, start, room):
     """Set PROB and PATH (and RAW, before recalibration) of all children of some nodes.
 
         s_i = bias + sum over d that name i of (w_d log-odds(p_di) + b_d)
@@ -90,10 +99,10 @@ def mix(pool, chance, evidence, nodes, table, weights, apm, noise, start):
         nodes: int32[n], search nodes that all drafters have been asked about.
         noise: float64[positions, V], uniform numbers by position from the root on, to be read in a
             circle from row `start`; no rows if there is no noise.
+        room: float64[2, 3D + 3], to work in.
     """
     count = evidence.shape[1]
-    mass = np.empty(count, np.float64)
-    absent = np.empty(count, np.float64)
+    mass, absent = room[0], room[1]
     for node in nodes:
         first = pool[node, FIRST]
         if first == 0:
@@ -103,10 +112,10 @@ def mix(pool, chance, evidence, nodes, table, weights, apm, noise, start):
         for d in range(count):
             absent[d] = 0.0
             if mass[d] > 0.0:
-                absent[d] = chosen[3 * d + 2] * math.log(max(1.0 - mass[d], _LEAST))
+                absent[d] = chosen[3 * d + 2] * math.log(_within(1.0 - mass[d], _LEAST, 1.0))
                 base += absent[d]
         foreseen = pool[first, DEPTH] <= noise.shape[0]
-        row = (start + pool[first, DEPTH] - 1) % max(noise.shape[0], 1)
+        row = (start + pool[first, DEPTH] - 1) % noise.shape[0] if foreseen else 0
         total = 1.0
         child = first
         while child != 0:
@@ -118,7 +127,7 @@ def mix(pool, chance, evidence, nodes, table, weights, apm, noise, start):
             if foreseen and pool[child, TOKEN] < noise.shape[1]:
                 chance[child, NOISE] = _favour(noise[row, pool[child, TOKEN]])
                 score += chosen[3 * count + 1] * chance[child, NOISE] + chosen[3 * count + 2]
-            odds = math.exp(min(max(score, -_LARGEST), _LARGEST))
+            odds = math.exp(_within(score, -_LARGEST, _LARGEST))
             chance[child, RAW] = odds
             total += odds
             child = pool[child, NEXT]
@@ -127,7 +136,7 @@ def mix(pool, chance, evidence, nodes, table, weights, apm, noise, start):
             raw = chance[child, RAW] / total
             row, below, above = _place(pool[child, DEPTH], raw)
             refined = apm[row, below] * (1.0 - above) + apm[row, below + 1] * above
-            prob = min(max(0.5 * (raw + refined), 1e-6), 1.0)
+            prob = _within(0.5 * (raw + refined), 1e-6, 1.0)
             chance[child, RAW] = raw
             chance[child, PROB] = prob
             chance[child, PATH] = prob * chance[node, PATH]
@@ -135,7 +144,7 @@ def mix(pool, chance, evidence, nodes, table, weights, apm, noise, start):
 
 
 @njit
-def learn(pool, chance, evidence, emitted, table, weights, apm, rates):
+def learn(pool, chance, evidence, emitted, table, weights, apm, rates, room):
     """One gradient step of the log-likelihood at each node on the path that the target took.
 
     At the root and at every accepted node, all candidates teach, drafted or not.
@@ -143,12 +152,13 @@ def learn(pool, chance, evidence, emitted, table, weights, apm, rates):
     Args:
         emitted: int32[n], the tokens that the target picked, from the root on.
         rates: of w and v, of b and bias, of the apm.
+        room: float64[2, 3D + 3], to work in.
 
     Returns:
         The number of nodes that were learned from.
     """
     count = evidence.shape[1]
-    mass = np.empty(count, np.float64)
+    mass, slope = room[0], room[1]
     node = 0
     visited = 0
     for token in emitted:
@@ -159,11 +169,12 @@ def learn(pool, chance, evidence, emitted, table, weights, apm, rates):
         if first == 0:
             break
         chosen = weights[_listen(pool, evidence, first, table, mass)]
-        slope = np.zeros(3 * count + 3, np.float64)
+        for i in range(3 * count + 3):
+            slope[i] = 0.0
         following = 0
         child = first
         while child != 0:
-            raw = chance[child, RAW]
+            raw = np.float64(chance[child, RAW])
             right = 0.0
             if pool[child, TOKEN] == token:
                 right = 1.0
@@ -182,7 +193,7 @@ def learn(pool, chance, evidence, emitted, table, weights, apm, rates):
                     slope[3 * d] += error * table[bucket, LOGIT]
                     slope[3 * d + 1] += error
                 elif mass[d] > 0.0:
-                    slope[3 * d + 2] += error * math.log(max(1.0 - mass[d], _LEAST))
+                    slope[3 * d + 2] += error * math.log(_within(1.0 - mass[d], _LEAST, 1.0))
             child = pool[child, NEXT]
         for d in range(count):
             chosen[3 * d] += rates[0] * slope[3 * d]

@@ -56,7 +56,7 @@ def extend(nodes, table, active, size, tokens):
         parent = 0
         for depth in range(order):
             following = active[depth + 1]
-            slot = slot_of(table, nodes, parent, token)
+            slot = slot_of(table, nodes, np.int64(parent), np.int64(token))
             node = table[slot]
             if node == 0:
                 node = size
@@ -95,7 +95,8 @@ def extend(nodes, table, active, size, tokens):
 def rehash(nodes, table, size):
     """Fill an empty, larger `table` with all nodes."""
     for node in range(1, size):
-        table[slot_of(table, nodes, nodes[node, PARENT], nodes[node, TOKEN])] = node
+        parent, token = np.int64(nodes[node, PARENT]), np.int64(nodes[node, TOKEN])
+        table[slot_of(table, nodes, parent, token)] = node
 
 
 @njit
@@ -130,7 +131,7 @@ def expand(nodes, table, root, matches, pool, frontier, limit, out):
             token = pool[node, 0]
             match = matches[pool[node, 1]]
             while True:
-                child = table[slot_of(table, nodes, match, token)]
+                child = table[slot_of(table, nodes, np.int64(match), np.int64(token))]
                 if child != 0 or match == 0:
                     match = child
                     break
@@ -196,12 +197,12 @@ def _bucket(length, count, total, latest, longest):
         if share >= SHARES[3]:
             column = 8 + (0 if count == 1 else (1 if count <= 3 else 2))
         else:
-            column = int(latest)
+            column = 1 if latest else 0
             for step in SHARES[:3]:
                 if share >= step:
                     column += 2
         return row * LONGEST_BUCKETS + column
-    column = int(latest)
+    column = 1 if latest else 0
     for step in SHARES[:3]:
         if share >= step:
             column += 2

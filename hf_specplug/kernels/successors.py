@@ -69,8 +69,9 @@ def claim(keys, stamps, visits, ids, probs, key, stamp):
     keys[oldest] = key
     stamps[oldest] = stamp
     visits[oldest] = 0
-    ids[oldest, :] = -1
-    probs[oldest, :] = 0.0
+    for place in range(ids.shape[1]):
+        ids[oldest, place] = -1
+        probs[oldest, place] = 0.0
     return oldest
 
 
@@ -124,7 +125,8 @@ def mean(ids, probs, visits, row, new_ids, new_probs):
         if ids[row, last] < 0 or weight > least or (weight == least and token < ids[row, last]):
             ids[row, last], probs[row, last] = token, weight
             _rise(ids, probs, row, last)
-    visits[row] = min(visits[row] + 1, _MOST_VISITS)
+    if visits[row] < _MOST_VISITS:
+        visits[row] += 1
 
 
 @njit
@@ -141,7 +143,8 @@ def decayed(ids, probs, visits, row, token, decay):
         ids[row, place], probs[row, place] = token, 0.0
     probs[row, place] += 1.0
     _rise(ids, probs, row, place)
-    visits[row] = min(visits[row] + 1, _MOST_VISITS)
+    if visits[row] < _MOST_VISITS:
+        visits[row] += 1
 
 
 @njit
@@ -225,18 +228,17 @@ def lookup(keys, pool, node, text, grams):
 
 
 @njit
-def expand(keys, visits, ids, probs, pool, frontier, text, out):
+def expand(keys, visits, ids, probs, pool, frontier, text, grams, out):
     """Name the successors of the longest known n-gram before each frontier node.
 
     Args:
-        pool, text: as for `lookup`.
+        pool, text, grams: as for `lookup`.
         frontier: int32[n], the nodes to expand.
         out: int32[n * K, 3], receives (search node, token, evidence bucket).
 
     Returns:
         The number of rows. The bucket tells order, visits and probability, in this order.
     """
-    grams = np.empty(LONGEST, np.uint64)
     rows = 0
     for node in frontier:
         row, order = lookup(keys, pool, node, text, grams)

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from hf_specplug.kernels._njit import njit
 
 
-@njit
-def top_k(logits, k):
+def top_k(logits: Any, k: int) -> Any:
     """Return (ids int32[n, k], values float32[n, k]): the largest of `logits` float32[n, V].
 
     Largest first; of equal values the lower id comes first; NaN is passed over (id -1 where fewer
     than k numbers are left).
     """
-    rows = logits.shape[0]
-    ids = np.empty((rows, k), np.int32)
-    values = np.empty((rows, k), np.float32)
-    for row in range(rows):
+    ids = np.empty((len(logits), k), np.int32)
+    values = np.empty((len(logits), k), np.float32)
+    _fill(logits, ids, values)
+    return ids, values
+
+
+@njit
+def _fill(logits, ids, values):
+    k = ids.shape[1]
+    for row in range(logits.shape[0]):
         for place in range(k):
             ids[row, place] = -1
             values[row, place] = -np.inf
@@ -33,4 +40,3 @@ def top_k(logits, k):
                 values[row, place] = value
                 ids[row, place] = token
                 least = values[row, k - 1]
-    return ids, values

@@ -8,6 +8,7 @@ token, with path probability 1.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -62,15 +63,17 @@ def insert(pool, chance, evidence, size, rows, drafter, begin, end, vocab, turn)
             pool[node, SOURCES] = 0
             pool[node, ROUND] = 0
             pool[parent, FIRST] = node
-            chance[node, :] = 0.0
-            evidence[node, :] = 0
+            for column in range(CHANCES):
+                chance[node, column] = 0.0
+            for column in range(evidence.shape[1]):
+                evidence[node, column] = 0
         pool[node, SOURCES] |= 1 << drafter
         evidence[node, drafter] = begin + rows[i, 2]
     return size
 
 
 @njit
-def best(pool, chance, size, limit, depth, turn, chosen, frontier):
+def best(pool, chance, size, limit, depth, turn, chosen, frontier, top):
     """Choose the `limit` nodes of highest path probability, and those of them to expand next.
 
     Args:
@@ -79,17 +82,17 @@ def best(pool, chance, size, limit, depth, turn, chosen, frontier):
         chosen: int32[limit], receives the chosen nodes, parents before children.
         frontier: int32[limit], receives the nodes to expand: chosen ones that could still have
             children in the tree.
+        top: float32[limit], to work in: the highest path probabilities, descending.
 
     Returns:
         (number chosen, number to expand)
     """
-    top = np.empty(limit, np.float32)  # the highest path probabilities, descending
     kept = 0
     for node in range(1, size):
         path = chance[node, PATH]
         if kept == limit and path <= top[limit - 1]:
             continue
-        place = min(kept, limit - 1)
+        place = kept if kept < limit else limit - 1
         kept = place + 1
         while place > 0 and top[place - 1] < path:
             top[place] = top[place - 1]
@@ -115,7 +118,7 @@ def best(pool, chance, size, limit, depth, turn, chosen, frontier):
         if reaches and pool[node, ROUND] == 0 and pool[node, DEPTH] < depth:
             frontier[waiting] = node
             waiting += 1
-            likeliest = max(likeliest, path)
+            likeliest = path if path > likeliest else likeliest
     ready = 0
     for i in range(waiting):
         node = frontier[i]
@@ -166,8 +169,7 @@ def draw(pool, chance, nodes, generator):
             child = pool[child, NEXT]
 
 
-@njit
-def ancestors(parents):
+def ancestors(parents: Any) -> Any:
     """Who may see whom: bool[n + 1, n + 1] over the root (0) and the n nodes of a tree.
 
     Row i is True at i, at every ancestor of node i, and at the root. `parents` int32[n], -1 = root.
@@ -175,12 +177,17 @@ def ancestors(parents):
     Example:
         two children of the root: parents = [-1, -1] gives [[1, 0, 0], [1, 1, 0], [1, 0, 1]].
     """
-    n = parents.shape[0] + 1
-    seen = np.zeros((n, n), np.bool_)
+    seen = np.zeros((len(parents) + 1, len(parents) + 1), np.bool_)
+    _inherit(parents, seen)
+    return seen
+
+
+@njit
+def _inherit(parents, seen):
+    """A node sees itself and what its parent sees."""
     seen[0, 0] = True
-    for i in range(1, n):
+    for i in range(1, seen.shape[0]):
         above = parents[i - 1] + 1
         for j in range(above + 1):
             seen[i, j] = seen[above, j]
         seen[i, i] = True
-    return seen

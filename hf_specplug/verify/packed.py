@@ -20,12 +20,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary, ref
 
-import numpy as np
 import torch
+import xxhash
 from torch import nn
 
 from hf_specplug import forking
-from hf_specplug.kernels.fingerprint import fingerprint
 
 _TOKENS = 8  # what the layout is made for; from 1 to 64 it matters little
 _PATIENCE = 12  # forward passes before the layout is made: it costs about as many
@@ -227,9 +226,7 @@ def _pack(weight: torch.Tensor) -> torch.Tensor:
 
 def _fingerprint(weight: torch.Tensor) -> int:
     raw = weight.detach().reshape(-1).view(torch.uint8).numpy()
-    whole = len(raw) - len(raw) % 8
-    mark = int(fingerprint(raw[:whole].view(np.uint64)))
-    return hash((mark, raw[whole:].tobytes(), tuple(weight.shape), str(weight.dtype)))
+    return hash((xxhash.xxh3_64_intdigest(raw.data), tuple(weight.shape), str(weight.dtype)))
 
 
 def _is_faster(layers: list[nn.Linear]) -> bool:
