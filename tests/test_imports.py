@@ -27,7 +27,7 @@ LAYERS = [
     ["budget", "stats"],
     ["simulate"],
     ["verify"],
-    ["decode", "handover", "session"],
+    ["decode", "handover", "modes", "session"],
     ["chain"],
     ["plug"],
     ["attachment", "pretrained"],
