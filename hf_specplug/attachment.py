@@ -34,6 +34,7 @@ class _Attached:
         self.model = model
         self.plug = plug
         self.before = before  # of the instance: models whose repository has a `generate` have one
+        self.__doc__ = self._method.__doc__
 
     @property
     def _method(self) -> Any:
@@ -44,10 +45,6 @@ class _Attached:
         if "model" not in vars(self):  # half copied or unpickled
             raise AttributeError(name)
         return getattr(self._method, name)
-
-    @property
-    def __doc__(self) -> str | None:  # type: ignore[override]
-        return inspect.getdoc(self._method)
 
     @property
     def __signature__(self) -> inspect.Signature:
@@ -190,6 +187,5 @@ def _unwrapped(model: Any) -> Any:
         return _unwrapped(model._orig_mod)
     if isinstance(model, DistributedDataParallel):
         return _unwrapped(model.module)
-    if hasattr(model, "get_base_model"):  # PEFT
-        return _unwrapped(model.get_base_model())
-    return model
+    adapted: Any = getattr(model, "get_base_model", None)  # PEFT
+    return model if adapted is None else _unwrapped(adapted())
