@@ -6,9 +6,11 @@ import inspect
 import os
 import weakref
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+import torch._dynamo
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
@@ -59,6 +61,10 @@ class _AttachedGenerate(_Attached):
     name = "generate"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with _room_for_compiled():
+            return self._generate(*args, **kwargs)
+
+    def _generate(self, *args: Any, **kwargs: Any) -> Any:
         model, plug = self.model, self.plug
         generate = type(model).generate
         if "assistant" in kwargs:
@@ -115,6 +121,17 @@ class _Run:
         return self._plug(
             model, input_ids, inputs_tensor=inputs_tensor, streamer=self._streamer, **kwargs
         )
+
+
+def _room_for_compiled() -> AbstractContextManager[Any]:
+    """Trees, chains and prompts are more kinds of input than torch.compile puts up with.
+
+    Past its limit a forward pass runs as it is or, compiled with `fullgraph`, raises.
+    """
+    config: Any = torch._dynamo.config
+    limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
+    patch: AbstractContextManager[Any] = config.patch({limit: max(64, getattr(config, limit))})
+    return patch
 
 
 def _checked_assistant(assistant: Any) -> Any:
