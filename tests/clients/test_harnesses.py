@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-import threading
+import json
+import socket
+import time
+import urllib.request
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -55,3 +59,65 @@ def test_lm_eval(model: Any, tokenizer: Any) -> None:
     with_plug = evaluated.loglikelihood(scored)
     detach(model)
     assert evaluated.loglikelihood(scored) == with_plug
+
+
+@pytest.fixture
+def server() -> Iterator[Any]:
+    pytest.importorskip("fastapi")
+    pytest.importorskip("uvicorn")
+    pytest.importorskip("openai")
+    from transformers.cli.serve import Serve
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    serving = Serve(
+        force_model=str(BUILT_IN),
+        device="cpu",
+        dtype="float32",
+        host="127.0.0.1",
+        port=port,
+        log_level="error",
+        non_blocking=True,
+    )
+    for _ in range(600):
+        if serving.server.started:
+            break
+        time.sleep(0.05)
+    yield serving, f"http://127.0.0.1:{port}/v1/chat/completions"
+    serving.kill_server()
+
+
+def ask(url: str, text: str, stream: bool = False) -> str:
+    body = {
+        "model": str(BUILT_IN),
+        "messages": [{"role": "user", "content": text}],
+        "max_tokens": 32,
+        "temperature": 0,
+        "stream": stream,
+    }
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(url, json.dumps(body).encode(), headers)
+    with urllib.request.urlopen(request, timeout=120) as answer:
+        if not stream:
+            return str(json.load(answer)["choices"][0]["message"]["content"])
+        parts = [json.loads(line[6:]) for line in answer if line.startswith(b"data: {")]
+    deltas = [part["choices"][0]["delta"] for part in parts if part["choices"]]
+    return "".join(delta.get("content") or "" for delta in deltas)
+
+
+@pytest.mark.slow
+def test_transformers_serve(server: Any) -> None:
+    """Attached inside: plain answers first, then four requests at once and a stream."""
+    serving, url = server
+    texts = ["Write a function that adds two numbers.", "Sort a list.", "Hello!", "Read a file."]
+    expected = [ask(url, text) for text in texts]
+    (timed,) = serving._model_manager.loaded_models.values()
+    plug = attach(timed.model)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda text: ask(url, text), texts))
+    assert found == expected
+    assert ask(url, texts[0], stream=True) == expected[0]
+    assert plug.stats.calls + sum(plug.stats.fallbacks.values()) == 5
+    assert plug.stats.calls >= 2
+    detach(timed.model)
