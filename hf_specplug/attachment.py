@@ -157,8 +157,8 @@ def attach(
     plainly once. Attaching again replaces the plug.
 
     Args:
-        model: anything with transformers' `generate`. Of `torch.compile(model)`, a PEFT model and
-            DDP, the model inside is attached to, whose `generate` runs in the end.
+        model: anything with transformers' `generate`. In `torch.compile(model)`, PEFT, DDP and FSDP
+            the plug goes to the model inside, whose `generate` runs in the end.
         drafters, nodes, pack, datastores, tokenizer: see `SpecPlug`.
 
     Raises:
@@ -170,7 +170,7 @@ def attach(
         print(plug.stats)
     """
     inner = _unwrapped(model)
-    if not isinstance(inner, torch.nn.Module) or not callable(getattr(inner, "generate", None)):
+    if not isinstance(inner, torch.nn.Module) or not hasattr(type(inner), "generate"):
         raise OptionError(
             f"attach takes a transformers model with generate, not {type(model).__name__}"
         )
@@ -200,9 +200,11 @@ def _unwrapped(model: Any) -> Any:
     """The model whose `generate` runs in the end."""
     if not isinstance(model, torch.nn.Module):
         return model
-    if "_orig_mod" in model._modules:  # torch.compile(model), whose `generate` is the model's own
-        return _unwrapped(model._orig_mod)
     if isinstance(model, DistributedDataParallel):
         return _unwrapped(model.module)
     adapted: Any = getattr(model, "get_base_model", None)  # PEFT
-    return model if adapted is None else _unwrapped(adapted())
+    if adapted is not None:
+        return _unwrapped(adapted())
+    generate = None if hasattr(type(model), "generate") else getattr(model, "generate", None)
+    owner = getattr(generate, "__self__", None)  # torch.compile's modules and FSDP hand it on
+    return _unwrapped(owner) if isinstance(owner, torch.nn.Module) else model

@@ -46,6 +46,27 @@ def test_ddp() -> None:
     assert outcome.drafted
 
 
+class _Forwarding(torch.nn.Module):
+    """As FSDP's wrapper: attributes are those of the model inside."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.inside = model
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("inside"), name)
+
+
+def test_a_wrapper_that_hands_attributes_on() -> None:
+    model = tiny()
+    inputs = prompt(model)
+    wrapped = _Forwarding(model)
+    assert assert_same(wrapped, lambda **rest: wrapped.generate(**inputs, **rest)).drafted
+
+
 @pytest.mark.usefixtures("group")
 def test_synced_gpus_as_asked_for() -> None:
     model = tiny()
