@@ -2,46 +2,69 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import os
 import weakref
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from transformers import (
-    GenerationConfig,
-    PreTrainedModel,
-    StoppingCriteriaList,
-    StopStringCriteria,
-)
-from transformers.generation.configuration_utils import GenerationMode
+import torch._dynamo
+from torch.nn.parallel import DistributedDataParallel
+from transformers import PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
 from hf_specplug.datastore.store import Datastore
 from hf_specplug.drafters.base import Drafter
 from hf_specplug.errors import OptionError
+from hf_specplug.modes import build_stop_strings, left_to_transformers
 from hf_specplug.plug import DEFAULT_DRAFTERS, SpecPlug
 
 
-class _AttachedGenerate:
-    """`model.generate` of a model with a plug: an attribute of that one instance.
+class _Attached:
+    """A method of a model with a plug: an attribute of that one instance.
 
     A class and not a bound method or closure, so that a deep copy or a pickle of the model carries
-    a plug of its own, bound to the copy.
+    a plug of its own, bound to the copy. Whatever else is asked of it (`__name__`, `__func__`,
+    `__self__`, ...) is asked of the method.
     """
+
+    name: str
 
     def __init__(self, model: PreTrainedModel, plug: SpecPlug, before: Any = None) -> None:
         self.model = model
         self.plug = plug
         self.before = before  # of the instance: models whose repository has a `generate` have one
+        self.__doc__ = self._method.__doc__
+
+    @property
+    def _method(self) -> Any:
+        model = self.model
+        return getattr(type(model), self.name).__get__(model)
+
+    def __getattr__(self, name: str) -> Any:
+        if "model" not in vars(self):  # half copied or unpickled
+            raise AttributeError(name)
+        return getattr(self._method, name)
 
     @property
     def __signature__(self) -> inspect.Signature:
-        return inspect.signature(type(self.model).generate.__get__(self.model))
+        return inspect.signature(self._method)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.plug._attached = weakref.ref(self.model)
+
+
+class _AttachedGenerate(_Attached):
+    name = "generate"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with _room_for_compiled():
+            return self._generate(*args, **kwargs)
+
+    def _generate(self, *args: Any, **kwargs: Any) -> Any:
         model, plug = self.model, self.plug
         generate = type(model).generate
         if "assistant" in kwargs:
@@ -59,13 +82,26 @@ class _AttachedGenerate:
             kwargs["assistant"] = plug  # another method was asked for, and is to have it
         if plug is None or kwargs.get("custom_generate") is not None:
             return generate(model, *args, **kwargs)
-        reason = _left_to_transformers(model, kwargs)
+        reason = left_to_transformers(model, kwargs)
         if reason:
             plug.note(reason)
             return generate(model, *args, **kwargs)
-        _build_stop_strings(model, kwargs)
+        build_stop_strings(model, kwargs)
         kwargs["custom_generate"] = _Run(plug, kwargs.get("streamer"))
         return generate(model, *args, **kwargs)
+
+
+class _AttachedBatching(_Attached):
+    """What `generate_batch` and servers start: a loop of transformers' own around `forward`."""
+
+    name = "init_continuous_batching"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.plug.note("continuous batching (generate_batch) makes forward passes of its own")
+        return self._method(*args, **kwargs)
+
+
+_METHODS = (_AttachedGenerate, _AttachedBatching)
 
 
 class _Run:
@@ -87,6 +123,17 @@ class _Run:
         )
 
 
+def _room_for_compiled() -> AbstractContextManager[Any]:
+    """Trees, chains and prompts are more kinds of input than torch.compile puts up with.
+
+    Past its limit a forward pass runs as it is or, compiled with `fullgraph`, raises.
+    """
+    config: Any = torch._dynamo.config
+    limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
+    patch: AbstractContextManager[Any] = config.patch({limit: max(64, getattr(config, limit))})
+    return patch
+
+
 def _checked_assistant(assistant: Any) -> Any:
     if assistant is not None and not isinstance(assistant, SpecPlug):
         raise OptionError(
@@ -94,68 +141,6 @@ def _checked_assistant(assistant: Any) -> Any:
             f"not {type(assistant).__name__}; a draft model goes to assistant_model"
         )
     return assistant
-
-
-_MODE_FIELDS = (
-    "assistant_early_exit",
-    "constraints",
-    "do_sample",
-    "force_words_ids",
-    "num_beam_groups",
-    "num_beams",
-    "penalty_alpha",
-    "prompt_lookup_num_tokens",
-    "top_k",
-    "use_mtp",
-)
-
-
-def _setting(model: PreTrainedModel, kwargs: dict[str, Any], name: str) -> Any:
-    """A setting as `generate` will see it: of the call, the given config or the model."""
-    if name in kwargs:
-        return kwargs[name]
-    value = getattr(kwargs.get("generation_config"), name, None)
-    return getattr(model.generation_config, name, None) if value is None else value
-
-
-def _left_to_transformers(model: PreTrainedModel, kwargs: dict[str, Any]) -> str:
-    """Why a call is passed on untouched, "" if it is not."""
-    config = GenerationConfig()
-    for name in _MODE_FIELDS:
-        setattr(config, name, _setting(model, kwargs, name))
-    mode = config.get_generation_mode(kwargs.get("assistant_model"))
-    if mode == GenerationMode.ASSISTED_GENERATION:
-        return "transformers' own assisted generation was asked for"
-    if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
-        return f"{mode.value} is not drafted"
-    if kwargs.get("synced_gpus"):
-        return "synced_gpus needs the same number of forward passes on every device"
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if kwargs.get("synced_gpus") is None and distributed:
-        return "distributed generation is not drafted"
-    return ""
-
-
-def _build_stop_strings(model: PreTrainedModel, kwargs: dict[str, Any]) -> None:
-    """Turn stop strings into a criterion: `generate` hands a callable no tokenizer."""
-    strings = _setting(model, kwargs, "stop_strings")
-    if strings is None:
-        return
-    tokenizer = kwargs.pop("tokenizer", None)
-    if tokenizer is None:
-        raise OptionError(
-            "stop_strings were given (in the call or the generation config), but no tokenizer: "
-            "pass generate(..., tokenizer=tokenizer)"
-        )
-    given = kwargs.get("stopping_criteria")
-    kwargs["stopping_criteria"] = StoppingCriteriaList(
-        [StopStringCriteria(stop_strings=strings, tokenizer=tokenizer), *(given or [])]
-    )
-    if getattr(kwargs.get("generation_config"), "stop_strings", None) is not None:
-        kwargs["generation_config"] = copy.deepcopy(kwargs["generation_config"])
-        kwargs["generation_config"].stop_strings = None
-    if "stop_strings" in kwargs or model.generation_config.stop_strings is not None:
-        kwargs["stop_strings"] = None
 
 
 def attach(
@@ -172,7 +157,8 @@ def attach(
     plainly once. Attaching again replaces the plug.
 
     Args:
-        model: anything with transformers' `generate`.
+        model: anything with transformers' `generate`. In `torch.compile(model)`, PEFT, DDP and FSDP
+            the plug goes to the model inside, whose `generate` runs in the end.
         drafters, nodes, pack, datastores, tokenizer: see `SpecPlug`.
 
     Raises:
@@ -183,23 +169,42 @@ def attach(
         model.generate(**inputs, max_new_tokens=256)
         print(plug.stats)
     """
-    if not isinstance(model, torch.nn.Module) or not callable(getattr(model, "generate", None)):
+    inner = _unwrapped(model)
+    if not isinstance(inner, torch.nn.Module) or not hasattr(type(inner), "generate"):
         raise OptionError(
             f"attach takes a transformers model with generate, not {type(model).__name__}"
         )
     plug = SpecPlug(
         drafters=drafters, nodes=nodes, pack=pack, datastores=datastores, tokenizer=tokenizer
     )
-    plug._attached = weakref.ref(model)
-    detach(model)
-    vars(model)["generate"] = _AttachedGenerate(model, plug, vars(model).get("generate"))
+    plug._attached = weakref.ref(inner)
+    detach(inner)
+    for method in _METHODS:
+        if hasattr(type(inner), method.name):
+            vars(inner)[method.name] = method(inner, plug, vars(inner).get(method.name))
     return plug
 
 
 def detach(model: Any) -> None:
     """Undo `attach`: the instance is as it was. Does nothing on a model without a plug."""
-    attached = vars(model).get("generate")
-    if isinstance(attached, _AttachedGenerate):
-        del vars(model)["generate"]
-        if attached.before is not None:
-            vars(model)["generate"] = attached.before
+    inner = _unwrapped(model)
+    for method in _METHODS:
+        attached = vars(inner).get(method.name)
+        if isinstance(attached, _Attached):
+            del vars(inner)[method.name]
+            if attached.before is not None:
+                vars(inner)[method.name] = attached.before
+
+
+def _unwrapped(model: Any) -> Any:
+    """The model whose `generate` runs in the end."""
+    if not isinstance(model, torch.nn.Module):
+        return model
+    if isinstance(model, DistributedDataParallel):
+        return _unwrapped(model.module)
+    adapted: Any = getattr(model, "get_base_model", None)  # PEFT
+    if adapted is not None:
+        return _unwrapped(adapted())
+    generate = None if hasattr(type(model), "generate") else getattr(model, "generate", None)
+    owner = getattr(generate, "__self__", None)  # torch.compile's modules and FSDP hand it on
+    return _unwrapped(owner) if isinstance(owner, torch.nn.Module) else model

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -349,8 +350,9 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
         self._warn(f"not drafted as a tree: {reason}")
 
     def _warn(self, message: str) -> None:
-        if message not in self._warned:
-            self._warned.add(message)
+        kind = re.sub(r"\d+", "#", message)  # a batch of 3 is no news after one of 2
+        if kind not in self._warned:
+            self._warned.add(kind)
             logger.warning(message)
 
     def get_candidates(

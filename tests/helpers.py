@@ -72,6 +72,24 @@ def assert_harmless(program: str, variable: str, cache: Path) -> None:
     assert result.stdout == "done\n", result.stderr
 
 
+def run_together(commands: list[list[str]], env: dict[str, str], timeout: float = 200) -> list[str]:
+    """What commands print that run at the same time, and all end well."""
+    started = [
+        subprocess.Popen(
+            command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for command in commands
+    ]
+    try:
+        ended = [process.communicate(timeout=timeout) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    for process, (_, errors) in zip(started, ended, strict=True):
+        assert process.returncode == 0, errors[-2000:]
+    return [output for output, _ in ended]
+
+
 def new_tokens(output: torch.Tensor, count: int) -> list[int]:
     """The last `count` tokens of an output with one row."""
     return output[0, -count:].tolist()  # type: ignore[no-any-return]

@@ -28,7 +28,7 @@ LAYERS = [
     ["simulate"],
     ["verify"],
     ["seats"],
-    ["decode", "handover", "session"],
+    ["decode", "handover", "modes", "session"],
     ["chain"],
     ["plug"],
     ["attachment", "pretrained"],

@@ -77,6 +77,8 @@ def shown(
     given = frozenset(key for key, value in model_kwargs.items() if value is not None)
     if any(inspect.isgenerator(value) for value in model_kwargs.values()):
         return Support(PLAIN, "its inputs come one by one, as the text grows")
+    if _adapts_the_last(model):
+        return Support(PLAIN, "aLoRA adapts the last tokens of a forward pass, however many it has")
     live = fingerprint(model)
     padded = not _all_ones(model_kwargs.get("attention_mask"))
     masks = tuple(masks_needed(model.config, config.max_length)) if claim.mode == TREE else ()
@@ -239,6 +241,13 @@ def _hooks(own: Mapping[str, Any]) -> list[Any]:
 
 def _module(hook: Any) -> str:
     return str(getattr(getattr(hook, "func", hook), "__module__", ""))
+
+
+def _adapts_the_last(model: nn.Module) -> bool:
+    """Whether PEFT has switched on an aLoRA adapter for this call, which it does by hooks."""
+    hooks = (hook for module in model.modules() for hook in module._forward_pre_hooks.values())
+    offsets = (getattr(hook, "keywords", {}).get("alora_offsets") for hook in hooks)
+    return any(offset is not None for row in offsets if row for offset in row)
 
 
 def _kind(module: nn.Module) -> type:

@@ -1,0 +1,97 @@
+"""What a `generate` call asks for, read as transformers will read it, before it does."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from transformers import (
+    GenerationConfig,
+    PreTrainedModel,
+    StoppingCriteriaList,
+    StopStringCriteria,
+)
+from transformers.generation.configuration_utils import GenerationMode
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from transformers.integrations.fsdp import is_fsdp_managed_module
+
+from hf_specplug.errors import OptionError
+
+
+class Asked:
+    """The settings of one call: of its arguments, else the given config, else the model.
+
+    Each setting is an attribute, None if nobody sets it.
+    """
+
+    def __init__(self, model: PreTrainedModel, kwargs: dict[str, Any]) -> None:
+        self._model, self._kwargs = model, kwargs
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self._kwargs:
+            return self._kwargs[name]
+        for config in (self._kwargs.get("generation_config"), self._model.generation_config):
+            if (value := getattr(config, name, None)) is not None:
+                return value
+        return _DEFAULTS.get(name)
+
+
+_DEFAULTS: dict[str, Any] = GenerationConfig()._get_default_generation_params()
+
+
+def left_to_transformers(model: PreTrainedModel, kwargs: dict[str, Any]) -> str:
+    """Why a call is passed on untouched, "" if it is not."""
+    mode = GenerationConfig.get_generation_mode(
+        Asked(model, kwargs),  # type: ignore[arg-type]
+        kwargs.get("assistant_model"),
+    )
+    if mode == GenerationMode.ASSISTED_GENERATION:
+        return "transformers' own assisted generation was asked for"
+    if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
+        return f"{mode.value} is not drafted"
+    if kwargs.get("synced_gpus"):
+        return "synced_gpus needs the same number of forward passes on every device"
+    if kwargs.get("synced_gpus") is None and _is_shared(model):
+        return "the processes that share this model must all make the same forward passes"
+    return ""
+
+
+def _is_shared(model: PreTrainedModel) -> bool:
+    """Whether processes compute its forward pass together, as under ZeRO-3, FSDP and tensor
+    parallelism. Under DDP each has a copy to itself."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return False
+    if torch.distributed.get_world_size() == 1:
+        return False
+    from torch.distributed.tensor import DTensor  # not in every build
+
+    return bool(
+        is_deepspeed_zero3_enabled()
+        or (getattr(model, "tp_size", None) or 1) > 1
+        or any(isinstance(weight, DTensor) for weight in model.parameters())
+        or any(is_fsdp_managed_module(module) for module in model.modules())
+        or any(type(module).__module__.startswith("deepspeed.") for module in model.modules())
+    )
+
+
+def build_stop_strings(model: PreTrainedModel, kwargs: dict[str, Any]) -> None:
+    """Turn stop strings into a criterion: `generate` hands a callable no tokenizer."""
+    strings = Asked(model, kwargs).stop_strings
+    if strings is None:
+        return
+    tokenizer = kwargs.pop("tokenizer", None)
+    if tokenizer is None:
+        raise OptionError(
+            "stop_strings were given (in the call or the generation config), but no tokenizer: "
+            "pass generate(..., tokenizer=tokenizer)"
+        )
+    given = kwargs.get("stopping_criteria")
+    kwargs["stopping_criteria"] = StoppingCriteriaList(
+        [StopStringCriteria(stop_strings=strings, tokenizer=tokenizer), *(given or [])]
+    )
+    if getattr(kwargs.get("generation_config"), "stop_strings", None) is not None:
+        kwargs["generation_config"] = copy.deepcopy(kwargs["generation_config"])
+        kwargs["generation_config"].stop_strings = None
+    if "stop_strings" in kwargs or model.generation_config.stop_strings is not None:
+        kwargs["stop_strings"] = None

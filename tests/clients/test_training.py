@@ -1,0 +1,150 @@
+"""Models in training: dropout, gradient checkpointing, TRL's GRPO, Seq2SeqTrainer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    AutoTokenizer,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+)
+
+from hf_specplug import SpecPlug, attach, detach
+from hf_specplug.demo import BUILT_IN
+from tests.clients.same import GREEDY, NEW, assert_same, tiny
+from tests.zoo import _decoder, prompt
+
+
+@pytest.mark.parametrize("settings", [{"attention_dropout": 0.3}, {}], ids=["dropout", "none"])
+def test_in_train_mode(settings: dict[str, Any]) -> None:
+    """Dropout draws random numbers in each forward pass: only the same passes give the same."""
+    model: Any = tiny_llama(**settings).train()
+    inputs = prompt(model)
+    outcome = assert_same(model, lambda **rest: model.generate(**inputs, **rest))
+    assert outcome.reasons if settings else outcome.drafted
+
+
+def test_dropout_counts_in_train_mode_only() -> None:
+    model: Any = tiny_llama(attention_dropout=0.3)
+    inputs = prompt(model)
+    plug = attach(model, nodes=12)
+    for training in (False, True, False):
+        model.train(training)
+        torch.manual_seed(0)
+        expected = model.generate(**inputs, max_new_tokens=NEW, **GREEDY, assistant=None)
+        torch.manual_seed(0)
+        found = model.generate(**inputs, max_new_tokens=NEW, **GREEDY)
+        assert found.tolist() == expected.tolist()
+    assert plug.stats.calls == 2
+    assert sum(plug.stats.fallbacks.values()) == 1
+
+
+def test_a_dropout_module_of_an_adapter() -> None:
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], lora_dropout=0.3)
+    model = peft.get_peft_model(tiny(), config)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.requires_grad:
+                weight += 0.3 * torch.randn_like(weight)
+    model.train()
+    inputs = prompt(model.get_base_model())
+    outcome = assert_same(model, lambda **rest: model.generate(**inputs, **rest))
+    assert outcome.reasons
+
+
+def test_gradient_checkpointing() -> None:
+    model = tiny()
+    model.gradient_checkpointing_enable()
+    model.train()
+    inputs = prompt(model)
+    outcome = assert_same(model, lambda **rest: model.generate(**inputs, **rest))
+    assert outcome.drafted or outcome.reasons
+
+
+def tiny_llama(**settings: Any) -> Any:
+    torch.manual_seed(0)
+    model = _decoder("Llama", **settings)()
+    model.generation_config.pad_token_id = 0
+    return model
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adapter", [False, True], ids=["weights", "lora"])
+def test_grpo(adapter: bool, tmp_path: Path) -> None:
+    """Rollouts and the weights that come of them, to the last bit."""
+    trl = pytest.importorskip("trl")
+    datasets = pytest.importorskip("datasets")
+    peft = pytest.importorskip("peft") if adapter else None
+    tokenizer = AutoTokenizer.from_pretrained(BUILT_IN)
+    texts = ["def add(a, b):", "import os\n", "class A:\n", "for i in range(3):"]
+    data = datasets.Dataset.from_dict({"prompt": texts})
+    runs = []
+    for with_plug in (False, True):
+        torch.manual_seed(0)
+        model: Any = _decoder("Llama", vocab_size=len(tokenizer))()
+        said: list[str] = []
+
+        def reward(completions: list[str], said: list[str] = said, **rest: Any) -> list[float]:
+            said.extend(completions)
+            return [float(len(set(text))) for text in completions]
+
+        plug = attach(model) if with_plug else None
+        trainer = trl.GRPOTrainer(
+            model=model,
+            reward_funcs=reward,
+            train_dataset=data,
+            processing_class=tokenizer,
+            peft_config=peft and peft.LoraConfig(target_modules=["q_proj"], r=2),
+            args=trl.GRPOConfig(
+                output_dir=str(tmp_path),
+                per_device_train_batch_size=2,
+                num_generations=2,
+                max_completion_length=8,
+                max_steps=2,
+                learning_rate=1e-2,
+                report_to=[],
+                use_cpu=True,
+                save_strategy="no",
+                logging_steps=1,
+                bf16=False,
+            ),
+        )
+        trainer.train()
+        weights = {key: value.clone() for key, value in trainer.model.state_dict().items()}
+        runs.append((said, weights))
+        if plug is not None:
+            assert plug.stats.calls or plug.stats.fallbacks
+    assert runs[0][0] == runs[1][0]
+    assert all(torch.equal(runs[0][1][key], value) for key, value in runs[1][1].items())
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_seq2seq_trainer(batch: int, tmp_path: Path) -> None:
+    pytest.importorskip("accelerate")
+    model = tiny("t5")
+    data = []
+    for seed in range(3):
+        ids = prompt(model, seed=seed)["input_ids"][0].tolist()
+        data.append({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": ids[:5]})
+    trainer = Seq2SeqTrainer(
+        model=model,
+        args=Seq2SeqTrainingArguments(
+            output_dir=str(tmp_path),
+            predict_with_generate=True,
+            per_device_eval_batch_size=batch,
+            use_cpu=True,
+            report_to=[],
+            generation_max_length=16,
+        ),
+    )
+    expected = trainer.predict(data).predictions
+    plug: SpecPlug = attach(model)
+    found = trainer.predict(data).predictions
+    detach(model)
+    assert found.tolist() == expected.tolist()
+    assert plug.stats.calls or plug.stats.fallbacks
