@@ -15,8 +15,9 @@ from transformers.generation.utils import (
     GenerateEncoderDecoderOutput,
 )
 
-from hf_specplug.drafters.base import Int32
+from hf_specplug.drafters.base import Context
 from hf_specplug.errors import OptionError
+from hf_specplug.verify import barred
 from hf_specplug.verify.walk import Walk
 
 
@@ -39,21 +40,24 @@ def plain(
     return getattr(type(model), method)(model, input_ids, **arguments, **model_kwargs)
 
 
-def prompt(
-    model: PreTrainedModel,
-    input_ids: torch.Tensor,
-    inputs: torch.Tensor | None,
-    vocab: int,
-    barred: frozenset[int] = frozenset(),
-) -> Int32:
-    """The text to copy from: the encoder's, if it reads text, then the prompt; -1 = no token."""
+def context(
+    model: PreTrainedModel, input_ids: torch.Tensor, inputs: torch.Tensor | None, signature: str
+) -> Context:
+    """The text to draft from: the encoder's, if it reads text, then the prompt; -1 = no token.
+
+    Args:
+        inputs: the model's own, if not `input_ids`.
+        signature: tells the model from others, if its hidden states are looked at.
+    """
+    vocab = int(model.config.get_text_config(decoder=True).vocab_size)
+    never = barred.tokens(model)
     parts = [input_ids[0].cpu().numpy()]
     reads_text = inputs is not None and inputs.ndim == 2 and not inputs.is_floating_point()
     if model.config.is_encoder_decoder and inputs is not None and reads_text:
         parts = [inputs[0].cpu().numpy(), np.array([-1]), *parts]
     tokens = np.concatenate(parts)
-    tokens[(tokens < 0) | (tokens >= vocab) | np.isin(tokens, list(barred))] = -1
-    return tokens.astype(np.int32)
+    tokens[(tokens < 0) | (tokens >= vocab) | np.isin(tokens, list(never))] = -1
+    return Context(tokens.astype(np.int32), vocab, signature, never)
 
 
 def result(model: PreTrainedModel, walk: Walk, config: GenerationConfig, cache: Any) -> Any:

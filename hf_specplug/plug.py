@@ -41,10 +41,11 @@ from hf_specplug.session import Session
 from hf_specplug.stats import Stats
 from hf_specplug.steps import Tape
 from hf_specplug.trace import Trace
-from hf_specplug.verify import barred, evidence
+from hf_specplug.verify import evidence
 from hf_specplug.verify.cache import CHAIN, PLAIN
 from hf_specplug.verify.engine import Engine
 from hf_specplug.verify.rejection import walk_class
+from hf_specplug.verify.support import device_of
 from hf_specplug.verify.walk import Walk
 
 logger = logging.getLogger("hf_specplug")
@@ -120,7 +121,7 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
         self._tape: Tape | None = None
         self._tokenizer = None
         self._growing: GrowingStore | None = None
-        self._attached: Callable[[], PreTrainedModel | None] = _nothing
+        self._attached: Callable[[], PreTrainedModel | None] = lambda: None  # no model
 
     def __getstate__(self) -> dict[str, Any]:
         here = {"_seats", "_sessions", "_chains", "_tape", "_tokenizer", "_growing", "_attached"}
@@ -175,10 +176,8 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
                     input_ids, logits_processor, stopping_criteria, generation_config, streamer
                 )
                 engine = session.engine(model, generation_config, model_kwargs, choice, static)
-                vocab = int(model.config.get_text_config(decoder=True).vocab_size)
-                never = barred.tokens(model)
-                prompt = handover.prompt(model, input_ids, inputs_tensor, vocab, never)
-                context = Context(prompt, vocab, session.signature(model), never)
+                signature = session.signature(model)
+                context = handover.context(model, input_ids, inputs_tensor, signature)
                 budget = session.budget(static, len(seat.drafters), seat.number)
                 cache = self._draft(walk, engine, budget, context, seat, choice.mode == CHAIN)
             finally:
@@ -277,10 +276,9 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
 
         start = time.perf_counter()
         rehearsal.rehearse(rehearsal.built_in(self.drafters))
-        ids = torch.ones((1, 4), dtype=torch.int64, device=model.device)
-        scratch = copy.deepcopy(self)  # learns nothing that stays
+        ids = torch.ones((1, 4), dtype=torch.int64, device=device_of(model))
         short = {**settings, "do_sample": False, "max_new_tokens": 2}
-        mask = torch.ones_like(ids)
+        short["custom_generate"] = copy.deepcopy(self)  # learns nothing that stays
 
         def warm(engine: Engine) -> None:
             engine.warm(max_length)
@@ -288,7 +286,7 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
                 self.stats.prepare(*engine.prepared)
 
         with evidence.unchanged(model):
-            type(model).generate(model, ids, attention_mask=mask, **short, custom_generate=scratch)
+            type(model).generate(model, ids, attention_mask=torch.ones_like(ids), **short)
             self._session(model).on_engine(model, ids, warm, **settings)
         return time.perf_counter() - start
 
@@ -399,7 +397,3 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
     def __repr__(self) -> str:
         names = [drafter.name for drafter in self.drafters]
         return f"SpecPlug(drafters={names}, nodes={self.nodes!r})"
-
-
-def _nothing() -> None:
-    """Not attached to a model."""

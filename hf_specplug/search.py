@@ -206,7 +206,7 @@ class TreeSearch:
                 self._pool,
                 self._chance,
                 self._evidence,
-                emitted,
+                _read_only(emitted),
                 self._table,
                 self._mixer.weights,
                 self._mixer.apm,

@@ -40,6 +40,26 @@ def test_counts() -> None:
     assert stats == Stats()
 
 
+def test_calls_add_up() -> None:
+    """The same as if they had been counted together."""
+    steps = [
+        (tree([-1, -1, 0], [1, 2, 3]), [0, 1, 3]),
+        (tree([-1], [2]), [0]),
+        (tree([-1, 0, 1], [1, 1, 1]), [0, 1, 2, 3]),
+    ]
+    together, added = Stats(calls=3, prepared=3, preparing=1.5), Stats()
+    for number, (draft, visited) in enumerate(steps):
+        call = Stats(calls=1, prepared=1, preparing=0.5)
+        for stats in (together, call):
+            stats.observe(draft, visited, ["a", "b"])
+            stats.seconds["draft"] += 1.0
+            stats.fallbacks["reason"] += number
+            stats.dropped["a"] = f"error {number}"
+        added.add(call)
+    assert added == together
+    assert added.to_dict() == together.to_dict()
+
+
 def test_of_a_real_call() -> None:
     model, inputs = make("llama"), prompt(make("llama"))
     settings: dict[str, Any] = {"max_new_tokens": 33, "do_sample": False}

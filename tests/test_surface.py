@@ -200,7 +200,7 @@ def test_two_calls_at_once(model: Any, expected: Any) -> None:
     for thread in threads:
         thread.join()
     assert results == [expected] * 6
-    assert plug.stats.calls + plug.stats.fallbacks["the plug was busy with another call"] == 6
+    assert plug.stats.calls == 6
 
 
 def test_in_transformers_own_assisted_loop(model: Any, expected: Any) -> None:

@@ -559,7 +559,7 @@ def fork(goes_on=False):
 threads = [threading.Thread(target=calling) for _ in range(3)]
 for thread in threads:
     thread.start()
-for _ in range(12):
+for _ in range(6):
     fork()
 
 in_child = False

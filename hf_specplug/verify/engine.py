@@ -20,7 +20,7 @@ from hf_specplug.verify.hidden import Watch
 from hf_specplug.verify.outputs import Outputs
 from hf_specplug.verify.packed import PackedLinears
 from hf_specplug.verify.positions import position_argument
-from hf_specplug.verify.support import PER_TOKEN, Support
+from hf_specplug.verify.support import PER_TOKEN, Support, device_of
 
 PREFILL_LOGITS = 1 << 25
 """Logits of the prompt that are computed for drafters at most (128 MB in float32)."""
@@ -51,7 +51,7 @@ class Engine(ABC):
     ) -> None:
         self._model = model
         self._packed = packed
-        self._device = model.device  # the property walks all parameters: too slow for every step
+        self._device = device_of(model)  # which walks all parameters: too slow for every step
         self._per_token: dict[str, int] = {}
         self._config = config
         self._kwargs = model_kwargs
@@ -137,8 +137,6 @@ class Engine(ABC):
 
     def resume(self, prompt: Prompt) -> None:
         """Go on from a prompt that was run: trees come next."""
-        if self._device.type == "meta":  # weights that are fetched layer by layer have no place
-            self._device = prompt.input_ids.device
         self._kwargs = prompt.kwargs
         if "logits_to_keep" in self._kwargs:
             self._kwargs["logits_to_keep"] = 0  # all of a tree

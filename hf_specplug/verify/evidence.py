@@ -25,7 +25,7 @@ from hf_specplug.verify import barred, trial
 from hf_specplug.verify.cache import PLAIN, TREE
 from hf_specplug.verify.masks import masks_needed
 from hf_specplug.verify.packed import KEY as PACKED
-from hf_specplug.verify.support import Support
+from hf_specplug.verify.support import Support, device_of
 
 PROVEN = frozenset(
     """
@@ -177,8 +177,7 @@ def _text(model: PreTrainedModel, length: int = 12) -> torch.Tensor:
         special |= set(value) if isinstance(value, list) else {value}
     usual = [token for token in range(min(config.vocab_size, 512)) if token not in special]
     ids = [usual[(7 * place + 3) % len(usual)] for place in range(length)]
-    device = "cpu" if model.device.type == "meta" else model.device
-    return torch.tensor([ids], device=device)
+    return torch.tensor([ids], device=device_of(model))
 
 
 def _all_ones(mask: Any) -> bool:

@@ -39,7 +39,8 @@ class Graph:
         torch.cuda.current_stream().wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
         pool = None if beside is None else beside._graph.pool()
-        with torch.cuda.graph(self._graph, pool=pool):
+        # other threads may allocate meanwhile
+        with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
             self.result = body()
 
     def replay(self) -> Any:

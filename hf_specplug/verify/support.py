@@ -128,6 +128,15 @@ def is_static(
 _GROWING = {DynamicLayer, DynamicSlidingWindowLayer}
 
 
+def device_of(model: PreTrainedModel) -> torch.device:
+    """Where a model's inputs go; offloaded weights themselves are nowhere until they are needed."""
+    device: torch.device = model.device
+    if device.type == "meta":
+        hook = getattr(model, "_hf_hook", None)
+        device = torch.device(getattr(hook, "execution_device", None) or "cpu")
+    return device
+
+
 def is_accelerated(model: PreTrainedModel) -> bool:
     """Whether forward passes can be captured as CUDA graphs."""
     return bool(model.device.type == "cuda")
