@@ -11,6 +11,7 @@ import torch
 import transformers as tf
 from torch import nn
 from transformers import PreTrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 Shrink = Callable[..., PreTrainedConfig]
 
@@ -44,12 +45,13 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "rope_parameters": {"sliding_attention": _MROPE, "full_attention": _MROPE},
     },
     "deepseek_ocr2_text": {"mlp_layer_types": ["dense", "sparse"]},
-    "deepseek_v2": {"num_experts_per_tok": 2, "n_group": 2, "topk_group": 1},
+    "deepseek_v2": {"n_group": 2, "topk_group": 1},
     "diffusion_gemma_text": {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 24},
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
     "ernie4_5_vl_moe_text": {"rope_parameters": {**_ROPE, "mrope_section": [1, 1, 2]}},
     "falcon_h1": {"mamba_d_ssm": 32, "mamba_n_heads": 4},
     "glm4v_moe_text": {"head_dim": 16, "rope_parameters": {**_MROPE, "partial_rotary_factor": 0.5}},
+    "hunyuan_vl_text": {"rope_parameters": {**_ROPE, "mrope_section": [1, 1, 1, 1]}},
     "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 2},
     "mimi": {"upsample_groups": 32, "num_filters": 4},
     "molmo2_adapter": {"vision_feature_layer": [1, 0]},
@@ -89,6 +91,18 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "vibevoice_acoustic_tokenizer": _TOKENIZER,
     "vibevoice_acoustic_tokenizer_encoder": _TOKENIZER,
     "vibevoice_acoustic_tokenizer_decoder": _TOKENIZER,
+    # Vectors that a picture becomes.
+    "aria": {"projector_patch_to_query_dict": {16: 4}},
+    "blip-2": {"image_token_index": 120},
+    "instructblip": {"image_token_index": 120},
+    "instructblipvideo": {"video_token_index": 120},
+    "gemma3": {"mm_tokens_per_image": 4},
+    "gemma3n": {"vision_soft_tokens_per_image": 16},
+    "llama4_vision_model": {"intermediate_size": 128},  # the width by four pixels
+    "llava_next": {"image_grid_pinpoints": [[16, 16]]},
+    "llava_next_video": {"image_grid_pinpoints": [[16, 16]]},
+    "llava_onevision": {"image_grid_pinpoints": [[16, 16]]},
+    "shieldgemma2": {"mm_tokens_per_image": 4},
     # Words that a model looks up by name.
     "chameleon": {
         "vocabulary_map": {
@@ -157,7 +171,18 @@ def _granite4_vision(shrink: Shrink) -> PreTrainedConfig:
     return config
 
 
+def _with_vision(name: str) -> Callable[[Shrink], PreTrainedConfig]:
+    """With the vision tower that is left out unless it is asked for."""
+
+    def build(shrink: Shrink) -> PreTrainedConfig:
+        return shrink(CONFIG_MAPPING[name](vision_config=CONFIG_MAPPING[f"{name}_vision"]()))
+
+    return build
+
+
 BUILD: dict[str, Callable[[Shrink], PreTrainedConfig]] = {
+    "gemma4": _with_vision("gemma4"),
+    "gemma4_unified": _with_vision("gemma4_unified"),
     "dbrx": _dbrx,
     "granite4_vision": _granite4_vision,
     "fun_asr_nano": _fun_asr_nano,

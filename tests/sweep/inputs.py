@@ -63,13 +63,13 @@ def pictures(model: PreTrainedModel) -> Inputs | None:
         ways = [(way, "audio") for way in _sounds(model)]
     if not ways:
         return None
-    problems = []
+    problems: list[str] = []
     for way, what in ways:
         try:
             return first_that_runs(model, _with_placeholders(model, way, what))
         except Exception as problem:
             problems.append(f"{type(problem).__name__}: {str(problem)[:120]}")
-    raise NotFed(problems[0])
+    raise NotFed(min(problems, key=lambda said: "match" not in said))
 
 
 def first_that_runs(model: PreTrainedModel, ways: list[Inputs]) -> Inputs:
@@ -107,9 +107,11 @@ def _pixels(model: PreTrainedModel) -> list[Inputs]:
     sizes = [getattr(vision, "image_size", 16), 16, 32]
     ways = []
     for size in dict.fromkeys(size if isinstance(size, int) else size[0] for size in sizes):
-        extra = {"image_sizes": torch.tensor([[size, size]])} if "image_sizes" in names else {}
         for lead in ((1,), (1, 1), (1, 2)):
-            ways.append({"pixel_values": _noise(*lead, 3, size, size), **extra})
+            pixels = {"pixel_values": _noise(*lead, 3, size, size)}
+            if "image_sizes" in names:
+                ways.append({**pixels, "image_sizes": torch.tensor([[size, size]])})
+            ways.append(pixels)
     return ways
 
 
@@ -170,8 +172,12 @@ def _count(model: PreTrainedModel, way: Inputs, what: str) -> int | None:
             continue
         taken = inspect.signature(method).parameters
         rest = {"args", "kwargs"} <= set(taken)
-        found = method(**{k: v for k, v in way.items() if rest or k in taken})
+        try:
+            found = method(**{k: v for k, v in way.items() if rest or k in taken})
+        except Exception:  # it may be used in another way
+            continue
         found = getattr(found, "pooler_output", found)
         parts = found if isinstance(found, list | tuple) else [found]
-        return sum(each.numel() // each.shape[-1] for each in parts)
+        if all(isinstance(each, torch.Tensor) for each in parts):
+            return sum(each.numel() // each.shape[-1] for each in parts)
     return None

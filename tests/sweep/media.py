@@ -29,10 +29,13 @@ def _placed(count: int) -> Callable[[Inputs], Inputs]:
     return inputs
 
 
-def _with_qformer(*lead: int) -> Callable[[Inputs], Inputs]:
+def _queried(*lead: int, placeholders: int = 4, **extra: torch.Tensor) -> Callable[[Inputs], Inputs]:
+    """A picture that becomes as many vectors as there are queries."""
+
     def inputs(text: Inputs) -> Inputs:
-        few = text["input_ids"][:, :6]
-        return {**text, "pixel_values": _noise(*lead, 3, 16, 16), "qformer_input_ids": few}
+        ids = torch.cat([torch.full((1, placeholders), 120), text["input_ids"]], 1)
+        pixels = _noise(*lead, 3, 16, 16)
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels, **extra}
 
     return inputs
 
@@ -53,11 +56,14 @@ def _udop(text: Inputs) -> Inputs:
     return {**text, "bbox": boxes}
 
 
+_FEW = torch.tensor([[5, 9, 7, 5]])
+
 NEEDED: dict[str, Callable[[Inputs], Inputs]] = {
     "blip": _image,
     "idefics": _idefics,
-    "instructblip": _with_qformer(1),
-    "instructblipvideo": _with_qformer(1, 2),
+    "blip-2": _queried(1),
+    "instructblip": _queried(1, qformer_input_ids=_FEW),
+    "instructblipvideo": _queried(1, 2, placeholders=8, qformer_input_ids=_FEW),
     "kosmos-2": _placed(4),
     "pix2struct": _pix2struct,
     "udop": _udop,
@@ -66,4 +72,54 @@ NEEDED: dict[str, Callable[[Inputs], Inputs]] = {
 
 NONE: frozenset[str] = frozenset()
 
-PICTURES: dict[str, Callable[[Any], Inputs]] = {}
+
+def _gemma4(_: Any) -> Inputs:
+    """A grid of patches, of which three by three are pooled to one."""
+    places = torch.tensor([[[column, row] for row in range(6) for column in range(6)]])
+    return {"pixel_values": torch.sigmoid(_noise(1, 36, 48)), "image_position_ids": places}
+
+
+def _lfm2_vl(_: Any) -> Inputs:
+    return {
+        "pixel_values": _noise(1, 16, 48),
+        "spatial_shapes": torch.tensor([[4, 4]]),
+        "pixel_attention_mask": torch.ones(1, 16, dtype=torch.long),
+    }
+
+
+def _granite_docling(_: Any) -> Inputs:
+    seen = torch.ones(1, 1, dtype=torch.bool)
+    return {"pixel_values": _noise(1, 1, 3, 16, 16), "pixel_attention_mask": seen}
+
+
+def _two_resolutions(_: Any) -> Inputs:
+    return {"pixel_values": _noise(1, 3, 16, 16), "high_res_pixel_values": _noise(1, 3, 16, 16)}
+
+
+def _fuyu(_: Any) -> Inputs:
+    return {"pixel_values": _noise(1, 4, 48)}
+
+
+def _mllama(_: Any) -> Inputs:
+    """One tile of four."""
+    mask = torch.tensor([[[1, 0, 0, 0]]])
+    seen = torch.zeros(1, 24, 1, 4, dtype=torch.long)
+    seen[:, 3:, :, 0] = 1
+    return {
+        "pixel_values": _noise(1, 1, 4, 3, 16, 16),
+        "aspect_ratio_ids": torch.tensor([[1]]),
+        "aspect_ratio_mask": mask,
+        "cross_attention_mask": seen,
+    }
+
+
+PICTURES: dict[str, Callable[[Any], Inputs]] = {
+    "deepseek_vl_hybrid": _two_resolutions,
+    "fuyu": _fuyu,
+    "gemma4": _gemma4,
+    "gemma4_unified": _gemma4,
+    "granite_docling": _granite_docling,
+    "lfm2_vl": _lfm2_vl,
+    "mllama": _mllama,
+}
+"""How a family takes a picture, beside its placeholders."""

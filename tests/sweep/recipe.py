@@ -48,6 +48,7 @@ RULES: list[tuple[re.Pattern[str], int]] = [
         (r"lora_rank|_lowrank$|_rank$", RANK),
         (r"experts_per_tok|moe_(k|topk|top_k)$|^n_group$|num_selected", 2),
         (r"topk_group", 1),
+        (r"query_(num|tokens)$|n_latents|num_latents", 4),
         (r"^(num|n)_(routed_|local_)?experts$|moe_num_experts|^zero_expert_num", EXPERTS),
         (r"shared_experts?$", 1),
         (r"first_k_dense_replace|num_dense_layers|num_mtp|num_nextn", 1),
@@ -66,7 +67,7 @@ RULES: list[tuple[re.Pattern[str], int]] = [
 KEEP = re.compile(r"^(num_labels|chunk_size_feed_forward|chunk_size_lm_head|num_channels)$")
 """Names that a rule would match, but that are no sizes of this kind."""
 TOKEN = re.compile(r"(token|patch|start|end|newline)_(id|index)$")
-OPTIONAL = {"head_dim": HEAD, "num_key_value_heads": KV_HEADS}
+OPTIONAL = {"head_dim": HEAD, "num_key_value_heads": KV_HEADS, "num_experts_per_tok": 2}
 LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "decoder_layers", "depth")
 INDICES = frozenset({"moe_layers", "full_attn_idxs", "kv_source_layers", "rope_scaling_layers"})
 """Lists that have a value for some layers, by index."""
