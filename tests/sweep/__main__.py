@@ -1,8 +1,8 @@
 """Every text-generating entry of transformers, plain against attached.
 
-    python -m tests.sweep                                   # all; go on where an earlier run ended
-    python -m tests.sweep --fresh --save                    # all anew, and the file for the docs
-    python -m tests.sweep --only gemma4 llava --verbose     # some again, with what went wrong
+python -m tests.sweep                                   # all; go on where an earlier run ended
+python -m tests.sweep --fresh --save                    # all anew, and the file for the docs
+python -m tests.sweep --only gemma4 llava --verbose     # some again, with what went wrong
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Rows = dict[tuple[str, str], Row]
 
 def main() -> int:
     options = _options()
-    known = read(options.out, fresh=options.fresh)
+    known = {} if options.fresh else read(options.out, any_commit=bool(options.only))
     if not known:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(header()) + "\n", encoding="utf-8")
@@ -61,7 +61,10 @@ def _options() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--only", nargs="+", metavar="NAME", help="mappings, model_types, mapping/model_type, classes"
+        "--only",
+        nargs="+",
+        metavar="NAME",
+        help="mappings, model_types, mapping/model_type, classes",
     )
     parser.add_argument("--fresh", action="store_true", help="forget the rows of an earlier run")
     parser.add_argument("--verbose", action="store_true", help="show tracebacks and whole rows")
@@ -83,12 +86,15 @@ def named(entry: tuple[str, str], names: list[str]) -> bool:
     return bool({mapping, name, kind, MAPPINGS[mapping][kind], f"{mapping}/{name}"} & set(names))
 
 
-def read(path: Path, fresh: bool) -> Rows:
-    """The rows of an earlier run, if it was of the same code with the same versions."""
-    if fresh or not path.is_file():
+def read(path: Path, any_commit: bool) -> Rows:
+    """The rows of an earlier run, if it was with the same versions and of the same code."""
+    if not path.is_file():
         return {}
     first, *lines = path.read_text(encoding="utf-8").splitlines()
-    if json.loads(first) != header():
+    before, now = json.loads(first), header()
+    if any_commit:
+        before["commit"] = now["commit"]
+    if before != now:
         print(f"{path} is of another run, {first}: starting anew", file=sys.stderr)
         return {}
     rows = [json.loads(line) for line in lines if line.endswith("}")]

@@ -57,9 +57,13 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "molmo2_adapter": {"vision_feature_layer": [1, 0]},
     "moonshine_streaming": {"num_key_value_heads": 4},
     "nemotron_h": {"mamba_num_heads": 8, "n_groups": 2},
-    "nemotron3_diarization": {"chunk_length": 16, "chunk_left_context": 2, "chunk_right_context": 2},
+    "nemotron3_diarization": {
+        "chunk_length": 16,
+        "chunk_left_context": 2,
+        "chunk_right_context": 2,
+    },
     "qwen4_exp_text": {
-        "indexer_n_heads": 2,
+        "indexer_n_heads": 16,
         "indexer_kv_heads": 1,
         "indexer_head_dim": 8,
         "indexer_budget": 16,

@@ -41,8 +41,14 @@ def prompt(model: PreTrainedModel) -> Inputs:
     if needed is not None:
         return needed(text(model))
     name = model.main_input_name
-    if model.config.is_encoder_decoder and name != "input_ids" and "Text" not in type(model).__name__:
-        return first_that_runs(model, list(_sounds(model)) if "pixel" not in name else _pixels(model))
+    if (
+        model.config.is_encoder_decoder
+        and name != "input_ids"
+        and "Text" not in type(model).__name__
+    ):
+        return first_that_runs(
+            model, list(_sounds(model)) if "pixel" not in name else _pixels(model)
+        )
     if type(model).__name__.endswith("ForSpeechToText"):
         return first_that_runs(model, list(_sounds(model)))
     return text(model)

@@ -29,13 +29,20 @@ def _placed(count: int) -> Callable[[Inputs], Inputs]:
     return inputs
 
 
-def _queried(*lead: int, placeholders: int = 4, **extra: torch.Tensor) -> Callable[[Inputs], Inputs]:
+def _queried(
+    *lead: int, placeholders: int = 4, **extra: torch.Tensor
+) -> Callable[[Inputs], Inputs]:
     """A picture that becomes as many vectors as there are queries."""
 
     def inputs(text: Inputs) -> Inputs:
         ids = torch.cat([torch.full((1, placeholders), 120), text["input_ids"]], 1)
         pixels = _noise(*lead, 3, 16, 16)
-        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels, **extra}
+        return {
+            "input_ids": ids,
+            "attention_mask": torch.ones_like(ids),
+            "pixel_values": pixels,
+            **extra,
+        }
 
     return inputs
 

@@ -17,6 +17,7 @@ from torch import nn
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.pytorch_utils import Conv1D
 
 from tests.sweep.exceptions import BUILD, CONFIGS, VARIANTS, stand_ins
 
@@ -42,6 +43,7 @@ RULES: list[tuple[re.Pattern[str], int]] = [
         (r"^(depth|n_layers?|num_blocks|resampler_depth|layers)$|num_layers_per_stack", 2),
         (r"num_(kv_shared|adapter|residual|conv|lstm|registers)", 1),
         (r"(kv|key_value)_(n_)?heads$|^kv_n_heads$|num_kv_heads", KV_HEADS),
+        (r"index(er)?_n_heads", 16),  # with a few, ReLU leaves keys with a score of 0, tied
         (r"heads(_per_layer)?$|^n_head$|^head_num$|^num_groups$", HEADS),
         (r"qk_head_dim", 2 * HEAD),
         (r"rope_head_dim|head_(dim|size)$|^d_(kv|head)$|dim_head$|kv_channels|rotary_dim", HEAD),
@@ -53,10 +55,16 @@ RULES: list[tuple[re.Pattern[str], int]] = [
         (r"shared_experts?$", 1),
         (r"first_k_dense_replace|num_dense_layers|num_mtp|num_nextn", 1),
         (r"vocab", VOCAB),
-        (r"window$|window_size|^index_topk$|chunk_size$|^local_radius|chunk_length$|window_len", WINDOW),
+        (
+            r"window$|window_size|^index_topk$|chunk_size$|^local_radius|chunk_length$|window_len",
+            WINDOW,
+        ),
         (r"state_size|_d_state$|ssm_state", HEAD),
         (r"intermediate|ffn_(dim|hidden)|feed_forward|^d_?ff$|dim_ff$|mlp_dim|_inner$", FFN),
-        (r"hidden_(size|dim)$|^hidden_size|_hidden_size|^d_model|^n_embd|embed_dim|emb_dim$", WIDTH),
+        (
+            r"hidden_(size|dim)$|^hidden_size|_hidden_size|^d_model|^n_embd|embed_dim|emb_dim$",
+            WIDTH,
+        ),
         (r"embedding_(size|dim)$|^dim$|projection_dim|(input|output)_dim|word_embed_proj", WIDTH),
         (r"(text|vision)_(hidden|output)|^width$|adapter_(in|out)|projector_(in|out)put", WIDTH),
         (r"patch_size$", 4),
@@ -71,6 +79,9 @@ OPTIONAL = {"head_dim": HEAD, "num_key_value_heads": KV_HEADS, "num_experts_per_
 LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "decoder_layers", "depth")
 INDICES = frozenset({"moe_layers", "full_attn_idxs", "kv_source_layers", "rope_scaling_layers"})
 """Lists that have a value for some layers, by index."""
+
+
+LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, Conv1D)
 
 
 class Ids:
@@ -96,7 +107,7 @@ def shrunk(
     for field in dataclasses.fields(config):
         try:
             value = getattr(config, field.name)
-        except Exception:  # noqa: S112  some differ by layer, and have no one value
+        except Exception:  # some differ by layer, and have no one value
             continue
         name = field.name
         if isinstance(value, PreTrainedConfig):
@@ -144,7 +155,11 @@ def _few_layers(config: PreTrainedConfig) -> dict[str, Any]:
     lists: dict[str, list[Any]] = {}
     for each in own - INDICES:
         value = config.__dict__.get(each)
-        if isinstance(value, list | tuple) and len(value) == count and not isinstance(value[0], list):
+        if (
+            isinstance(value, list | tuple)
+            and len(value) == count
+            and not isinstance(value[0], list)
+        ):
             lists[each] = list(value)
     if not lists:
         return {}
@@ -206,11 +221,15 @@ def enliven(model: PreTrainedModel, gain: float = 1.5) -> None:
         for key, weight in module.named_parameters(recurse=False):
             if isinstance(module, nn.Embedding):
                 weight.normal_(0, 0.2)
-            elif isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) and weight.dim() > 1:
-                fan = weight[0].numel()
-                weight.normal_(0, gain / fan**0.5)
+            elif (
+                isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
+                and weight.dim() > 1
+            ):
+                rows = weight.t() if isinstance(module, Conv1D) else weight
+                fan = rows[0].numel()
+                rows.normal_(0, gain / fan**0.5)
                 if fan > 1:
-                    weight -= weight.flatten(1).mean(1).view(-1, *[1] * (weight.dim() - 1))
+                    rows -= rows.flatten(1).mean(1).view(-1, *[1] * (rows.dim() - 1))
             elif "experts" in name and weight.dim() == 3:
                 weight.normal_(0, gain / weight.shape[-1] ** 0.5)
             elif not weight.any() and weight.is_floating_point():  # gates, biases
