@@ -216,7 +216,7 @@ def _mode(plug: SpecPlug) -> tuple[str, str]:
     """How a plug's call was run, and why not as a tree."""
     reason = "; ".join(plug.stats.fallbacks)
     if not plug.stats.calls:
-        return "plain", reason
+        return "plain", reason or "its own way to generate does not ask for a decoding method"
     return ("chain" if reason else "tree"), reason
 
 

@@ -51,6 +51,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "ernie4_5_vl_moe_text": {"rope_parameters": {**_ROPE, "mrope_section": [1, 1, 2]}},
     "falcon_h1": {"mamba_d_ssm": 32, "mamba_n_heads": 4},
     "glm4v_moe_text": {"head_dim": 16, "rope_parameters": {**_MROPE, "partial_rotary_factor": 0.5}},
+    "diffusion_gemma": {"canvas_length": 16},
     "hunyuan_vl_text": {"rope_parameters": {**_ROPE, "mrope_section": [1, 1, 1, 1]}},
     "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 2},
     "mimi": {"upsample_groups": 32, "num_filters": 4},
@@ -72,7 +73,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "qwen2_5_omni_thinker": {"vision_start_token_id": 110},
     "qwen3_omni_moe_thinker": {"vision_start_token_id": 110},
     "radio": {"video_temporal_patch_size": 2},
-    "timm_wrapper": {"hidden_size": 32},
+    "timm_wrapper": {"hidden_size": 32, "model_args": {"embed_dim": 32}},
     "inkling_vision": {"num_hidden_layers": 4},  # fewer need scipy
     "vibevoice_asr": {"acoustic_tokenizer_chunk_size": 100},
     "xlstm": {"qk_dim_factor": 1.0, "ffn_round_up_to_multiple_of": 8},

@@ -36,29 +36,30 @@ def text(model: PreTrainedModel, length: int = 24, seed: int = 1, pads: int = 0)
 
 
 def prompt(model: PreTrainedModel) -> Inputs:
-    """Text, with what a model cannot do without."""
+    """Text, with what a model cannot do without, or only that."""
     needed = media.NEEDED.get(model.config.model_type)
     if needed is not None:
         return needed(text(model))
-    name = model.main_input_name
-    if (
-        model.config.is_encoder_decoder
-        and name != "input_ids"
-        and "Text" not in type(model).__name__
-    ):
-        return first_that_runs(
-            model, list(_sounds(model)) if "pixel" not in name else _pixels(model)
-        )
-    if type(model).__name__.endswith("ForSpeechToText"):
-        return first_that_runs(model, list(_sounds(model)))
-    return text(model)
+    name, kind = model.main_input_name, type(model).__name__
+    hears = model.config.is_encoder_decoder and name != "input_ids"
+    if kind.endswith("ForSpeechToText") or (hears and not kind.endswith("ForTextToText")):
+        ways = _pixels(model) if "pixel" in name else list(_sounds(model))
+        return first_that_runs(model, ways)
+    words = text(model)
+    try:
+        return first_that_runs(model, [words])
+    except Exception:
+        shown = pictures(model)
+        if shown is None:
+            raise
+        return shown
 
 
 def pictures(model: PreTrainedModel) -> Inputs | None:
     """A prompt with a picture or sound in it; None if the model takes none, or always has it."""
     kind = model.config.model_type
     names = _names(model)
-    if kind in media.NEEDED or kind in media.NONE or model.config.is_encoder_decoder:
+    if kind in media.NEEDED or model.config.is_encoder_decoder:
         return None
     ways: list[tuple[Inputs, str]] = []
     if kind in media.PICTURES:
@@ -132,7 +133,7 @@ def _sounds(model: PreTrainedModel) -> Iterator[Inputs]:
         bins = [getattr(part, "num_mel_bins", None) for part in parts]
         bins = [each for each in bins if isinstance(each, int)]
         for count in dict.fromkeys([*frames, 64, 80]):
-            for mel in dict.fromkeys([*bins, 8, 80, 160]):
+            for mel in dict.fromkeys([*bins, 8, 32, 80]):
                 mask = dict.fromkeys(masks, torch.ones(1, count, dtype=torch.long))
                 for shape in ((1, mel, count), (1, count, mel)):
                     yield {"input_features": _noise(*shape), **mask}

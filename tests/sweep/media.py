@@ -54,7 +54,7 @@ def _idefics(text: Inputs) -> Inputs:
 
 def _pix2struct(_: Inputs) -> Inputs:
     places = torch.tensor([[[row, column] for row in (1, 2) for column in (1, 2, 3)]]).float()
-    patches = torch.cat([places, _noise(1, 6, 3 * 4 * 4)], -1)
+    patches = torch.cat([places, _noise(1, 6, 32)], -1)
     return {"flattened_patches": patches, "attention_mask": torch.ones(1, 6)}
 
 
@@ -76,8 +76,6 @@ NEEDED: dict[str, Callable[[Inputs], Inputs]] = {
     "udop": _udop,
 }
 """Families whose `generate` does not run without; how it is added to a text."""
-
-NONE: frozenset[str] = frozenset()
 
 
 def _gemma4(_: Any) -> Inputs:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.pytorch_utils import Conv1D
@@ -197,14 +197,13 @@ def build(mapping: str, name: str, seed: int = 0) -> PreTrainedModel:
     with stand_ins():
         model = kind(config).float().eval()
     enliven(model)
-    generation = GenerationConfig.from_model_config(model.config)
+    generation = model.generation_config
     generation.eos_token_id = None
     for each in ("forced_bos_token_id", "forced_eos_token_id", "no_repeat_ngram_size"):
         setattr(generation, each, None)
     for each, value in FIXED.items():
         if each != "eos_token_id" and getattr(generation, each, None) is None:
             setattr(generation, each, value)
-    model.generation_config = generation
     return model
 
 
