@@ -34,6 +34,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "lfm2_moe": {**_TWO, "layer_types": ["conv", "full_attention"]},
+    "mllama_text_model": {"num_hidden_layers": 3, "cross_attention_layers": [1]},
     "recurrent_gemma": {"num_hidden_layers": 3},
     "reformer": {**_TWO, "attn_layers": ["local", "lsh"], "axial_pos_embds": False},
     "zamba": {"num_hidden_layers": 4, "layers_block_type": ["linear_attention", "hybrid"] * 2},
@@ -76,7 +77,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "timm_wrapper": {"hidden_size": 32, "model_args": {"embed_dim": 32}},
     "inkling_vision": {"num_hidden_layers": 4},  # fewer need scipy
     "vibevoice_asr": {"acoustic_tokenizer_chunk_size": 100},
-    "xlstm": {"qk_dim_factor": 1.0, "ffn_round_up_to_multiple_of": 8},
+    "xlstm": {"hidden_size": 64, "qk_dim_factor": 1.0, "ffn_round_up_to_multiple_of": 8},
     "xmod": {"default_language": "en_XX"},
     # Towers that are large in ways of their own.
     "florence_vision": {
@@ -107,6 +108,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "llava_next": {"image_grid_pinpoints": [[16, 16]]},
     "llava_next_video": {"image_grid_pinpoints": [[16, 16]]},
     "llava_onevision": {"image_grid_pinpoints": [[16, 16]]},
+    "mllama_vision_model": {"intermediate_layers_indices": [0, 1], "vision_output_dim": 96},
+    "vipllava": {"vision_feature_layers": [-2, -1]},
     "shieldgemma2": {"mm_tokens_per_image": 4},
     # Words that a model looks up by name.
     "chameleon": {
