@@ -208,22 +208,19 @@ def build(mapping: str, name: str, seed: int = 0) -> PreTrainedModel:
 
 
 @torch.no_grad()
-def enliven(model: PreTrainedModel, gain: float = 1.5) -> None:
+def enliven(model: PreTrainedModel, gain: float = 2.5) -> None:
     """Random weights whose greedy text is not one repeated token.
 
     The usual deviation of 0.02 makes a small model's logits nearly uniform, and zero gates hide
     what they gate. Rows are centered: activations such as GELU have a positive mean, which random
-    weights turn into one vector, the same at every position. Embeddings are small against what
-    layers add, and the head is not tied to them: a token would predict itself.
+    weights turn into one vector, the same at every position. The head is not tied to the
+    embeddings: a token would predict itself.
     """
     for name, module in model.named_modules():
         for key, weight in module.named_parameters(recurse=False):
             if isinstance(module, nn.Embedding):
-                weight.normal_(0, 0.2)
-            elif (
-                isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
-                and weight.dim() > 1
-            ):
+                weight.normal_(0, 1)
+            elif isinstance(module, LINEAR) and weight.dim() > 1:
                 rows = weight.t() if isinstance(module, Conv1D) else weight
                 fan = rows[0].numel()
                 rows.normal_(0, gain / fan**0.5)
@@ -231,8 +228,8 @@ def enliven(model: PreTrainedModel, gain: float = 1.5) -> None:
                     rows -= rows.flatten(1).mean(1).view(-1, *[1] * (rows.dim() - 1))
             elif "experts" in name and weight.dim() == 3:
                 weight.normal_(0, gain / weight.shape[-1] ** 0.5)
-            elif not weight.any() and weight.is_floating_point():  # gates, biases
-                weight.normal_(0, 0.3)
+            elif not weight.any() and weight.is_floating_point():
+                weight.normal_(0, 0.05 if "bias" in key else 0.5)  # else a gate
             elif "norm" in f"{name}.{key}".lower() and weight.dim() == 1:
                 weight *= 1 + 0.3 * torch.randn_like(weight)
     head = model.get_output_embeddings()
