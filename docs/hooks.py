@@ -1,6 +1,7 @@
 """What the pages take from the code and from other files when they are built, so that it is true.
 
 <!-- families -->                   the table of model families, from the tests' zoo
+<!-- sweep -->                      what became of every text-generating entry of transformers
 <!-- commands -->                   every command of the command line, with its options
 <!-- trees -->                      a trace, as notebooks show it
 <!-- bench docs/bench/x.json -->    the tables of what `specplug bench --out` wrote
@@ -88,6 +89,15 @@ def families() -> str:
     return "\n".join([*rows, "", f"Trees were also measured to be right for {others}."])
 
 
+def sweep() -> str:
+    """Counts by mapping and outcome, and the families of each outcome, from `docs/sweep.json`."""
+    if str(ROOT) not in sys.path:
+        sys.path.insert(0, str(ROOT))
+    from tests.sweep.table import tables
+
+    return tables()
+
+
 def bench(name: str) -> str:
     """How fast each method was, and Spec-Bench's table."""
     from hf_specplug.bench import results, tables
@@ -156,6 +166,7 @@ def trees() -> str:
 
 SOURCES: dict[str, Callable[..., str]] = {
     "families": families,
+    "sweep": sweep,
     "commands": commands,
     "trees": trees,
     "bench": bench,

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from hf_specplug.demo import BUILT_IN
+from tests.sweep.choice import third
 
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the commands that tests start, too
@@ -19,6 +20,10 @@ settings.register_profile("suite", deadline=None, max_examples=150)
 settings.load_profile("suite")
 logging.set_verbosity_error()
 logging.disable_progress_bar()
+
+
+def pytest_report_header() -> str:
+    return f"sweep: third {third()}; repeat it with SWEEP_THIRD={third()}"
 
 
 @pytest.fixture(autouse=True)
