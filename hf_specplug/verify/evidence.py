@@ -208,7 +208,7 @@ _METHODS = frozenset(
     {"forward", "prepare_inputs_for_generation", "_update_model_kwargs_for_generation", "_prefill"}
 )
 _OURS = "hf_specplug."
-_OF_TORCH = frozenset(vars(nn.Module()))
+_NO_SWITCHES = frozenset(vars(nn.Module())) | {PACKED, "forward"}
 
 
 def fingerprint(model: nn.Module) -> int:
@@ -220,13 +220,16 @@ def fingerprint(model: nn.Module) -> int:
     parts: list[Any] = [_qualified(vars(model).get(name)) for name in sorted(_METHODS)]
     for name, module in model.named_modules():
         own = vars(module)
-        parts += (name, _kind(module), module.training, _qualified(own.get("forward")))
-        parts += [type(hook) for hook in _hooks(own)]
+        parts += (name, _kind(module), module.training)
+        if "forward" in own:
+            parts.append(_qualified(own["forward"]))
+        if own["_forward_pre_hooks"] or own["_forward_hooks"]:
+            parts += [type(hook) for hook in _hooks(own)]
         for key, weight in module._parameters.items():
             if weight is not None:
                 parts += (key, type(weight.data), weight.dtype)
         if name:
-            parts += [(key, _switch(own[key])) for key in own.keys() - _OF_TORCH - {PACKED}]
+            parts += [(key, _switch(own[key])) for key in own.keys() - _NO_SWITCHES]
     config: Any = model.config
     parts.append(config.get_text_config(decoder=True)._attn_implementation)
     return hash(tuple(parts))
