@@ -26,7 +26,7 @@ class SlotPositions:
     """While `at` is entered, the decoder's position modules go by depth; in this thread only.
 
     Args:
-        model: an encoder-decoder, or any other model, which has nothing to be changed.
+        model: one that takes no positions; any other has nothing to be changed.
 
     Example:
         >>> slots = SlotPositions(model)  # doctest: +SKIP
@@ -70,17 +70,23 @@ class SlotPositions:
 
 
 def position_argument(model: PreTrainedModel) -> str | None:
-    """The name under which `forward` takes positions, None if it counts cache slots."""
-    name = "decoder_position_ids" if model.config.is_encoder_decoder else "position_ids"
-    return name if name in inspect.signature(model.forward).parameters else None
+    """The name under which `forward` takes positions, None if it counts cache slots.
+
+    A model around a text model may hand over what it does not name itself.
+    """
+    config = model.config
+    name = "decoder_position_ids" if config.is_encoder_decoder else "position_ids"
+    parameters = inspect.signature(model.forward).parameters
+    wraps = not config.is_encoder_decoder and config.get_text_config(decoder=True) is not config
+    hands_over = wraps and any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    return name if name in parameters or hands_over else None
 
 
 def slot_modules(model: PreTrainedModel) -> list[tuple[str, nn.Module]]:
     """The (last name, module) pairs of a decoder that turn slots into positions; [] if none do."""
-    if position_argument(model) is not None or not model.config.is_encoder_decoder:
-        return []
+    decoder = None if position_argument(model) is not None else model.get_decoder()
     found = []
-    for path, module in model.get_decoder().named_modules():
+    for path, module in () if decoder is None else decoder.named_modules():
         name = path.rpartition(".")[2]
         if name in (_ABSOLUTE, _RELATIVE):
             found.append((name, module))
