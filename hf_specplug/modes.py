@@ -75,6 +75,13 @@ def _is_shared(model: PreTrainedModel) -> bool:
     )
 
 
+def ask_for_cache(model: PreTrainedModel, kwargs: dict[str, Any]) -> None:
+    """Let MPT keep a cache, which its configuration leaves out unless somebody asks for it."""
+    given = getattr(kwargs.get("generation_config"), "use_cache", None)
+    if model.config.model_type == "mpt" and given is None:
+        kwargs.setdefault("use_cache", True)
+
+
 def build_stop_strings(model: PreTrainedModel, kwargs: dict[str, Any]) -> None:
     """Turn stop strings into a criterion: `generate` hands a callable no tokenizer."""
     strings = Asked(model, kwargs).stop_strings

@@ -94,6 +94,20 @@ def test_dynamic_rope_below_its_limit() -> None:
         assert bool(plug.stats.calls) == drafted
 
 
+def test_mpt_gets_the_cache_that_its_configuration_leaves_out() -> None:
+    torch.manual_seed(0)
+    model = FAMILIES["mpt"].build().eval()
+    model.config.use_cache = model.generation_config.use_cache = False  # its default
+    inputs, settings = prompt(model), {"max_new_tokens": 30, "do_sample": False}
+    expected, _ = plain(model, inputs, **settings)
+    output, _, plug = plugged(model, inputs, ["context"], **settings)
+    assert output.tolist() == expected.tolist()
+    assert plug.stats.calls == 1
+    _, _, plug = plugged(model, inputs, ["context"], **settings, use_cache=False)
+    assert plug.stats.calls == 0
+    assert "use_cache=True" in next(iter(plug.stats.fallbacks))
+
+
 def test_what_caches_can_take_back() -> None:
     config = make("llama").config
     assert rollback(DynamicCache(config=config), 100) == (TREE, "")

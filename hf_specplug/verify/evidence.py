@@ -154,6 +154,7 @@ def _of_text(model: PreTrainedModel, claim: Support, padded: bool, longest: int)
             ids,
             attention_mask=mask,
             max_new_tokens=trial.LENGTH,
+            use_cache=True,
             do_sample=False,
             num_beams=1,
             num_return_sequences=1,

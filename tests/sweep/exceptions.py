@@ -140,6 +140,8 @@ CONFIGS["qwen2_5_omni_text"] = {"rope_parameters": _MROPE}
 _ALTERNATING = ["sliding_attention", "full_attention"]
 VARIANTS: dict[str, dict[str, Any]] = {
     "bert+encoder": {"is_decoder": False},  # its default, which reads both ways, without a cache
+    "deepseek_v32+index": {"index_topk": 16},
+    "doge+window": {"keep_window_size": 16},
     "falcon+alibi": {"alibi": True},
     "gemma4_text+k_eq_v": {"attention_k_eq_v": True, "num_global_key_value_heads": 1},
     "gemma4_text+alone": {"num_kv_shared_layers": 0},

@@ -32,6 +32,7 @@ ENTRIES += [("causal", name) for name in VARIANTS]
 
 VOCAB = 128
 WIDTH, FFN, HEADS, KV_HEADS, HEAD, RANK, EXPERTS, WINDOW = 32, 48, 4, 2, 8, 16, 4, 16
+LONG = 256  # more than any text of the sweep
 TEXT = range(4, 96)  # what prompts are made of: special tokens are below and above
 FIXED = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 3}
 
@@ -56,9 +57,10 @@ RULES: list[tuple[re.Pattern[str], int]] = [
         (r"first_k_dense_replace|num_dense_layers|num_mtp|num_nextn", 1),
         (r"vocab", VOCAB),
         (
-            r"window$|window_size|^index_topk$|chunk_size$|^local_radius|chunk_length$|window_len",
+            r"window$|(?<!keep_)window_size|chunk_size$|^local_radius|chunk_length$|window_len",
             WINDOW,
         ),
+        (r"^index_topk$|keep_window_size", LONG),  # what crosses it is not drafted: see VARIANTS
         (r"state_size|_d_state$|ssm_state", HEAD),
         (r"intermediate|ffn_(dim|hidden)|feed_forward|^d_?ff$|dim_ff$|mlp_dim|_inner$", FFN),
         (
