@@ -33,6 +33,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "granitemoehybrid": {**_TWO, "layer_types": ["linear_attention", "full_attention"]},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "lfm2": {**_TWO, "layer_types": ["conv", "full_attention"], "block_multiple_of": 8},
     "lfm2_moe": {**_TWO, "layer_types": ["conv", "full_attention"]},
     "mllama_text_model": {"num_hidden_layers": 3, "cross_attention_layers": [1]},
     "recurrent_gemma": {"num_hidden_layers": 3},

@@ -200,7 +200,7 @@ def build(mapping: str, name: str, seed: int = 0) -> PreTrainedModel:
         model = kind(config).float().eval()
     enliven(model)
     generation = model.generation_config
-    generation.eos_token_id = None
+    generation.eos_token_id, generation.num_beams = None, 1
     for each in ("forced_bos_token_id", "forced_eos_token_id", "no_repeat_ngram_size"):
         setattr(generation, each, None)
     for each, value in FIXED.items():

@@ -74,7 +74,7 @@ def _families(rows: list[Row]) -> str:
     """A row for each outcome and reason; families that several mappings have are named once."""
     groups: dict[tuple[int, str], dict[str, None]] = defaultdict(dict)
     for row in rows:
-        reason = general(row["model_type"], row.get("reason", ""))
+        reason = general(row.get("reason", ""))
         groups[OUTCOMES.index(row["outcome"]), reason][row["model_type"]] = None
     lines = ["| run as | why not a tree | families |", "|---|---|---|"]
     for (outcome, reason), names in sorted(groups.items(), key=lambda g: (g[0][0], -len(g[1]))):
@@ -83,10 +83,10 @@ def _families(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def general(name: str, reason: str) -> str:
-    """A reason without what is of the one family only, so that others have the same."""
-    reason = re.sub(r"off by [\d.e+-]+ deviations", "off", reason)
+def general(reason: str) -> str:
+    """A reason without what is of one family only, so that others have the same."""
+    reason = re.sub(r"^[\w-]+ (takes|has|is|with) ", r"it \1 ", reason)
+    reason = re.sub(r"^a probe of [\w-]+ ", "a probe ", reason)
+    reason = re.sub(r" off by [\d.e+-]+ deviations", " off", reason)
     reason = re.sub(r" \(\S+\.py:\d+\)$", "", reason)
-    family = re.escape(name.partition("+")[0]).replace(r"\-", "[-_]").replace("_", "[-_]")
-    reason = re.sub(rf"\b{family}\w*\b", "it", reason, flags=re.IGNORECASE)
     return reason if len(reason) < 160 else reason[:150].rsplit(" ", 1)[0] + " ..."

@@ -114,12 +114,11 @@ def test_tables_have_all() -> None:
 
 
 def test_reasons_of_several_families_are_one() -> None:
-    one = general("mamba2", "mamba2 has a recurrent state that cannot be rolled back")
-    assert one == general(
-        "qwen3_5", "qwen3_5_text has a recurrent state that cannot be rolled back"
-    )
-    off = "a probe of bert found tree logits off by 0.53 deviations"
-    assert general("bert", off) == "a probe of it found tree logits off"
+    reason = "{} has a recurrent state that cannot be rolled back"
+    assert general(reason.format("mamba2")) == general(reason.format("qwen3_5_text"))
+    off = "a probe of {} found tree logits off by {} deviations"
+    assert general(off.format("bert", 0.53)) == general(off.format("xlm-roberta", 1e-2))
+    assert general(reason) != general(off)
 
 
 def test_entries_by_name(
