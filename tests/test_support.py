@@ -12,8 +12,9 @@ from transformers.cache_utils import DynamicIndexedLayer
 
 from hf_specplug import attach, detach
 from hf_specplug.verify import support
-from hf_specplug.verify.cache import CHAIN, PLAIN, TREE, capacity, rollback
+from hf_specplug.verify.cache import CHAIN, PLAIN, TREE, capacity, overwrites, rollback
 from tests.helpers import chosen, plain, plugged
+from tests.replay import Replay
 from tests.zoo import FAMILIES, make, prompt
 
 
@@ -108,24 +109,54 @@ def test_mpt_gets_the_cache_that_its_configuration_leaves_out() -> None:
     assert "use_cache=True" in next(iter(plug.stats.fallbacks))
 
 
+@pytest.mark.parametrize("name", ["gemma3", "gemma2", "mistral-window", "llama4"])
+@pytest.mark.parametrize("length", [8, 24])
+def test_static_windows_that_the_text_outgrows(name: str, length: int) -> None:
+    """On the eager engine; the cache is afterwards what it is after plain decoding."""
+    model = make(name)
+    inputs = prompt(model, length=length)
+    every: dict[str, Any] = {
+        "max_new_tokens": 40,
+        "do_sample": False,
+        "return_dict_in_generate": True,
+        "cache_implementation": "static",
+        "disable_compile": True,
+    }
+    expected, _ = plain(model, inputs, **every)
+    tokens = expected.sequences[0, -40:].tolist()
+    for drafter in (
+        Replay(tokens, rank=1),
+        Replay(tokens, wrong=lambda position: position % 3 == 1),
+    ):
+        output, _, plug = plugged(model, inputs, drafter, **every)
+        assert output.sequences.tolist() == expected.sequences.tolist()
+        assert not plug.stats.fallbacks
+        for one, other in zip(
+            expected.past_key_values.layers, output.past_key_values.layers, strict=True
+        ):
+            assert torch.allclose(one.keys, other.keys, atol=1e-4)
+            assert int(one.get_seq_length()) == int(other.get_seq_length())
+
+
 def test_what_caches_can_take_back() -> None:
     config = make("llama").config
-    assert rollback(DynamicCache(config=config), 100) == (TREE, "")
-    assert rollback(DynamicCache(), 100) == (TREE, "")
-    assert rollback(StaticCache(config=config, max_cache_len=50), 60) == (TREE, "")
+    assert rollback(DynamicCache(config=config)) == (TREE, "")
+    assert rollback(DynamicCache()) == (TREE, "")
+    assert rollback(StaticCache(config=config, max_cache_len=50)) == (TREE, "")
     assert capacity(StaticCache(config=config, max_cache_len=50)) == 50
     assert capacity(DynamicCache(config=config)) > 10**6
     sliding = StaticCache(config=make("gemma3").config, max_cache_len=50)
-    assert rollback(sliding, 60)[0] == PLAIN
-    assert rollback(sliding, 16)[0] == TREE
-    assert rollback(DynamicCache(config=config, offloading=True), 9)[0] == PLAIN
-    assert rollback(None, 9)[0] == PLAIN
+    assert rollback(sliding) == (TREE, "")
+    assert overwrites(sliding, 60)
+    assert not overwrites(sliding, 16)
+    assert rollback(DynamicCache(config=config, offloading=True))[0] == PLAIN
+    assert rollback(None)[0] == PLAIN
     indexed = DynamicCache()
     indexed.layers.append(DynamicIndexedLayer())
-    assert rollback(indexed, 9)[0] == TREE
+    assert rollback(indexed)[0] == TREE
     quantized = DynamicCache()
     quantized.layers.append(object.__new__(_quantized_layer()))
-    assert rollback(quantized, 9)[0] == PLAIN
+    assert rollback(quantized)[0] == PLAIN
 
 
 def _quantized_layer() -> type:

@@ -34,11 +34,11 @@ def decoder_cache(cache: Any) -> Any:
     return cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
 
 
-def rollback(cache: Any, max_length: int) -> tuple[str, str]:
+def rollback(cache: Any) -> tuple[str, str]:
     """What a cache can take back: (TREE, ""), or (CHAIN or PLAIN, the reason).
 
     TREE means that any slots of the last forward pass can be kept, CHAIN that only a tail can be
-    dropped, PLAIN that nothing can. `max_length` is how long the text can get, in tokens.
+    dropped, PLAIN that nothing can.
     """
     cache = decoder_cache(cache)
     if not isinstance(cache, Cache):
@@ -48,11 +48,7 @@ def rollback(cache: Any, max_length: int) -> tuple[str, str]:
     mode, reason = TREE, ""
     for layer in cache.layers:
         kind = type(layer)
-        if kind in (DynamicLayer, DynamicSlidingWindowLayer, StaticLayer):
-            continue
-        if kind is StaticSlidingWindowLayer:
-            if max_length > layer.max_cache_len:
-                return PLAIN, "a static sliding-window cache overwrites what a rollback needs"
+        if kind in (DynamicLayer, DynamicSlidingWindowLayer, StaticLayer, StaticSlidingWindowLayer):
             continue
         if kind.__name__ in ("DynamicIndexedLayer", "DummyLayer"):
             continue
@@ -72,6 +68,43 @@ def capacity(cache: Any) -> int:
         (layer.max_cache_len for layer in fixed if int(layer.get_seq_length()) == length),
         default=1 << 30,
     )
+
+
+def overwrites(cache: Any, max_length: int) -> bool:
+    """Whether a text of `max_length` tokens outgrows fixed slots of its end: no rollback there."""
+    layers = decoder_cache(cache).layers
+    windows = [layer for layer in layers if isinstance(layer, StaticSlidingWindowLayer)]
+    return any(max_length > layer.max_cache_len for layer in windows)
+
+
+def growing(cache: Any, length: int) -> Cache:
+    """A cache that can be rolled back, with the `length` tokens of another one.
+
+    What the end of a sliding window has lost is zero: no token after it looks there. `deliver` is
+    the way back.
+    """
+    layers = []
+    for old in cache.layers:
+        layers.append(DynamicLayer())
+        if getattr(old, "keys", None) is not None:
+            layers[-1].update(*(_whole(part, length) for part in (old.keys, old.values)))
+    return Cache(layers=layers)
+
+
+def _whole(states: torch.Tensor, length: int) -> torch.Tensor:
+    held = min(states.shape[2], length)
+    whole = states.new_zeros((*states.shape[:2], length, states.shape[3]))
+    whole[:, :, length - held :] = states[:, :, :held]
+    return whole
+
+
+def deliver(source: Any, target: Any, start: int, end: int) -> None:
+    """Append the slots from `start` to `end` to another cache."""
+    for index, layer in enumerate(source.layers):
+        if end > start and layer.keys is not None:
+            decoder_cache(target).update(
+                layer.keys[:, :, start:end], layer.values[:, :, start:end], index
+            )
 
 
 def holds_state(cache: Any) -> bool:

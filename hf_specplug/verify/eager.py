@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from hf_specplug.verify.attention import FoldedHeads
-from hf_specplug.verify.cache import Rollback, capacity, holds_state
+from hf_specplug.verify.cache import Rollback, capacity, deliver, growing, holds_state, overwrites
 from hf_specplug.verify.engine import Engine
 from hf_specplug.verify.masks import TreeMasks
 from hf_specplug.verify.outputs import Outputs
@@ -28,10 +28,15 @@ class EagerEngine(Engine):
         self._heads = FoldedHeads(self._model)
         self._slots = SlotPositions(self._model)
         self._undo.callback(self._slots.close)
-        self._capacity = capacity(self.cache)
-        self._rollback = Rollback(self.cache)
+        self._working = self.cache
+        if overwrites(self.cache, self._config.max_length):
+            start = self._past
+            self._working = self._kwargs["past_key_values"] = growing(self.cache, start)
+            self._undo.callback(lambda: deliver(self._working, self.cache, start, self._past))
+        self._capacity = capacity(self._working)
+        self._rollback = Rollback(self._working)
         self._undo.callback(self._rollback.close)
-        self.drafts = not holds_state(self.cache)
+        self.drafts = not holds_state(self._working)
         if not self.drafts:
             self.trouble = RECURRENT
             self._rollback.close()
@@ -47,7 +52,7 @@ class EagerEngine(Engine):
         prompt_mask = self._prompt_mask
         self._masks = TreeMasks(
             self._model.config,
-            self.cache,
+            self._working,
             self._model.dtype,
             text._attn_implementation == "eager",
             self._device,

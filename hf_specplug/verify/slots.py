@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from hf_specplug.verify.cache import decoder_cache
+from hf_specplug.verify.cache import decoder_cache, deliver
 
 
 class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
@@ -103,10 +103,7 @@ class SlotCache(Cache):  # type: ignore[misc]
 
     def deliver(self, target: Any, start: int, end: int) -> None:
         """Append the slots from `start` to `end` to another cache."""
-        if end > start:
-            for index, layer in enumerate(self.layers):
-                states = (layer.keys[:, :, start:end], layer.values[:, :, start:end])
-                decoder_cache(target).update(*states, index)
+        deliver(self, target, start, end)
 
     def keep(self, base: int, kept: Sequence[int]) -> None:
         """Of the slots from `base` on, move those at `kept` (ascending, starting at 0) together."""

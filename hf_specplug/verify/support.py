@@ -95,7 +95,7 @@ def of_call(
         return Support(PLAIN, turn)
     if static:
         return Support(TREE)
-    return Support(*rollback(cache, config.max_length))
+    return Support(*rollback(cache))
 
 
 def is_static(
