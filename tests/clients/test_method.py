@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import ContinuousBatchingConfig, LogitsProcessor, LogitsProcessorList
 
 from hf_specplug import attach, detach
 from hf_specplug.verify import packed
@@ -162,5 +162,8 @@ def test_continuous_batching_leaves_a_word() -> None:
 
 
 def _batch(model: Any, ids: list[list[int]]) -> list[list[int]]:
-    outputs = model.generate_batch(inputs=[*ids, *ids], progress_bar=False)
+    small = ContinuousBatchingConfig(page_size=32, num_blocks=8, max_batch_tokens=64)
+    outputs = model.generate_batch(
+        inputs=[*ids, *ids], continuous_batching_config=small, progress_bar=False
+    )
     return [output.generated_tokens for output in outputs.values()]
