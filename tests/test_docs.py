@@ -370,7 +370,7 @@ SEVERAL = {
     "Qwen2-VL": {"qwen2_vl_text"},
     "Falcon (RoPE)": {"falcon"},
     "Falcon (ALiBi)": {"falcon"},
-    "dynamic NTK scaling": {"llama"},
+    "dynamic NTK scaling beyond its limit": {"llama"},
 }
 """What the README calls families whose `model_type`s it does not spell."""
 
