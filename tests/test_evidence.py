@@ -309,6 +309,23 @@ def test_train_mode_without_dropout_drafts() -> None:
     assert not assert_exact(model).stats.fallbacks
 
 
+def test_a_method_that_was_replaced_in_its_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As kernels that are patched in do; and here, one that looks at its neighbours."""
+    model = fresh()
+    assert not assert_exact(model).stats.fallbacks
+    kind = type(model.model.layers[0].mlp)
+    own = kind.forward
+
+    def mean(self: Any, x: torch.Tensor) -> torch.Tensor:
+        return own(self, x) + x.mean(1, keepdim=True)
+
+    monkeypatch.setattr(kind, "forward", mean)
+    assert not evidence.is_stock(model)
+    assert assert_exact(model).stats.fallbacks
+    monkeypatch.undo()
+    assert not assert_exact(model).stats.fallbacks
+
+
 def test_gradient_checkpointing() -> None:
     model = fresh()
     model.gradient_checkpointing_enable()

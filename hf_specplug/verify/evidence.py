@@ -187,7 +187,8 @@ def _all_ones(mask: Any) -> bool:
 
 def is_stock(model: nn.Module) -> bool:
     """Whether a model is of classes of torch and transformers, in eval mode, nothing patched in."""
-    return not any(
+    methods = (getattr(type(model), name, None) for name in _METHODS)
+    return all(_is_home(method) for method in methods if method is not None) and not any(
         own.keys() & _METHODS or module.training or foreign(module) or _hooks(own)
         for module in model.modules()
         for own in (vars(module),)
@@ -195,14 +196,18 @@ def is_stock(model: nn.Module) -> bool:
 
 
 def foreign(module: nn.Module) -> bool:
-    """Whether a module, or how one of its own weights is kept, comes from elsewhere."""
-    home = _kind(module).__module__.split(".")
-    known = home[:2] in (["transformers", "models"], ["torch", "nn"]) or (
-        home[0] == "transformers" and home[1:2] not in (["integrations"], ["quantizers"])
-    )
-    weights = module._parameters.values()
-    plain = all(w is None or type(w.data) is torch.Tensor for w in weights)
-    return not (known and plain) or home[:2] == ["torch", "ao"]
+    """Whether a module, its forward or how one of its own weights is kept comes from elsewhere."""
+    kind = _kind(module)
+    plain = all(w is None or type(w.data) is torch.Tensor for w in module._parameters.values())
+    return not (plain and _is_home(kind) and _is_home(kind.forward))
+
+
+def _is_home(thing: Any) -> bool:
+    """Whether a class or function is of torch or transformers, and no quantizer's."""
+    top, inner = [*thing.__module__.split("."), ""][:2]
+    if top == "torch":
+        return inner in ("nn", "utils")  # also what decorates methods
+    return top == "transformers" and inner not in ("integrations", "quantizers")
 
 
 _METHODS = frozenset(
@@ -221,7 +226,8 @@ def fingerprint(model: nn.Module) -> int:
     parts: list[Any] = [_qualified(vars(model).get(name)) for name in sorted(_METHODS)]
     for name, module in model.named_modules():
         own = vars(module)
-        parts += (name, _kind(module), module.training)
+        kind = _kind(module)
+        parts += (name, kind, kind.forward, module.training)
         if "forward" in own:
             parts.append(_qualified(own["forward"]))
         if own["_forward_pre_hooks"] or own["_forward_hooks"]:
@@ -253,7 +259,7 @@ def _adapts_the_last(model: nn.Module) -> bool:
     return any(offset is not None for row in offsets if row for offset in row)
 
 
-def _kind(module: nn.Module) -> type:
+def _kind(module: nn.Module) -> type[nn.Module]:
     """A module's class, as it is while no call has put packed weights in."""
     return nn.Linear if type(module).__module__.startswith(_OURS) else type(module)
 
@@ -264,6 +270,8 @@ def _qualified(method: Any) -> str:
 
 def _switch(value: Any) -> Any:
     """What of an attribute can be a switch: names, flags and lists of names; else its type."""
+    if value is None or isinstance(value, torch.Tensor):
+        return None  # what is remembered of a text comes and goes
     if isinstance(value, bool | str | torch.dtype):
         return value
     if isinstance(value, list | tuple | set) and len(value) <= 64:
