@@ -181,7 +181,7 @@ class Engine(ABC):
             self._first, self._shape = values[0], self._starts.shape[:-1]
 
     def _prepare(
-        self, ids: torch.Tensor, offsets: torch.Tensor | None, mask: torch.Tensor | None = None
+        self, ids: torch.Tensor, offsets: torch.Tensor, mask: torch.Tensor | None = None
     ) -> dict[str, Any]:
         """What the model's own preparation makes of these tokens.
 
@@ -191,7 +191,7 @@ class Engine(ABC):
             mask: [1, past + T], if tokens of the prompt are hidden.
         """
         kwargs = dict(self._kwargs)
-        if self._given is not None and self._position_key is not None and offsets is not None:
+        if self._given is not None and self._position_key is not None:
             kwargs[self._position_key] = self._given + offsets.to(self._given.device)
         for key, dim in self._per_token.items():
             last = kwargs[key].narrow(dim, -1, 1)

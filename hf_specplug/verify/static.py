@@ -52,7 +52,7 @@ class StaticEngine(Engine):
         if starts is None or position_key is None:
             raise TypeError(f"{type(self._model).__name__} takes no positions, which trees need")
         ids = torch.zeros((1, 1), dtype=torch.int64, device=self._device)
-        constants = self._prepare(ids, starts)
+        constants = self._prepare(ids, ids[0])
         names = (self._ids_key, position_key, self._mask_key)
         for name in (*names, "past_key_values"):
             constants.pop(name, None)
