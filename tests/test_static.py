@@ -37,7 +37,7 @@ from tests.test_identity import SAMPLING
 from tests.zoo import FAMILIES, make, prompt
 
 TREES = [name for name, family in FAMILIES.items() if family.mode == "tree"]
-DECODERS = [name for name in TREES if name != "whisper"]
+DECODERS = [name for name in TREES if FAMILIES[name].kind == "decoder"]
 STATIC: dict[str, Any] = {"cache_implementation": "static"}
 
 

@@ -226,9 +226,12 @@ class Prompt:
     per_token: dict[str, int]
 
     def copied(self) -> Prompt:
-        """The same with caches of its own."""
+        """The same with caches, tensors and encoder outputs of its own.
+
+        A model may change any of them in place: Moonshine adds positions to its encoder's states.
+        """
         kwargs = {
-            key: copy.deepcopy(value) if hasattr(value, "get_seq_length") else value
+            key: copy.deepcopy(value) if _is_changeable(value) else value
             for key, value in self.kwargs.items()
         }
         return Prompt(self.input_ids, kwargs, self.per_token)
@@ -255,6 +258,10 @@ def prefilled(
         if dim is not None:
             per_token[key] = dim
     return outputs, Prompt(input_ids, kwargs, per_token)
+
+
+def _is_changeable(value: Any) -> bool:
+    return isinstance(value, torch.Tensor | dict) or hasattr(value, "get_seq_length")
 
 
 def _is_tensor(value: Any) -> bool:
