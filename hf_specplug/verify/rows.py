@@ -6,6 +6,7 @@ layer makes of a token is then another thing in a tree than alone.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -26,8 +27,11 @@ def dependent(model: nn.Module) -> Iterator[list[str]]:
     last token: its first token must come out the same.
     """
     given: dict[str, tuple[nn.Module, torch.Tensor]] = {}
+    thread = threading.get_ident()
 
     def keep(name: str, layer: nn.Module, args: Any) -> None:
+        if threading.get_ident() != thread:
+            return
         if args and isinstance(args[0], torch.Tensor) and args[0].ndim > 1:
             given[name] = layer, args[0].detach()
 
