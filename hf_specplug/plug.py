@@ -9,6 +9,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -41,11 +42,9 @@ from hf_specplug.session import Session
 from hf_specplug.stats import Stats
 from hf_specplug.steps import Tape
 from hf_specplug.trace import Trace
-from hf_specplug.verify import evidence
 from hf_specplug.verify.cache import CHAIN, PLAIN
 from hf_specplug.verify.engine import Engine
 from hf_specplug.verify.rejection import walk_class
-from hf_specplug.verify.support import device_of
 from hf_specplug.verify.walk import Walk
 
 logger = logging.getLogger("hf_specplug")
@@ -276,18 +275,11 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
 
         start = time.perf_counter()
         rehearsal.rehearse(rehearsal.built_in(self.drafters))
-        ids = torch.ones((1, 4), dtype=torch.int64, device=device_of(model))
-        short = {**settings, "do_sample": False, "max_new_tokens": 2}
-        short["custom_generate"] = copy.deepcopy(self)  # learns nothing that stays
-
-        def warm(engine: Engine) -> None:
-            engine.warm(max_length)
-            with self._seats.lock:
-                self.stats.prepare(*engine.prepared)
-
-        with evidence.unchanged(model):
-            type(model).generate(model, ids, attention_mask=torch.ones_like(ids), **short)
-            self._session(model).on_engine(model, ids, warm, **settings)
+        session, scratch = self._session(model), copy.deepcopy(self)  # which learns for itself
+        with ThreadPoolExecutor(1) as apart:  # threads of OpenMP that stay would slow others down
+            prepared = apart.submit(session.warm, model, max_length, scratch, settings).result()
+        with self._seats.lock:
+            self.stats.prepare(*prepared)
         return time.perf_counter() - start
 
     def _seat(self) -> Seat | None:

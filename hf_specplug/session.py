@@ -163,8 +163,32 @@ class Session:
                         engine.close()
             return input_ids
 
-        every = {"max_new_tokens": 2, **settings, "do_sample": False, "custom_generate": run}
-        type(model).generate(model, input_ids, attention_mask=torch.ones_like(input_ids), **every)
+        _generate_little(model, input_ids, run, settings)
+
+    def warm(
+        self, model: PreTrainedModel, max_length: int, plug: Any, settings: dict[str, Any]
+    ) -> tuple[int, float]:
+        """Do now what calls of up to `max_length` tokens would wait for once.
+
+        Args:
+            plug: decodes a few tokens, so that all that decoding needs is compiled.
+            settings: of `generate`.
+
+        Returns:
+            Forward passes that were captured or compiled, and the seconds that it took.
+        """
+        torch.get_num_threads()  # in a new thread mkldnn takes its own number of them until asked
+        ids = torch.ones((1, 4), dtype=torch.int64, device=support.device_of(model))
+        prepared = [(0, 0.0)]
+
+        def act(engine: Engine) -> None:
+            engine.warm(max_length)
+            prepared.append(engine.prepared)
+
+        with evidence.unchanged(model):
+            _generate_little(model, ids, plug, settings)
+            self.on_engine(model, ids, act, **settings)
+        return prepared[-1]
 
     def budget(self, static: bool, drafters: int, seat: int) -> Budget:
         """How many tokens pay, on either engine, for the calls on a seat.
@@ -183,3 +207,10 @@ class Session:
                 if seat < KEPT:
                     self._budgets[key] = budget
             return budget
+
+
+def _generate_little(
+    model: PreTrainedModel, input_ids: torch.Tensor, method: Any, settings: dict[str, Any]
+) -> None:
+    every = {"max_new_tokens": 2, **settings, "do_sample": False, "custom_generate": method}
+    type(model).generate(model, input_ids, attention_mask=torch.ones_like(input_ids), **every)
