@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+import threading
 from typing import Any
 
 import numpy as np
@@ -331,6 +332,33 @@ def test_gradient_checkpointing() -> None:
     model.gradient_checkpointing_enable()
     model.train()
     assert_exact(model)
+
+
+class Random(tf.LlamaForCausalLM):  # type: ignore[misc]
+    """Draws a number in each forward pass, and does nothing with it."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        torch.rand(1)
+        return super().forward(*args, **kwargs)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_models_that_draw_random_numbers(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer passes would leave another state. Beside other threads nothing is concluded from it."""
+    tried: list[bool] = []
+    outcome = trial.outcome
+    monkeypatch.setattr(
+        trial, "outcome", lambda *arguments: tried.append(True) or outcome(*arguments)
+    )
+    monkeypatch.setattr(threading, "active_count", lambda: threads)
+    model = fresh(kind=Random)
+    expected, state = plain(model, prompt(model), 5, **SETTINGS)
+    for _ in range(3):
+        output, after, plug = plugged(model, prompt(model), ["context"], seed=5, **SETTINGS)
+        assert output.tolist() == expected.tolist()
+        assert torch.equal(after, state)
+        assert "random numbers" in next(iter(plug.stats.fallbacks))
+    assert len(tried) == (1 if threads == 1 else 3)
 
 
 def test_inputs_that_come_one_by_one() -> None:

@@ -28,6 +28,8 @@ from hf_specplug.verify.support import RECURRENT, Support
 LENGTH = 8
 """Tokens that a trial adds to a text at most."""
 
+RANDOM = "the model draws random numbers in each forward pass"
+
 _EXACT, _ROUNDED = 1e-3, 0.15
 """Differences in standard deviations of a row of logits that rounding explains: of float32 and
 float64, and of anything shorter."""
@@ -85,7 +87,7 @@ def _unfit(prompt: Prompt, drawn: bool) -> str:
     """Why nothing can be drafted after a prompt; "" if something may be."""
     cache = prompt.kwargs.get("past_key_values")
     if drawn:
-        return "the model draws random numbers in each forward pass"
+        return RANDOM
     if cache is None or (not holds_state(cache) and not int(cache.get_seq_length())):
         return "the model does not use the cache that generate gives it"
     return RECURRENT if holds_state(cache) else ""
