@@ -85,23 +85,22 @@ def shown(
     key = (claim, live, given, padded, masks)
     with _turn.lock:
         known = _known.setdefault(model, {})
-        if key not in known:
-            if _is_proven(model, claim, given):
-                known[key] = claim
-            else:
-                with unchanged(model):
-                    if given <= _TEXT and not model.config.is_encoder_decoder:
-                        known[key] = _of_text(model, claim, padded, config.max_length)
-                    else:
-                        kwargs = dict(model_kwargs)
-                        known[key] = trial.outcome(model, claim, input_ids, config, kwargs)
-            if model.training and known[key] != claim:
-                hint = f"{known[key].reason} (in train mode: is it meant? model.eval())"
-                known[key] = replace(known[key], reason=hint)
-            found = known[key]
-            if trial.RANDOM in found.reason and threading.active_count() > 1:
-                del known[key]  # it may have been another thread that drew them
-            return found
+        if key in known:
+            return known[key]
+        found = claim
+        if not _is_proven(model, claim, given):
+            with unchanged(model):
+                if given <= _TEXT and not model.config.is_encoder_decoder:
+                    found = _of_text(model, claim, padded, config.max_length)
+                else:
+                    found = trial.outcome(model, claim, input_ids, config, dict(model_kwargs))
+        if model.training and found != claim:
+            hint = f"{found.reason} (in train mode: is it meant? model.eval())"
+            found = replace(found, reason=hint)
+        # among several threads it may have been another one that drew them
+        if trial.RANDOM not in found.reason or threading.active_count() == 1:
+            known[key] = found
+        return found
 
 
 @contextmanager
