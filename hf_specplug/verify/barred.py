@@ -18,15 +18,11 @@ def tokens(model: PreTrainedModel) -> frozenset[int]:
     a draft, or as its root, all others would be one too early.
     """
     padding = {
-        module.padding_idx
+        getattr(module, "padding_idx", None)
         for path, module in model.named_modules()
-        if path.endswith("embed_positions") and isinstance(_padding_of(module), int)
+        if path.endswith("embed_positions")
     }
-    return placeholders(model.config) | padding
-
-
-def _padding_of(module: object) -> object:
-    return getattr(module, "padding_idx", None)
+    return placeholders(model.config) | {token for token in padding if isinstance(token, int)}
 
 
 def placeholders(config: PreTrainedConfig) -> frozenset[int]:
