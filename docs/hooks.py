@@ -71,7 +71,7 @@ def families() -> str:
         sys.path.insert(0, str(ROOT))
     from transformers.utils import logging
 
-    from hf_specplug.verify import evidence
+    from hf_specplug.exactness import evidence
     from tests.helpers import chosen
     from tests.zoo import FAMILIES, make, prompt
 
@@ -152,12 +152,11 @@ def trees() -> str:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
-    from hf_specplug import attach
-    from hf_specplug.demo import BUILT_IN
+    from hf_specplug import DEMO_MODEL, attach
 
     logging.disable_progress_bar()
-    tokenizer = AutoTokenizer.from_pretrained(BUILT_IN)
-    model = AutoModelForCausalLM.from_pretrained(BUILT_IN)
+    tokenizer = AutoTokenizer.from_pretrained(DEMO_MODEL)
+    model = AutoModelForCausalLM.from_pretrained(DEMO_MODEL)
     plug = attach(model, nodes=12)
     text = "def merge(one, other):\n    merged = []\n    for value in one:\n        merged.append("
     model.generate(**tokenizer(text, return_tensors="pt"), max_new_tokens=60, do_sample=False)

@@ -9,6 +9,7 @@ print(plug.stats)
 from __future__ import annotations
 
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -16,23 +17,27 @@ if TYPE_CHECKING:
     from hf_specplug.drafters.base import Drafter, register
     from hf_specplug.errors import SpecPlugError
     from hf_specplug.plug import SpecPlug
-    from hf_specplug.stats import Stats
+    from hf_specplug.telemetry.stats import Stats
     from hf_specplug.tree import DraftTree
 
 __version__ = "0.1.0"
+
+DEMO_MODEL = Path(__file__).parent / "demo_model"
+"""The built-in model of `specplug demo`: a folder as `save_pretrained` writes it."""
 
 _HOME = {
     "DraftTree": "tree",
     "Drafter": "drafters.base",
     "SpecPlug": "plug",
     "SpecPlugError": "errors",
-    "Stats": "stats",
+    "Stats": "telemetry.stats",
     "attach": "attachment",
     "detach": "attachment",
     "register": "drafters.base",
 }
 
 __all__ = [
+    "DEMO_MODEL",
     "DraftTree",
     "Drafter",
     "SpecPlug",

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from hf_specplug.datastore.corpus import Corpus, Document
-from hf_specplug.datastore.engines import Batch, Local, Rows
+from hf_specplug.datastore.building.corpus import Corpus, Document
+from hf_specplug.datastore.building.engines import Batch, Local, Rows
 from hf_specplug.errors import CorpusError, RecordingError
-from hf_specplug.forced import prompt_ids
-from hf_specplug.record import asked, greedy, loaded, room
+from hf_specplug.replay.forced import prompt_ids
+from hf_specplug.replay.record import asked, greedy, loaded, room
 
 LONGEST = 512
 """Tokens of an answer at most."""

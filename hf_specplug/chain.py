@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from hf_specplug.decode import observe
 from hf_specplug.drafters.base import Context, Step
-from hf_specplug.search import TreeSearch
+from hf_specplug.drafting.search import TreeSearch
 
 LONGEST = 10
 """Tokens proposed at once: as many as transformers' prompt lookup proposes."""

@@ -17,7 +17,7 @@ from transformers.generation.utils import (
 
 from hf_specplug.drafters.base import Context
 from hf_specplug.errors import OptionError
-from hf_specplug.verify import barred
+from hf_specplug.hf import barred
 from hf_specplug.verify.walk import Walk
 
 

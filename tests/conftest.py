@@ -11,7 +11,7 @@ from hypothesis import settings
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
-from hf_specplug.demo import BUILT_IN
+from hf_specplug import DEMO_MODEL
 from tests.sweep.choice import third
 
 torch.set_num_threads(1)
@@ -34,9 +34,9 @@ def _seeded() -> None:
 @pytest.fixture(scope="session")
 def demo_model() -> Any:
     """The built-in model: real text, real tokenizer. Shared: leave it as you found it."""
-    return AutoModelForCausalLM.from_pretrained(BUILT_IN, dtype=torch.float32).eval()
+    return AutoModelForCausalLM.from_pretrained(DEMO_MODEL, dtype=torch.float32).eval()
 
 
 @pytest.fixture(scope="session")
 def tokenizer() -> Any:
-    return AutoTokenizer.from_pretrained(BUILT_IN)
+    return AutoTokenizer.from_pretrained(DEMO_MODEL)

@@ -12,8 +12,8 @@ import torch
 
 from hf_specplug import SpecPlug, attach, detach
 from hf_specplug.drafters.base import Drafter
+from hf_specplug.hf.support import Support
 from hf_specplug.session import Session
-from hf_specplug.verify.support import Support
 
 
 def plain(model: Any, inputs: dict[str, Any], seed: int = 0, **settings: Any) -> tuple[Any, Any]:

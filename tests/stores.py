@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from hf_specplug.datastore.build import Plan, build
-from hf_specplug.datastore.corpus import Corpus, find
+from hf_specplug.datastore.building.build import Plan, build
+from hf_specplug.datastore.building.corpus import Corpus, find
+from hf_specplug.datastore.building.engines import Build
+from hf_specplug.datastore.building.retold import Retold
 from hf_specplug.datastore.dense import DenseIndex, fitted, transformed
-from hf_specplug.datastore.engines import Build
 from hf_specplug.datastore.index import Arrays
 from hf_specplug.datastore.manifest import Manifest
-from hf_specplug.datastore.retold import Retold
 from hf_specplug.datastore.store import Datastore
 from hf_specplug.errors import CorpusError, StoreError
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from hf_specplug.verify.attention import NAME, FoldedHeads, folded_attention
+from hf_specplug.hf.attention import NAME, FoldedHeads, folded_attention
 from tests.zoo import make
 
 

@@ -16,11 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from hf_specplug import Stats, plots
+from hf_specplug import DEMO_MODEL, Stats
 from hf_specplug.bench import compare, methods, page, prompts, results
 from hf_specplug.cli import app
-from hf_specplug.demo import BUILT_IN
 from hf_specplug.errors import OptionError, RecordingError
+from hf_specplug.telemetry import plots
 from hf_specplug.tree import EMPTY, DraftTree
 from tests.zoo import make
 
@@ -309,7 +309,7 @@ def test_another_run_is_not_overwritten(tmp_path: Path) -> None:
 def test_one_line_says_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = tmp_path / "broken"
     broken.mkdir()
-    for file in BUILT_IN.iterdir():
+    for file in DEMO_MODEL.iterdir():
         if file.is_file():
             (broken / file.name).write_bytes(file.read_bytes())
     (broken / "model.safetensors").write_bytes(b"no weights")

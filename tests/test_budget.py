@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hf_specplug import DraftTree
-from hf_specplug.budget import WIDTHS, Budget, Turns
+from hf_specplug.drafting.budget import WIDTHS, Budget, Turns
 
 
 def draft(prob: float, size: int) -> DraftTree:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from hf_specplug import __version__
-from hf_specplug.demo import BUILT_IN, Recorder, run
+from hf_specplug import DEMO_MODEL, __version__
+from hf_specplug.cli.demo import Recorder, run
 from tests.helpers import new_tokens, plain, plugged
 from tests.replay import Replay
 from tests.zoo import make, prompt
@@ -96,7 +96,7 @@ def test_bench_engine(tmp_path: Path) -> None:
     answer = "The sum of two numbers is written with a plus sign between the two numbers. " * 3
     lines = [{"task": task, "prompt": "Add two numbers.", "response": answer} for task in "ab"]
     texts.write_text("\n".join(map(json.dumps, lines)))
-    arguments = ["--model", str(BUILT_IN), "--texts", str(texts), "--per-task", "1"]
+    arguments = ["--model", str(DEMO_MODEL), "--texts", str(texts), "--per-task", "1"]
     arguments += ["--tokens", "40", "--contexts", "30", "--dtype", "float32", "--out", str(out)]
     result = specplug("bench", "engine", *arguments)
     assert result.returncode == 0, result.stderr
@@ -121,14 +121,14 @@ def test_bench_engine(tmp_path: Path) -> None:
 def test_bench_engine_says_what_is_wrong(tmp_path: Path, change: list[str], message: str) -> None:
     texts = tmp_path / "answers.jsonl"
     texts.write_text('{"task": "a", "prompt": "Hello.", "response": "Hi."}')
-    arguments = ["--model", str(BUILT_IN), "--texts", str(texts), "--dtype", "float32", *change]
+    arguments = ["--model", str(DEMO_MODEL), "--texts", str(texts), "--dtype", "float32", *change]
     result = specplug("bench", "engine", *arguments)
     assert result.returncode == 1
     assert message in result.stderr.replace("\n", " ")
     assert "Traceback" not in result.stderr
 
 
-TOKENIZER = ["--tokenizer", str(BUILT_IN)]
+TOKENIZER = ["--tokenizer", str(DEMO_MODEL)]
 
 
 def test_a_store_from_the_command_line(tmp_path: Path) -> None:

@@ -24,9 +24,9 @@ from hf_specplug.drafters.base import (
     create,
     registry,
 )
-from hf_specplug.mixer import Mixer
-from hf_specplug.search import TreeSearch
-from hf_specplug.verify.hidden import signature
+from hf_specplug.drafting.mixer import Mixer
+from hf_specplug.drafting.search import TreeSearch
+from hf_specplug.hf.hidden import signature
 from tests.helpers import new_tokens, plain, plugged
 from tests.stores import make as make_store
 from tests.test_dense import States, dense_store, described

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from hf_specplug.datastore import corpus as corpora
-from hf_specplug.datastore.corpus import Corpus, find
-from hf_specplug.datastore.recipe import load
+from hf_specplug.datastore.building import corpus as corpora
+from hf_specplug.datastore.building.corpus import Corpus, find
+from hf_specplug.datastore.building.recipe import load
 from hf_specplug.errors import CorpusError
 from tests.stores import stop
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hf_specplug.costs import Costs
+from hf_specplug.drafting.costs import Costs
 
 WIDTHS = (1, 6, 8, 12, 16, 24, 32, 48, 64)
 

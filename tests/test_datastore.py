@@ -18,13 +18,13 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
+from hf_specplug import DEMO_MODEL
 from hf_specplug.datastore import arrays, manifest
-from hf_specplug.datastore.build import Plan, build, merge, remove, shard_tokens_for
-from hf_specplug.datastore.corpus import Corpus, find
+from hf_specplug.datastore.building.build import Plan, build, merge, remove, shard_tokens_for
+from hf_specplug.datastore.building.corpus import Corpus, find
+from hf_specplug.datastore.building.recipe import load as load_recipe
 from hf_specplug.datastore.index import token_dtype
-from hf_specplug.datastore.recipe import load as load_recipe
 from hf_specplug.datastore.store import Datastore, tokenizer_hash
-from hf_specplug.demo import BUILT_IN
 from hf_specplug.drafters.base import Context, Frontier
 from hf_specplug.drafters.rest import RestDrafter
 from hf_specplug.errors import StoreError
@@ -92,7 +92,7 @@ def test_the_committed_sample_stays_readable() -> None:
     opened = Datastore(sample)
     opened.check(deep=True)
     assert len(opened) > 20_000
-    opened.refuse_other(AutoTokenizer.from_pretrained(BUILT_IN))
+    opened.refuse_other(AutoTokenizer.from_pretrained(DEMO_MODEL))
 
 
 @pytest.mark.parametrize("recipe", ["stdlib", "code", "chats", "outputs"])
@@ -378,10 +378,10 @@ import sys, time
 import numpy as np
 from hf_specplug.kernels.suffix import suffix_array
 from pathlib import Path
-from hf_specplug.datastore.build import Plan, build, merge
-from hf_specplug.datastore.corpus import Corpus, find
-from hf_specplug.datastore.recipe import load as load_recipe
-from hf_specplug.demo import BUILT_IN
+from hf_specplug.datastore.building.build import Plan, build, merge
+from hf_specplug.datastore.building.corpus import Corpus, find
+from hf_specplug.datastore.building.recipe import load as load_recipe
+from hf_specplug import DEMO_MODEL
 from hf_specplug.drafters.base import Context, Frontier
 from hf_specplug.drafters.rest import RestDrafter
 from hf_specplug.errors import StoreError

@@ -22,12 +22,12 @@ from hf_specplug.datastore.store import Datastore
 from hf_specplug.drafters import dense as drafting
 from hf_specplug.drafters.base import Context, Drafter, Frontier, Step
 from hf_specplug.drafters.dense import DenseDrafter
+from hf_specplug.drafting.mixer import Mixer
+from hf_specplug.drafting.search import TreeSearch
 from hf_specplug.errors import OptionError, StoreError
+from hf_specplug.hf.hidden import signature
 from hf_specplug.kernels import dense as kernels
-from hf_specplug.mixer import Mixer
-from hf_specplug.search import TreeSearch
 from hf_specplug.tree import DraftTree
-from hf_specplug.verify.hidden import signature
 from tests import reference
 from tests.helpers import assert_harmless, plain
 from tests.stores import documents, make, texts, told
@@ -409,7 +409,7 @@ def test_slow_searches_look_into_fewer_cells(monkeypatch: pytest.MonkeyPatch) ->
 
 
 class States:
-    """Indexes a shard by random states, as `hf_specplug.embedding` does by those of a model."""
+    """Indexes a shard by random states, as `embedding` does by those of a model."""
 
     def __init__(self, width: int = WIDTH) -> None:
         self.rng, self.width = np.random.default_rng(0), width

@@ -15,15 +15,15 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from transformers import AutoTokenizer
 
-from hf_specplug import embedding
+from hf_specplug import DEMO_MODEL
 from hf_specplug.datastore import dense as module
 from hf_specplug.datastore import manifest
-from hf_specplug.datastore.build import merge, write_shard
-from hf_specplug.datastore.corpus import STDIN, Corpus, find
+from hf_specplug.datastore.building import embedding
+from hf_specplug.datastore.building.build import merge, write_shard
+from hf_specplug.datastore.building.corpus import STDIN, Corpus, find
+from hf_specplug.datastore.building.embedding import Embedding
 from hf_specplug.datastore.dense import DIMS, DenseIndex, fitted, transformed
 from hf_specplug.datastore.store import Datastore
-from hf_specplug.demo import BUILT_IN
-from hf_specplug.embedding import Embedding
 from hf_specplug.errors import CorpusError, OptionError, StoreError
 from tests import stores
 from tests.helpers import assert_harmless
@@ -459,7 +459,7 @@ def test_an_unfinished_store_keeps_its_layer(
 
 def test_a_damaged_model_is_one_line(tmp_path: Path) -> None:
     broken = tmp_path / "broken"
-    shutil.copytree(BUILT_IN, broken)
+    shutil.copytree(DEMO_MODEL, broken)
     (broken / "model.safetensors").write_bytes(b"no weights")
     (tmp_path / "a.txt").write_text("a text")
     store, text = tmp_path / "store", tmp_path / "a.txt"

@@ -30,13 +30,12 @@ from markdown_it.token import Token
 from typer.testing import CliRunner
 
 import hf_specplug
-from hf_specplug import SpecPlug
+from hf_specplug import DEMO_MODEL, SpecPlug
 from hf_specplug.cli import app
-from hf_specplug.datastore.growing import GrowingStore
-from hf_specplug.demo import BUILT_IN
+from hf_specplug.datastore.building.growing import GrowingStore
 from hf_specplug.drafters import base
+from hf_specplug.exactness import evidence
 from hf_specplug.published import PUBLISHED
-from hf_specplug.verify import evidence
 from tests.helpers import plain, plugged
 from tests.zoo import FAMILIES, make, prompt
 
@@ -119,7 +118,7 @@ class Desk:
     def __init__(self, folder: Path, names: dict[str, Any]) -> None:
         self.names = names
         self._built: set[str] = set()
-        (folder / "my-model").symlink_to(BUILT_IN)
+        (folder / "my-model").symlink_to(DEMO_MODEL)
         shutil.copytree(ROOT / "examples" / "custom_generate", folder / "me" / "specplug")
         (folder / "src").mkdir()
         for module in (textwrap, shlex):

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hf_specplug import stores
-from hf_specplug.datastore import build as build_module
-from hf_specplug.datastore import engines
-from hf_specplug.datastore.build import Plan, build
-from hf_specplug.datastore.corpus import Corpus, find
+from hf_specplug import DEMO_MODEL
+from hf_specplug.cli import datastores as stores
+from hf_specplug.datastore.building import build as build_module
+from hf_specplug.datastore.building import engines
+from hf_specplug.datastore.building.build import Plan, build
+from hf_specplug.datastore.building.corpus import Corpus, find
 from hf_specplug.datastore.store import Datastore
 from hf_specplug.datastore.suffix import SuffixIndex
-from hf_specplug.demo import BUILT_IN
 from hf_specplug.errors import CorpusError, OptionError, StoreError
 from tests.stores import Letters, silent, stop, texts
 from tests.test_datastore import files
@@ -153,7 +153,7 @@ def test_a_cluster_embeds_as_this_process_does(
             *arguments,
             engine=engine,
             kind="dense",
-            model=str(BUILT_IN),
+            model=str(DEMO_MODEL),
             index="Flat",
         ).shards[0]
         for engine in ("local", "ray")
@@ -174,7 +174,7 @@ def test_a_cluster_embeds_as_this_process_does(
 def test_workers_must_know_how_states_are_projected(tmp_path: Path) -> None:
     arguments = (None, "text", False, 0, 0, None, "stop", False, "ray")
     with pytest.raises(CorpusError, match="give files instead"):
-        stores.build(str(tmp_path / "new"), ["-"], *arguments, kind="dense", model=str(BUILT_IN))
+        stores.build(str(tmp_path / "new"), ["-"], *arguments, kind="dense", model=str(DEMO_MODEL))
     assert not (tmp_path / "new").exists()
 
 

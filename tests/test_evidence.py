@@ -14,8 +14,9 @@ import transformers as tf
 from torch import nn
 
 from hf_specplug import attach, detach
-from hf_specplug.verify import evidence, support, trial
-from hf_specplug.verify.cache import CHAIN, PLAIN, TREE
+from hf_specplug.exactness import evidence, trial
+from hf_specplug.hf import support
+from hf_specplug.hf.cache import CHAIN, PLAIN, TREE
 from tests.helpers import chosen, new_tokens, plain, plugged
 from tests.replay import Replay
 from tests.zoo import FAMILIES, make, prompt

@@ -12,16 +12,17 @@ from typing import Any
 
 import pytest
 
-from hf_specplug import SpecPlug, rehearsal
-from hf_specplug.demo import BUILT_IN
+from hf_specplug import DEMO_MODEL, SpecPlug
 from hf_specplug.drafters.base import Drafter
+from hf_specplug.drafting import rehearsal
 from hf_specplug.kernels import cache
 
 RUN = """
 import json, pkgutil, sys, torch
 from importlib import import_module
 from transformers import AutoModelForCausalLM
-from hf_specplug import attach, kernels, rehearsal
+from hf_specplug import attach, kernels
+from hf_specplug.drafting import rehearsal
 
 torch.set_num_threads(1)
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32).eval()
@@ -64,7 +65,7 @@ CacheImpl._locator_classes = [UserProvidedCacheLocator]
 
 def run(folder: Path, *arguments: str, before: str = "", **options: Any) -> dict[str, Any]:
     """What a new process reports of its first calls."""
-    command = [sys.executable, "-c", before + RUN, str(BUILT_IN), json.dumps(options), *arguments]
+    command = [sys.executable, "-c", before + RUN, str(DEMO_MODEL), json.dumps(options), *arguments]
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(folder)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr

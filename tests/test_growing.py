@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_specplug import attach, detach
 from hf_specplug.datastore import hub
-from hf_specplug.datastore.build import writing
-from hf_specplug.datastore.growing import GrowingStore
+from hf_specplug.datastore.building.build import writing
+from hf_specplug.datastore.building.growing import GrowingStore
 from hf_specplug.datastore.store import Datastore
 from hf_specplug.errors import OptionError, StoreError
 from tests.helpers import new_tokens, plain

@@ -16,14 +16,15 @@ import torch
 from torch import nn
 from transformers import CompileConfig
 
-from hf_specplug import SpecPlug, embedding
+from hf_specplug import SpecPlug
+from hf_specplug.datastore.building import embedding
+from hf_specplug.datastore.building.embedding import Embedding
 from hf_specplug.drafters.base import Context, Drafter, Frontier, Int32, Step
 from hf_specplug.drafters.dense import DenseDrafter
-from hf_specplug.embedding import Embedding
+from hf_specplug.hf import support
+from hf_specplug.hf.hidden import LAST, Watch, signature
+from hf_specplug.hf.positions import position_argument
 from hf_specplug.verify import forward as forward_module
-from hf_specplug.verify import support
-from hf_specplug.verify.hidden import LAST, Watch, signature
-from hf_specplug.verify.positions import position_argument
 from tests.helpers import new_tokens, plain
 from tests.replay import Replay
 from tests.stores import documents

@@ -18,8 +18,7 @@ import yaml
 from transformers import AutoModelForCausalLM, StaticCache, dynamic_module_utils
 
 import hf_specplug
-from hf_specplug import SpecPlug, attach, detach
-from hf_specplug.demo import BUILT_IN
+from hf_specplug import DEMO_MODEL, SpecPlug, attach, detach
 from hf_specplug.errors import OptionError, StoreError
 from tests.helpers import new_tokens, plain
 from tests.replay import Replay
@@ -289,7 +288,7 @@ def test_the_card(repository: Path, chat: Any, capsys: pytest.CaptureFixture[str
     assert set(options) == {*method.__globals__["OPTIONS"], "assistant"}
     names: dict[str, Any] = {}
     for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
-        for name, value in (("REPOSITORY", repository), ("MODEL", BUILT_IN)):
+        for name, value in (("REPOSITORY", repository), ("MODEL", DEMO_MODEL)):
             code = re.sub(rf'(?m)^{name} = "[^"]*"', f"{name} = {str(value)!r}", code)
         exec(code.replace("256", "24"), names)
     assert "def factorial(n):" in capsys.readouterr().out

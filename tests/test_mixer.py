@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_specplug.calibration import Calibration
 from hf_specplug.drafters.base import SILENCE, Drafter, Frontier, Int32
+from hf_specplug.drafting.mixer import Mixer
+from hf_specplug.drafting.search import TreeSearch
 from hf_specplug.errors import StateError
 from hf_specplug.kernels import mixer as kernels
 from hf_specplug.kernels import tree
-from hf_specplug.mixer import Mixer
-from hf_specplug.search import TreeSearch
+from hf_specplug.telemetry.calibration import Calibration
 from tests import reference
 
 PRIORS = [0.02, 0.1, 0.3, 0.6, 0.95]

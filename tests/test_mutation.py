@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from hf_specplug.hf import cache as cache_module
+from hf_specplug.hf.reach import Reach
+from hf_specplug.hf.slots import SlotCache
 from hf_specplug.tree import DraftTree
-from hf_specplug.verify import cache as cache_module
 from hf_specplug.verify.eager import EagerEngine
-from hf_specplug.verify.masks import Reach, SlotMasks
+from hf_specplug.verify.masks import SlotMasks
 from hf_specplug.verify.outputs import Outputs
-from hf_specplug.verify.slots import SlotCache
 from hf_specplug.verify.walk import Walk
 from tests.helpers import new_tokens, plain, plugged
 from tests.replay import Replay

@@ -15,13 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from hf_specplug import answers, attach, cli, detach, stores
+from hf_specplug import DEMO_MODEL, answers, attach, cli, detach
+from hf_specplug.cli import datastores as stores
 from hf_specplug.datastore import manifest
-from hf_specplug.datastore.build import Plan, build, merge, write_shard
-from hf_specplug.datastore.corpus import Corpus, find
+from hf_specplug.datastore.building.build import Plan, build, merge, write_shard
+from hf_specplug.datastore.building.corpus import Corpus, find
 from hf_specplug.datastore.phrases import GIVEN, GRAM, NgramIndex, PhraseIndex
 from hf_specplug.datastore.store import Datastore
-from hf_specplug.demo import BUILT_IN
 from hf_specplug.drafters.base import Context, Frontier
 from hf_specplug.drafters.phrases import PhrasesDrafter
 from hf_specplug.errors import OptionError, StoreError
@@ -351,7 +351,7 @@ def specplug(*arguments: str) -> Any:
     return CliRunner().invoke(cli.app, arguments)
 
 
-TOKENIZER = ["--tokenizer", str(BUILT_IN)]
+TOKENIZER = ["--tokenizer", str(DEMO_MODEL)]
 
 
 def test_phrases_from_the_command_line(tmp_path: Path) -> None:
@@ -386,14 +386,14 @@ def prompts(folder: Path) -> str:
 
 def test_a_store_of_a_models_answers(tmp_path: Path) -> None:
     store = str(tmp_path / "my.store")
-    arguments = [prompts(tmp_path), "--from-model-outputs", str(BUILT_IN), "--max-tokens", "150"]
+    arguments = [prompts(tmp_path), "--from-model-outputs", str(DEMO_MODEL), "--max-tokens", "150"]
     result = specplug("build", store, *arguments, "--kind", "ngram")
     assert result.exit_code == 0, result.stderr
     opened = Datastore(store)
     opened.check(deep=True)
     assert opened.manifest.kind == "ngram"
     assert 100 < len(opened) <= 150
-    model, tokenizer = answers.loaded(str(BUILT_IN))
+    model, tokenizer = answers.loaded(str(DEMO_MODEL))
     answer = answers.greedy(model, answers.prompt_ids(tokenizer, "Add two numbers."), 30)
     assert tuple(answer[:GRAM]) in phrases_of(opened.shards[0])
     result = specplug("build", f"{store}2", *arguments, "--engine", "ray")
@@ -427,7 +427,7 @@ def test_an_interrupted_conversation_goes_on(
             "stop",
             append=False,
             kind="ngram",
-            from_model_outputs=str(BUILT_IN),
+            from_model_outputs=str(DEMO_MODEL),
         )
         return [phrases_of(shard) for shard in store.shards]
 

@@ -16,8 +16,9 @@ from matplotlib import style as styles
 from matplotlib.colors import to_hex
 from matplotlib.image import imread
 
-from hf_specplug import DraftTree, Stats, plots
+from hf_specplug import DraftTree, Stats
 from hf_specplug.errors import PlotError, SpecPlugError
+from hf_specplug.telemetry import plots
 
 PANELS = ("lengths", "depths", "widths", "phases", "drafters", "calibration")
 

@@ -11,11 +11,11 @@ import torch
 from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hf_specplug import record
-from hf_specplug.demo import BUILT_IN
+from hf_specplug import DEMO_MODEL
 from hf_specplug.drafters.base import TOP_K, TopK
 from hf_specplug.errors import RecordingError
-from hf_specplug.recording import FORMAT, Recording, Trace, load
+from hf_specplug.replay import record
+from hf_specplug.replay.recording import FORMAT, Recording, Trace, load
 
 TEXTS = [
     {
@@ -94,11 +94,11 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
 def test_a_model_is_recorded(tmp_path: Path) -> None:
     texts, out = tmp_path / "t.jsonl", tmp_path / "r"
     texts.write_text("\n".join(map(json.dumps, TEXTS)))
-    made = record.run(str(BUILT_IN), str(texts), str(out), 24, 0, "cpu")
+    made = record.run(str(DEMO_MODEL), str(texts), str(out), 24, 0, "cpu")
     assert [t.task for t in made] == ["code", "code", "text"]
     back = load(out)
-    tokenizer = AutoTokenizer.from_pretrained(BUILT_IN)
-    model = AutoModelForCausalLM.from_pretrained(BUILT_IN, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(DEMO_MODEL)
+    model = AutoModelForCausalLM.from_pretrained(DEMO_MODEL, dtype=torch.float32)
     assert tokenizer.decode(back.traces[0].answer) == TEXTS[0]["response"]
     for one in back:
         with torch.no_grad():
@@ -112,7 +112,7 @@ def test_a_model_is_recorded(tmp_path: Path) -> None:
 def test_an_interrupted_recording_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     texts, out = tmp_path / "t.jsonl", tmp_path / "r"
     texts.write_text("\n".join(map(json.dumps, TEXTS)))
-    arguments = (str(BUILT_IN), str(texts), str(out), 8, 0, "cpu")
+    arguments = (str(DEMO_MODEL), str(texts), str(out), 8, 0, "cpu")
     make = record._trace
     done = []
 
@@ -138,11 +138,11 @@ def test_bad_texts(tmp_path: Path, line: str) -> None:
     texts = tmp_path / "t.jsonl"
     texts.write_text(f"{json.dumps(TEXTS[0])}\n{line}\n")
     with pytest.raises(RecordingError, match="line 2"):
-        record.run(str(BUILT_IN), str(texts), str(tmp_path / "r"), 8, 0, "cpu")
+        record.run(str(DEMO_MODEL), str(texts), str(tmp_path / "r"), 8, 0, "cpu")
 
 
 def test_at_most_so_many_of_a_task(tmp_path: Path) -> None:
     texts = tmp_path / "t.jsonl"
     texts.write_text("\n".join(map(json.dumps, TEXTS)))
-    made = record.run(str(BUILT_IN), str(texts), str(tmp_path / "r"), 8, 1, "cpu")
+    made = record.run(str(DEMO_MODEL), str(texts), str(tmp_path / "r"), 8, 1, "cpu")
     assert [t.task for t in made] == ["code", "text"]

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from hf_specplug import SpecPlug, attach, detach
-from hf_specplug.datastore.build import Plan, build
-from hf_specplug.datastore.corpus import Corpus, find
+from hf_specplug.datastore.building.build import Plan, build
+from hf_specplug.datastore.building.corpus import Corpus, find
 from hf_specplug.datastore.store import Datastore
 from hf_specplug.drafters.rest import RestDrafter
 from hf_specplug.errors import StoreError

@@ -15,13 +15,13 @@ from hypothesis import given as of
 from hypothesis import strategies as st
 from transformers.generation.candidate_generator import PromptLookupCandidateGenerator
 
-from hf_specplug.datastore.engines import tokenise
+from hf_specplug.datastore.building.engines import tokenise
 from hf_specplug.drafters.base import TOP_K, Int32, TopK
 from hf_specplug.errors import DraftError, OptionError
-from hf_specplug.forced import prompt_ids
-from hf_specplug.record import greedy, traced
-from hf_specplug.recording import Recording, Trace
-from hf_specplug.simulate import simulate
+from hf_specplug.replay.forced import prompt_ids
+from hf_specplug.replay.record import greedy, traced
+from hf_specplug.replay.recording import Recording, Trace
+from hf_specplug.replay.simulate import simulate
 from tests.benchmarks.rivals import memory, texts
 from tests.benchmarks.rivals.__main__ import compared, main, planned
 from tests.benchmarks.rivals.base import Drawn, Given, Rival, chain, merged
@@ -324,12 +324,12 @@ def test_memory_is_what_is_kept(tmp_path: Path) -> None:
 def test_the_command(
     recording: Recording, documents: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from hf_specplug.demo import BUILT_IN
+    from hf_specplug import DEMO_MODEL
 
     path, out = tmp_path / "r", tmp_path / "out.json"
     recording.save(path)
     names = "plain,specplug,specplug+texts,prompt-lookup"
-    options = ["--rivals", names, "--nodes", "16,8", "--tokenizer", str(BUILT_IN)]
+    options = ["--rivals", names, "--nodes", "16,8", "--tokenizer", str(DEMO_MODEL)]
     main([str(path), *options, "--stores-texts", str(documents), "--out", str(out)])
     report = json.loads(out.read_text())
     rows = {(row["method"], row["nodes"]): row for row in report["methods"]}

@@ -14,9 +14,9 @@ from transformers.generation.stopping_criteria import MaxLengthCriteria
 
 from hf_specplug import SpecPlug
 from hf_specplug.drafters.base import Context, Drafter, Frontier, Int32
+from hf_specplug.drafting.mixer import Mixer
+from hf_specplug.drafting.search import TreeSearch
 from hf_specplug.errors import OptionError
-from hf_specplug.mixer import Mixer
-from hf_specplug.search import TreeSearch
 from hf_specplug.tree import EMPTY
 from hf_specplug.verify import noise
 from hf_specplug.verify.outputs import Outputs

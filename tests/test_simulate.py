@@ -14,14 +14,14 @@ from typer.testing import CliRunner
 from hf_specplug import SpecPlug
 from hf_specplug.cli import app
 from hf_specplug.drafters.base import TOP_K, TopK, create
+from hf_specplug.drafting.mixer import Mixer
+from hf_specplug.drafting.search import TreeSearch
 from hf_specplug.errors import OptionError, RecordingError
-from hf_specplug.mixer import Mixer
 from hf_specplug.published.rasd import fuse
 from hf_specplug.published.static import static_tree
 from hf_specplug.published.token_recycling import LEVELS, TokenRecycling
-from hf_specplug.recording import Recording, Trace
-from hf_specplug.search import TreeSearch
-from hf_specplug.simulate import Cost, cost_curve, simulate, walk
+from hf_specplug.replay.recording import Recording, Trace
+from hf_specplug.replay.simulate import Cost, cost_curve, simulate, walk
 from hf_specplug.tree import DraftTree
 from tests.helpers import plain, plugged
 from tests.zoo import make, prompt

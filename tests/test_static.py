@@ -22,15 +22,15 @@ from transformers.generation.streamers import BaseStreamer
 
 from hf_specplug import SpecPlug, attach, detach
 from hf_specplug.errors import OptionError
+from hf_specplug.hf import support
+from hf_specplug.hf.support import Support
 from hf_specplug.tree import DraftTree
 from hf_specplug.verify import forward as forward_module
 from hf_specplug.verify import static as static_module
-from hf_specplug.verify import support
 from hf_specplug.verify.forward import StaticForward
 from hf_specplug.verify.graphs import python_state
 from hf_specplug.verify.masks import SlotMasks, TreeMasks
 from hf_specplug.verify.static import WIDTHS, StaticEngine, padded
-from hf_specplug.verify.support import Support
 from tests.helpers import new_tokens, plain, plugged
 from tests.replay import Replay
 from tests.test_identity import SAMPLING

@@ -11,8 +11,8 @@ from transformers import DynamicCache, StaticCache
 from transformers.cache_utils import DynamicIndexedLayer
 
 from hf_specplug import attach, detach
-from hf_specplug.verify import support
-from hf_specplug.verify.cache import CHAIN, PLAIN, TREE, capacity, overwrites, rollback
+from hf_specplug.hf import support
+from hf_specplug.hf.cache import CHAIN, PLAIN, TREE, capacity, overwrites, rollback
 from tests.helpers import chosen, plain, plugged
 from tests.replay import Replay
 from tests.zoo import FAMILIES, make, prompt

@@ -24,10 +24,10 @@ from transformers.generation.streamers import BaseStreamer
 
 from hf_specplug import SpecPlug, attach, detach
 from hf_specplug.drafters.base import Context, Drafter, Frontier, Int32
-from hf_specplug.mixer import Mixer
-from hf_specplug.seats import KEPT, Seats
+from hf_specplug.drafting.mixer import Mixer
+from hf_specplug.drafting.seats import KEPT, Seats
+from hf_specplug.hf.hidden import Watch
 from hf_specplug.verify import packed
-from hf_specplug.verify.hidden import Watch
 from tests.helpers import plain
 from tests.test_conformance import store
 from tests.test_packed import patched

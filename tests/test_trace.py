@@ -16,8 +16,8 @@ from rich.console import Console
 
 from hf_specplug import DraftTree, SpecPlug, attach, detach
 from hf_specplug.errors import OptionError, PlotError
-from hf_specplug.steps import KEPT, CheckedStep, Tape, visible
-from hf_specplug.trace import SHOWN, Trace
+from hf_specplug.telemetry.steps import KEPT, CheckedStep, Tape, visible
+from hf_specplug.telemetry.trace import SHOWN, Trace
 from tests.helpers import new_tokens, plain, plugged
 from tests.replay import Replay
 from tests.zoo import make, prompt

@@ -17,19 +17,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from hf_specplug import SpecPlug, cli
+from hf_specplug import DEMO_MODEL, SpecPlug, cli
 from hf_specplug.datastore import manifest
-from hf_specplug.datastore.build import merge, write_shard
+from hf_specplug.datastore.building.build import merge, write_shard
 from hf_specplug.datastore.index import token_dtype
 from hf_specplug.datastore.store import Datastore
 from hf_specplug.datastore.trigram import KEPT, MAX_VOCAB, TrigramIndex
-from hf_specplug.demo import BUILT_IN
 from hf_specplug.drafters import trigram as drafting
 from hf_specplug.drafters.base import Context, Frontier, Step
 from hf_specplug.drafters.trigram import TrigramDrafter
+from hf_specplug.drafting.mixer import Mixer
 from hf_specplug.errors import StateError, StoreError
 from hf_specplug.kernels import trigram as kernels
-from hf_specplug.mixer import Mixer
 from hf_specplug.published import completed
 from hf_specplug.published.aded import Aded
 from hf_specplug.tree import DraftTree
@@ -167,7 +166,7 @@ def test_the_commands_take_it(tmp_path: Path) -> None:
 
     text, store = tmp_path / "a.txt", str(tmp_path / "store")
     text.write_text("def one():\n    return one\n" * 9)
-    specplug("build", store, str(text), "--kind", "trigram", "--tokenizer", str(BUILT_IN))
+    specplug("build", store, str(text), "--kind", "trigram", "--tokenizer", str(DEMO_MODEL))
     text.write_text("def two():\n    return two\n" * 9)
     specplug("append", store, str(text))
     info = json.loads(specplug("info", store, "--format", "json"))

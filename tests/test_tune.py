@@ -15,11 +15,11 @@ from hf_specplug import SpecPlug
 from hf_specplug.cli import app
 from hf_specplug.drafters.base import Context, Drafter, Step, TopK, learned
 from hf_specplug.drafters.stand import WIDTH, StandDrafter
-from hf_specplug.mixer import Mixer
+from hf_specplug.drafting.mixer import Mixer
 from hf_specplug.published import completed
 from hf_specplug.published.stand import Stand
 from hf_specplug.published.static import depths, wide_tree
-from hf_specplug.tune import most_effective
+from hf_specplug.replay.tune import most_effective
 from tests.test_simulate import recording
 from tests.test_stand import VOCAB, taught
 

@@ -16,18 +16,19 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from hf_specplug import plots, pretrained, report
+from hf_specplug import DEMO_MODEL
 from hf_specplug.attachment import attach
-from hf_specplug.bench import page, results, tables
+from hf_specplug.bench import page, report, results, tables
 from hf_specplug.bench.methods import PLAIN, Method, parse
 from hf_specplug.bench.prompts import Question, load
 from hf_specplug.bench.replayed import ablation
 from hf_specplug.bench.widths import milliseconds
 from hf_specplug.datastore.store import open_all
-from hf_specplug.demo import BUILT_IN
 from hf_specplug.errors import RecordingError
-from hf_specplug.forced import prompt_ids
-from hf_specplug.record import room
+from hf_specplug.hf import pretrained
+from hf_specplug.replay.forced import prompt_ids
+from hf_specplug.replay.record import room
+from hf_specplug.telemetry import plots
 
 _WARM = "Say in one sentence what you can do."
 _WARM_TOKENS = 48  # enough for weights to be packed, and for widths to be timed
@@ -73,7 +74,7 @@ def run(
         "temperature": temperature,
     }
     found = results.begun(out, results.new(report.environment(), asked))
-    model, tokenizer = pretrained.load(model_name or str(BUILT_IN), dtype)
+    model, tokenizer = pretrained.load(model_name or str(DEMO_MODEL), dtype)
     for store in stores:
         store.refuse_other(tokenizer)
     attach(model)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hf_specplug import plots
 from hf_specplug.bench.methods import PLAIN
 from hf_specplug.bench.prompts import TASKS
 from hf_specplug.bench.results import Results, methods, speeds, summary, tasks
+from hf_specplug.telemetry import plots
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
-from hf_specplug import plots
 from hf_specplug.bench import figures
 from hf_specplug.bench.methods import PLAIN
 from hf_specplug.bench.results import Results, methods, middle_length, names, notes, summary
 from hf_specplug.bench.tables import overall, spec_bench, title, worth
+from hf_specplug.telemetry import plots
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1f2429; --paper: #fff; --line: #d5d9de; --soft: #5c6670; }

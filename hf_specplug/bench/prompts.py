@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from hf_specplug.errors import RecordingError
-from hf_specplug.forced import prompt_ids
-from hf_specplug.record import asked
+from hf_specplug.replay.forced import prompt_ids
+from hf_specplug.replay.record import asked
 
 BUILT_IN = Path(__file__).parent / "prompts.jsonl"
 

@@ -12,10 +12,10 @@ from hf_specplug.bench.prompts import Question
 from hf_specplug.bench.results import Results
 from hf_specplug.drafters.base import Drafter, create
 from hf_specplug.drafters.stored import StoreDrafter, give
-from hf_specplug.mixer import Mixer
-from hf_specplug.record import traced
-from hf_specplug.recording import Recording
-from hf_specplug.simulate import Cost, replay
+from hf_specplug.drafting.mixer import Mixer
+from hf_specplug.replay.record import traced
+from hf_specplug.replay.recording import Recording
+from hf_specplug.replay.simulate import Cost, replay
 
 NODES = 16
 _BLIND = "luck"  # a replay has no random numbers

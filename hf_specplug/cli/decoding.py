@@ -27,7 +27,7 @@ def demo(
     ] = True,
 ) -> None:
     """Generate plainly and with the plug, in turn, and compare: speed, forward passes, output."""
-    from hf_specplug import demo as module
+    from hf_specplug.cli import demo as module
 
     with friendly("demo"):
         identical = module.run(model, prompt, tokens, dtype, threads, color, store)
@@ -57,7 +57,7 @@ def record(
     ] = False,
 ) -> None:
     """Write down what a model finds likely at every token of some texts, to be replayed."""
-    from hf_specplug import record as module
+    from hf_specplug.replay import record as module
 
     with friendly("record"):
         made = module.run(model, texts, out, tokens, per_task, device, states)
@@ -94,7 +94,7 @@ def simulate(
     out: Annotated[str | None, typer.Option(help="Write all figures as JSON.")] = None,
 ) -> None:
     """Replay a recording through drafters, without the model: accept length, cost, calibration."""
-    from hf_specplug import workbench
+    from hf_specplug.replay import workbench
 
     with friendly("simulate"):
         workbench.run(
@@ -124,7 +124,7 @@ def tune_tree(
     out: Annotated[str | None, typer.Option(help="Write the tree as JSON.")] = None,
 ) -> None:
     """Cut the static tree that STAND's paper drafts in to the nodes that a recording pays for."""
-    from hf_specplug import tune
+    from hf_specplug.replay import tune
 
     with friendly("tune-tree"):
         tune.run(recording, drafters, start, keep, out)

@@ -73,7 +73,7 @@ def build(
 ) -> None:
     """Build a datastore of texts to draft from; goes on with one that was interrupted."""
     with resumable("build"):
-        from hf_specplug import stores
+        from hf_specplug.cli import datastores as stores
 
         store = stores.build(
             out,
@@ -111,7 +111,7 @@ def append(
 ) -> None:
     """Add documents to a datastore, as new shards; readers see the old or the new state."""
     with resumable("append"):
-        from hf_specplug import stores
+        from hf_specplug.cli import datastores as stores
 
         store = stores.build(
             path,
@@ -134,7 +134,7 @@ def append(
 def merge(path: StorePath, memory: Memory = None) -> None:
     """Join the shards of a datastore, which makes it faster; readers are not disturbed."""
     with resumable("merge"):
-        from hf_specplug import stores
+        from hf_specplug.cli import datastores as stores
 
         stores.show(stores.describe(stores.merge(path, memory)), "table")
 
@@ -143,7 +143,7 @@ def merge(path: StorePath, memory: Memory = None) -> None:
 def info(path: StorePath, form: Form = "table") -> None:
     """Show what a datastore holds."""
     with resumable("info"):
-        from hf_specplug import stores
+        from hf_specplug.cli import datastores as stores
 
         stores.show(stores.describe(stores.opened(path)), form)
 
@@ -155,7 +155,7 @@ def check(
 ) -> None:
     """Compare a datastore with its checksums; exit code 1 if something has changed."""
     with resumable("check"):
-        from hf_specplug import stores
+        from hf_specplug.cli import datastores as stores
 
         stores.opened(path).check(deep)
         typer.echo(f"{path}: as it was written")
@@ -173,6 +173,6 @@ def query(
 ) -> None:
     """Show how a datastore continues a text."""
     with resumable("query"):
-        from hf_specplug import stores
+        from hf_specplug.cli import datastores as stores
 
         stores.query(path, text, nodes, tokenizer, form)

@@ -10,7 +10,7 @@ from typing import Any
 import xxhash
 
 from hf_specplug.datastore import arrays, manifest
-from hf_specplug.datastore.corpus import HUB
+from hf_specplug.datastore.building.corpus import HUB
 from hf_specplug.datastore.index import Index
 from hf_specplug.datastore.kinds import KINDS
 from hf_specplug.datastore.manifest import Manifest, Shard

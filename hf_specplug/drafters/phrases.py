@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from hf_specplug.datastore.engines import tokenise
+from hf_specplug.datastore.building.engines import tokenise
 from hf_specplug.datastore.kinds import KINDS
 from hf_specplug.datastore.phrases import PhraseIndex
 from hf_specplug.datastore.store import Datastore

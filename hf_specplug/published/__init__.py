@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from hf_specplug.drafters.base import Drafter, create
+from hf_specplug.drafting.search import TreeSearch
 from hf_specplug.errors import OptionError
 from hf_specplug.published.aded import Aded
 from hf_specplug.published.rasd import Rasd
 from hf_specplug.published.stand import Stand
 from hf_specplug.published.token_recycling import TokenRecycling
-from hf_specplug.search import TreeSearch
 
 PUBLISHED: dict[str, type[TreeSearch]] = {
     "aded": Aded,

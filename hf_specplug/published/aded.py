@@ -8,8 +8,8 @@ from typing import ClassVar
 import numpy as np
 
 from hf_specplug.drafters.trigram import TrigramDrafter
+from hf_specplug.drafting.search import TreeSearch
 from hf_specplug.kernels import aded as kernels
-from hf_specplug.search import TreeSearch
 from hf_specplug.tree import EMPTY, DraftTree
 
 

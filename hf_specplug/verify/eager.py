@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hf_specplug.verify.attention import FoldedHeads
-from hf_specplug.verify.cache import Rollback, capacity, deliver, growing, holds_state, overwrites
+from hf_specplug.hf.attention import FoldedHeads
+from hf_specplug.hf.cache import Rollback, capacity, deliver, growing, holds_state, overwrites
+from hf_specplug.hf.positions import SlotPositions
+from hf_specplug.hf.support import RECURRENT, is_generic
 from hf_specplug.verify.engine import Engine
 from hf_specplug.verify.masks import TreeMasks
 from hf_specplug.verify.outputs import Outputs
-from hf_specplug.verify.positions import SlotPositions
-from hf_specplug.verify.support import RECURRENT, is_generic
 
 
 class EagerEngine(Engine):

@@ -12,13 +12,13 @@ import torch
 from numpy.typing import NDArray
 from transformers import CompileConfig, PreTrainedModel
 
-from hf_specplug.verify.attention import FoldedHeads
+from hf_specplug.hf.attention import FoldedHeads
+from hf_specplug.hf.hidden import Watch
+from hf_specplug.hf.slots import SlotCache
+from hf_specplug.hf.support import is_accelerated
 from hf_specplug.verify.graphs import Graph, python_state
-from hf_specplug.verify.hidden import Watch
 from hf_specplug.verify.masks import SlotMasks
 from hf_specplug.verify.outputs import Outputs, pack
-from hf_specplug.verify.slots import SlotCache
-from hf_specplug.verify.support import is_accelerated
 
 _LEAST = 1024  # slots
 

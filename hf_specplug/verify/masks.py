@@ -6,68 +6,14 @@ mask per type, any other a single one, as in transformers' `create_masks_for_gen
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hf_specplug.verify.cache import decoder_cache
-
-_RULES = ("full_attention", "sliding_attention", "chunked_attention", "indexed_attention")
-
-
-@dataclass(frozen=True, slots=True)
-class Reach:
-    """How far back a layer type sees: everything, a window of tokens, or its chunk of the text."""
-
-    window: int | None = None
-    chunk: int | None = None
-
-    def first(self, slots: NDArray[np.int64], padding: int) -> NDArray[np.int64]:
-        """The first slot seen from each of `slots`, behind `padding` slots on the left."""
-        if self.window is not None:
-            return np.maximum(slots - self.window + 1, 0)
-        if self.chunk is not None:
-            return (slots - padding) // self.chunk * self.chunk + padding
-        return np.zeros_like(slots)
-
-
-def reaches(config: Any) -> dict[str | None, Reach] | None:
-    """The attention reach of each layer type (key None: one mask for all layers).
-
-    None if the model has a layer type that takes no tree mask, a convolution for example.
-    """
-    config = config.get_text_config(decoder=True)
-    try:
-        window = getattr(config, "sliding_window", None)
-        chunk = getattr(config, "attention_chunk_size", None)
-    except RuntimeError:  # it differs from layer to layer
-        return None
-    types = getattr(config, "layer_types", None)
-    if types is None:
-        if window is not None:
-            return {None: Reach(window=window)}
-        return {None: Reach(chunk=chunk)}
-    if not set(types) <= set(_RULES):
-        return None
-    known = {
-        "full_attention": Reach(),
-        "sliding_attention": Reach(window=window),
-        "chunked_attention": Reach(chunk=chunk),
-        "indexed_attention": Reach(),  # as long as the index takes all keys
-    }
-    return {kind: known[kind] for kind in dict.fromkeys(types)}
-
-
-def masks_needed(config: Any, longest: int) -> dict[str | None, Reach]:
-    """The reaches that a text of at most `longest` tokens tells apart; one if it cannot."""
-    found = reaches(config) or {}
-    limits = [reach.window or reach.chunk for reach in found.values()]
-    if all(limit is None or limit >= longest for limit in limits):
-        return {None: Reach()}
-    return found
+from hf_specplug.hf.cache import decoder_cache
+from hf_specplug.hf.reach import Reach, masks_needed, reaches
 
 
 class TreeMasks:

@@ -7,8 +7,8 @@ import torch
 from numpy.typing import NDArray
 
 from hf_specplug.drafters.base import TOP_K, TopK
+from hf_specplug.hf.hidden import rows
 from hf_specplug.kernels.topk import top_k as top_k_kernel
-from hf_specplug.verify.hidden import rows
 
 
 class Outputs:

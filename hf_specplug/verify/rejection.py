@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from hf_specplug.drafting.search import TreeSearch
 from hf_specplug.errors import OptionError
-from hf_specplug.search import TreeSearch
 from hf_specplug.tree import DraftTree
 from hf_specplug.verify.outputs import Outputs
 from hf_specplug.verify.walk import Walk

@@ -14,7 +14,7 @@ from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengt
 from transformers.generation.streamers import BaseStreamer
 
 from hf_specplug.drafters.base import SILENCE
-from hf_specplug.search import TreeSearch
+from hf_specplug.drafting.search import TreeSearch
 from hf_specplug.tree import DraftTree
 from hf_specplug.verify import noise
 from hf_specplug.verify.outputs import Outputs

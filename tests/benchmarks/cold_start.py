@@ -45,7 +45,8 @@ def call():
     model.generate(prompt, **settings)
 
 def begin():
-    from hf_specplug import attach, rehearsal
+    from hf_specplug import attach
+    from hf_specplug.drafting import rehearsal
     if how == "alone":
         rehearsal.start = lambda names: None
     attach(model)
@@ -58,7 +59,7 @@ before, own = cpu(), time.process_time()
 waited = timed(begin)
 first = timed(call) + (0.0 if how == "ahead" else waited)
 own = time.process_time() - own
-from hf_specplug import rehearsal
+from hf_specplug.drafting import rehearsal
 for process in rehearsal._processes:
     process.wait()
 spent = cpu() - before
@@ -103,11 +104,11 @@ def once(model: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    from hf_specplug.demo import BUILT_IN
+    from hf_specplug import DEMO_MODEL
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--model", default=str(BUILT_IN))
+    parser.add_argument("--model", default=str(DEMO_MODEL))
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     runs = [once(options.model) for _ in range(options.runs)]

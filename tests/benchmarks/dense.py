@@ -32,14 +32,14 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_specplug import report
+from hf_specplug.bench import report
 from hf_specplug.datastore import manifest
-from hf_specplug.datastore.build import write_shard
+from hf_specplug.datastore.building.build import write_shard
+from hf_specplug.datastore.building.embedding import SHARD
 from hf_specplug.datastore.dense import AUTO, DenseIndex, fitted, transformed
 from hf_specplug.datastore.manifest import Manifest
 from hf_specplug.datastore.store import Datastore
 from hf_specplug.drafters.dense import NEIGHBOURS
-from hf_specplug.embedding import SHARD
 from hf_specplug.kernels import dense as kernels
 from tests.benchmarks.retrieval import resident
 

@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from hf_specplug import report
+from hf_specplug.bench import report
 from hf_specplug.datastore.store import open_all
 from hf_specplug.drafters.base import Drafter, Frontier, Int32, Step
-from hf_specplug.mixer import Mixer
-from hf_specplug.recording import Recording, load
-from hf_specplug.search import TreeSearch
-from hf_specplug.simulate import replay
+from hf_specplug.drafting.mixer import Mixer
+from hf_specplug.drafting.search import TreeSearch
+from hf_specplug.replay.recording import Recording, load
+from hf_specplug.replay.simulate import replay
 from tests.benchmarks.learn_priors import made
 
 

@@ -24,17 +24,17 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-from hf_specplug import simulate
 from hf_specplug.datastore.store import Datastore, open_all
 from hf_specplug.drafters.base import Drafter, Int32, create
 from hf_specplug.drafters.hierarchy import HierarchyDrafter
 from hf_specplug.drafters.luck import LuckDrafter
 from hf_specplug.drafters.stored import give
+from hf_specplug.drafting.mixer import Mixer
+from hf_specplug.drafting.search import TreeSearch
 from hf_specplug.kernels import dense, luck, ngram, phrases, retrieval, successors, tree, trigram
 from hf_specplug.kernels import mixer as mixing
-from hf_specplug.mixer import Mixer
-from hf_specplug.recording import Recording, Trace, load
-from hf_specplug.search import TreeSearch
+from hf_specplug.replay import simulate
+from hf_specplug.replay.recording import Recording, Trace, load
 from hf_specplug.tree import DraftTree
 from hf_specplug.verify.noise import POSITIONS, draw
 
@@ -142,7 +142,7 @@ def run(
     for drafter in drafters:
         if has_own(drafter):
             drafter.priors = np.array(start[drafter.name], np.float32)
-    with patch("hf_specplug.mixer.learned", start.__getitem__):
+    with patch("hf_specplug.drafting.mixer.learned", start.__getitem__):
         mixer = Mixer(names)
     result = simulate.replay(recording, drafters, mixer, NODES, None, Counting, Counting.following)
     print(f"accept length {result.total.accept_length:.3f}, {result.total.tokens} tokens")

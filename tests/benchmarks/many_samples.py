@@ -19,10 +19,11 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hf_specplug import SpecPlug, report
-from hf_specplug.forced import prompt_ids
-from hf_specplug.record import traced
-from hf_specplug.recording import Recording
+from hf_specplug import SpecPlug
+from hf_specplug.bench import report
+from hf_specplug.replay.forced import prompt_ids
+from hf_specplug.replay.record import traced
+from hf_specplug.replay.recording import Recording
 
 OTHERS = ["context", "recycling", "trigram", "luck"]
 SETS = [["context"], ["recycling"], ["trigram"], ["stand"], OTHERS, [*OTHERS, "stand"]]

@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from hf_specplug import SpecPlug, attach, report
-from hf_specplug.forced import Answer, measure
+from hf_specplug import SpecPlug, attach
+from hf_specplug.bench import report
+from hf_specplug.replay.forced import Answer, measure
 
 WINDOW = 16  # tokens over which drafting is back
 

@@ -17,11 +17,12 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hf_specplug import SpecPlug, attach, report
+from hf_specplug import SpecPlug, attach
+from hf_specplug.bench import report
 from hf_specplug.datastore.store import open_all
 from hf_specplug.drafters.base import create
 from hf_specplug.drafters.stored import give
-from hf_specplug.forced import load, measure
+from hf_specplug.replay.forced import load, measure
 
 
 def methods(

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
-from hf_specplug import report
+from hf_specplug.bench import report
 from hf_specplug.datastore.store import Datastore
 from hf_specplug.drafters.base import Context, Step
 from hf_specplug.drafters.rest import RestDrafter
-from hf_specplug.mixer import Mixer
-from hf_specplug.recording import load
-from hf_specplug.search import TreeSearch
+from hf_specplug.drafting.mixer import Mixer
+from hf_specplug.drafting.search import TreeSearch
+from hf_specplug.replay.recording import load
 
 
 def resident() -> int:

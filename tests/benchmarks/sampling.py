@@ -16,7 +16,8 @@ from unittest.mock import patch
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hf_specplug import SpecPlug, report
+from hf_specplug import SpecPlug
+from hf_specplug.bench import report
 from hf_specplug.plug import DEFAULT_DRAFTERS
 from hf_specplug.verify.walk import Walk
 from tests.benchmarks.free_running import load

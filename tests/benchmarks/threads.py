@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hf_specplug import SpecPlug, report
-from hf_specplug.demo import BUILT_IN
-from hf_specplug.forced import prompt_ids
+from hf_specplug import DEMO_MODEL, SpecPlug
+from hf_specplug.bench import report
+from hf_specplug.replay.forced import prompt_ids
 
 PROMPTS = (
     "Write a Python function that adds two numbers, and a test for it.",
@@ -65,7 +65,7 @@ def at_once(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", default=str(BUILT_IN))
+    parser.add_argument("--model", default=str(DEMO_MODEL))
     parser.add_argument("--requests", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=96)
     parser.add_argument("--rounds", type=int, default=5)

@@ -14,15 +14,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, pipeline
 
-from hf_specplug import attach, detach
-from hf_specplug.demo import BUILT_IN
+from hf_specplug import DEMO_MODEL, attach, detach
 
 CHAT = [{"role": "user", "content": "Write a function that adds two numbers."}]
 
 
 @pytest.fixture
 def model() -> Any:
-    return AutoModelForCausalLM.from_pretrained(BUILT_IN, dtype=torch.float32).eval()
+    return AutoModelForCausalLM.from_pretrained(DEMO_MODEL, dtype=torch.float32).eval()
 
 
 def test_langchain(model: Any, tokenizer: Any) -> None:
@@ -72,7 +71,7 @@ def server() -> Iterator[Any]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     serving = Serve(
-        force_model=str(BUILT_IN),
+        force_model=str(DEMO_MODEL),
         device="cpu",
         dtype="float32",
         host="127.0.0.1",
@@ -90,7 +89,7 @@ def server() -> Iterator[Any]:
 
 def ask(url: str, text: str, stream: bool = False) -> str:
     body = {
-        "model": str(BUILT_IN),
+        "model": str(DEMO_MODEL),
         "messages": [{"role": "user", "content": text}],
         "max_tokens": 32,
         "temperature": 0,

@@ -13,8 +13,7 @@ from transformers import (
     Seq2SeqTrainingArguments,
 )
 
-from hf_specplug import SpecPlug, attach, detach
-from hf_specplug.demo import BUILT_IN
+from hf_specplug import DEMO_MODEL, SpecPlug, attach, detach
 from tests.clients.same import GREEDY, NEW, assert_same, tiny
 from tests.zoo import _decoder, prompt
 
@@ -80,7 +79,7 @@ def test_grpo(adapter: bool, tmp_path: Path) -> None:
     trl = pytest.importorskip("trl")
     datasets = pytest.importorskip("datasets")
     peft = pytest.importorskip("peft") if adapter else None
-    tokenizer = AutoTokenizer.from_pretrained(BUILT_IN)
+    tokenizer = AutoTokenizer.from_pretrained(DEMO_MODEL)
     texts = ["def add(a, b):", "import os\n", "class A:\n", "for i in range(3):"]
     data = datasets.Dataset.from_dict({"prompt": texts})
     runs = []

@@ -12,8 +12,8 @@ import numpy as np
 
 from hf_specplug.drafters.base import TopK
 from hf_specplug.errors import DraftError
-from hf_specplug.recording import Trace
-from hf_specplug.simulate import walk
+from hf_specplug.replay.recording import Trace
+from hf_specplug.replay.simulate import walk
 from hf_specplug.tree import DraftTree
 from tests.benchmarks.rivals.base import Drawn, Rival
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from hf_specplug.drafters.base import Context, Drafter, Int32, Step, TopK, create
 from hf_specplug.drafters.stored import give
-from hf_specplug.mixer import Mixer
-from hf_specplug.search import TreeSearch
+from hf_specplug.drafting.mixer import Mixer
+from hf_specplug.drafting.search import TreeSearch
 from hf_specplug.tree import DraftTree
 from tests.benchmarks.rivals.base import Drawn, Given, Rival
 

@@ -15,8 +15,8 @@ from hf_specplug.datastore.store import open_all
 from hf_specplug.drafters.base import create
 from hf_specplug.drafters.stored import give, readers
 from hf_specplug.errors import OptionError
-from hf_specplug.recording import Trace, load
-from hf_specplug.simulate import Result, cost_curve, simulate
+from hf_specplug.replay.recording import Trace, load
+from hf_specplug.replay.simulate import Result, cost_curve, simulate
 
 _WIDE = 5  # columns of sets of drafters that fit on a screen
 

@@ -17,15 +17,15 @@ from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
-from hf_specplug import pretrained
+from hf_specplug import DEMO_MODEL
 from hf_specplug.attachment import attach
-from hf_specplug.datastore.build import Plan, build
-from hf_specplug.datastore.corpus import Corpus, find
+from hf_specplug.datastore.building.build import Plan, build
+from hf_specplug.datastore.building.corpus import Corpus, find
 from hf_specplug.datastore.store import Datastore, tokenizer_hash
 from hf_specplug.drafters.base import Drafter, Float32, Frontier, Int32, Step
+from hf_specplug.hf import pretrained
 from hf_specplug.plug import DEFAULT_DRAFTERS, SpecPlug
 
-BUILT_IN = Path(__file__).parent / "demo_model"
 PROMPTS = (
     "Write a Python function that computes the factorial of n.",
     "Write a Python class for a stack with push, pop and is_empty, and tests for it.",
@@ -95,7 +95,7 @@ def run(
     if threads:
         torch.set_num_threads(threads)
     console = Console(highlight=False)
-    source = model_name or str(BUILT_IN)
+    source = model_name or str(DEMO_MODEL)
     model, tokenizer = pretrained.load(source, dtype)
     recorder = Recorder()
     attach(model)

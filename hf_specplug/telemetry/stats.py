@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
-from hf_specplug import plots
-from hf_specplug.calibration import Calibration
+from hf_specplug.telemetry import plots
+from hf_specplug.telemetry.calibration import Calibration
 from hf_specplug.tree import DraftTree
 
 if TYPE_CHECKING:

@@ -21,11 +21,12 @@ from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from hf_specplug import forking
-from hf_specplug.verify import barred, trial
-from hf_specplug.verify.cache import PLAIN, TREE
-from hf_specplug.verify.masks import masks_needed
+from hf_specplug.exactness import trial
+from hf_specplug.hf import barred
+from hf_specplug.hf.cache import PLAIN, TREE
+from hf_specplug.hf.reach import masks_needed
+from hf_specplug.hf.support import Support, device_of
 from hf_specplug.verify.packed import KEY as PACKED
-from hf_specplug.verify.support import Support, device_of
 
 PROVEN = frozenset(
     """

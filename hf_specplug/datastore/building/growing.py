@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hf_specplug.datastore import manifest
-from hf_specplug.datastore.build import refuse_foreign, write_shard, writing
+from hf_specplug.datastore.building.build import refuse_foreign, write_shard, writing
 from hf_specplug.datastore.index import token_dtype
 from hf_specplug.datastore.manifest import Manifest, Shard
 from hf_specplug.datastore.store import Datastore, described

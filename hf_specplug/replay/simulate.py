@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from hf_specplug.budget import Budget
 from hf_specplug.drafters.base import Context, Drafter, Int32, Step, TopK, create
+from hf_specplug.drafting.budget import Budget
+from hf_specplug.drafting.mixer import Mixer
+from hf_specplug.drafting.search import TreeSearch
 from hf_specplug.errors import RecordingError
-from hf_specplug.mixer import Mixer
 from hf_specplug.published import completed, search_class
-from hf_specplug.recording import Recording, Trace
-from hf_specplug.search import TreeSearch
-from hf_specplug.stats import Stats
+from hf_specplug.replay.recording import Recording, Trace
+from hf_specplug.telemetry.stats import Stats
 from hf_specplug.tree import EMPTY, DraftTree
 
 Progress = Callable[[Iterable[Trace]], Iterable[Trace]]

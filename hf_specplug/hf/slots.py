@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from hf_specplug.verify.cache import decoder_cache, deliver
+from hf_specplug.hf.cache import decoder_cache, deliver
 
 
 class SlotLayer(CacheLayerMixin):  # type: ignore[misc]

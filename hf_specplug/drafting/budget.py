@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_specplug.costs import Costs
+from hf_specplug.drafting.costs import Costs
 from hf_specplug.errors import OptionError
 from hf_specplug.tree import DraftTree
 

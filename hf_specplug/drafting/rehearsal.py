@@ -32,11 +32,11 @@ from hf_specplug.drafters.base import (
     TopK,
     create,
 )
+from hf_specplug.drafting.mixer import Mixer
+from hf_specplug.drafting.search import TreeSearch
 from hf_specplug.kernels import cache
 from hf_specplug.kernels import tree as kernels
 from hf_specplug.kernels.topk import top_k
-from hf_specplug.mixer import Mixer
-from hf_specplug.search import TreeSearch
 from hf_specplug.tree import DraftTree
 
 _VOCAB = 32
@@ -80,7 +80,8 @@ def start(names: Sequence[str]) -> None:
     if mark is None or mark.exists() or _is_busy(mark) or not _is_python():
         return
     code = (
-        f"import sys; sys.path[:] = {sys.path!r}; from hf_specplug import rehearsal as r; r.main()"
+        f"import sys; sys.path[:] = {sys.path!r}; "
+        "from hf_specplug.drafting import rehearsal as r; r.main()"
     )
     with contextlib.suppress(OSError):  # no memory, no processes: the call compiles by itself
         process = _Process(

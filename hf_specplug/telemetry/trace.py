@@ -8,16 +8,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_specplug import plots
 from hf_specplug.errors import PlotError
-from hf_specplug.steps import ACCEPTED, OWN, CheckedStep, Node, Tape, Words, read
+from hf_specplug.telemetry import plots
+from hf_specplug.telemetry.steps import ACCEPTED, OWN, CheckedStep, Node, Tape, Words, read
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.text import Text
     from rich.tree import Tree
 
-    from hf_specplug.drawing import Block
+    from hf_specplug.telemetry.drawing import Block
 
 SHOWN = 5
 """Trees that are shown of a trace at first."""
@@ -128,7 +128,7 @@ class Trace:
         groups = self._groups()
         blocks = self._blocks(groups[:SHOWN])
         if rest := self._rest(groups):
-            from hf_specplug import drawing
+            from hf_specplug.telemetry import drawing
 
             blocks.append(drawing.line(rest))
         return _page(blocks)
@@ -210,7 +210,7 @@ class Trace:
         return label
 
     def _blocks(self, groups: Sequence[range]) -> list[Block]:
-        from hf_specplug import drawing
+        from hf_specplug.telemetry import drawing
 
         colours = {name: plots.colour(name, self.names) for name in self.names}
         named = {name: colours[name] for bit, name in enumerate(self.names) if self._drafts(bit)}
@@ -246,7 +246,7 @@ def _html(blocks: Sequence[Block], title: str) -> str:
 
 
 def _svg(blocks: Sequence[Block], title: str) -> str:
-    from hf_specplug.drawing import Block, stacked
+    from hf_specplug.telemetry.drawing import Block, stacked
 
     whole = stacked(blocks)
     body = f"<title>{title}</title><style>{_style('svg:root')}</style>" + whole.svg('x="12" y="12"')

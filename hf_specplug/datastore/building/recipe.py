@@ -18,8 +18,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from hf_specplug.datastore.corpus import HUB, STDIN, Corpus, find
-from hf_specplug.datastore.retold import Retold, is_store
+from hf_specplug.datastore.building.corpus import HUB, STDIN, Corpus, find
+from hf_specplug.datastore.building.retold import Retold, is_store
 from hf_specplug.errors import CorpusError
 
 _KEYS = {

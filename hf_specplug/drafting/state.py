@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from hf_specplug.drafters.base import Drafter
+from hf_specplug.drafting.mixer import Mixer
 from hf_specplug.errors import StateError
-from hf_specplug.mixer import Mixer
 
 _FORMAT = "hf_specplug drafter state 1"
 _MIXER = ""  # its place: no drafter has this name

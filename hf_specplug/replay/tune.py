@@ -17,14 +17,14 @@ from rich.table import Table
 
 from hf_specplug.drafters.base import Int32, create
 from hf_specplug.drafters.stand import WIDTH
+from hf_specplug.drafting.mixer import Mixer
+from hf_specplug.drafting.search import TreeSearch
 from hf_specplug.errors import OptionError, RecordingError
-from hf_specplug.mixer import Mixer
 from hf_specplug.published import completed
 from hf_specplug.published.stand import Stand
 from hf_specplug.published.static import Shape, depths, wide_tree
-from hf_specplug.recording import Recording, Trace, load
-from hf_specplug.search import TreeSearch
-from hf_specplug.simulate import Result, replay, walk
+from hf_specplug.replay.recording import Recording, Trace, load
+from hf_specplug.replay.simulate import Result, replay, walk
 
 
 def run(path: str, drafters: str, start: int, keep: int, out: str | None) -> None:

@@ -16,14 +16,14 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
+from hf_specplug.exactness.rows import dependent
+from hf_specplug.hf import barred
+from hf_specplug.hf.cache import CHAIN, PLAIN, TREE, holds_state
+from hf_specplug.hf.prompt import Prompt, prefilled
+from hf_specplug.hf.support import RECURRENT, Support
 from hf_specplug.tree import DraftTree
-from hf_specplug.verify import barred
-from hf_specplug.verify.cache import CHAIN, PLAIN, TREE, holds_state
 from hf_specplug.verify.eager import EagerEngine
-from hf_specplug.verify.engine import Prompt, prefilled
 from hf_specplug.verify.noise import generator_state
-from hf_specplug.verify.rows import dependent
-from hf_specplug.verify.support import RECURRENT, Support
 
 LENGTH = 8
 """Tokens that a trial adds to a text at most."""

@@ -13,7 +13,7 @@ from itertools import count
 
 from hf_specplug import forking
 from hf_specplug.drafters.base import Drafter
-from hf_specplug.mixer import Mixer
+from hf_specplug.drafting.mixer import Mixer
 
 KEPT = 16
 """Sets of drafters that are kept for later calls at most."""

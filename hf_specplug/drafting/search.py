@@ -18,10 +18,10 @@ from hf_specplug.drafters.base import (
     Int32,
     Noise,
 )
+from hf_specplug.drafting.mixer import Mixer
 from hf_specplug.errors import DraftError
 from hf_specplug.kernels import mixer as mixing
 from hf_specplug.kernels import tree as kernels
-from hf_specplug.mixer import Mixer
 from hf_specplug.tree import EMPTY, DraftTree
 
 _REFUSALS = {

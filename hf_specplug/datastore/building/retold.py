@@ -11,7 +11,7 @@ import numpy as np
 import xxhash
 
 from hf_specplug.datastore import manifest
-from hf_specplug.datastore.corpus import Corpus, Document
+from hf_specplug.datastore.building.corpus import Corpus, Document
 from hf_specplug.datastore.dense import DenseIndex
 from hf_specplug.datastore.store import Datastore
 from hf_specplug.datastore.suffix import SuffixIndex

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_specplug.datastore.corpus import Document
+from hf_specplug.datastore.building.corpus import Document
 from hf_specplug.datastore.index import Arrays
 from hf_specplug.errors import StoreError
 

@@ -21,10 +21,10 @@ from transformers.cache_utils import (
 )
 from transformers.generation.configuration_utils import GenerationMode
 
-from hf_specplug.verify.attention import NAME as FOLDED
-from hf_specplug.verify.cache import CHAIN, PLAIN, TREE, rollback
-from hf_specplug.verify.masks import reaches
-from hf_specplug.verify.positions import position_argument, slot_modules
+from hf_specplug.hf.attention import NAME as FOLDED
+from hf_specplug.hf.cache import CHAIN, PLAIN, TREE, rollback
+from hf_specplug.hf.positions import position_argument, slot_modules
+from hf_specplug.hf.reach import reaches
 
 SLOT_POSITIONS = frozenset({"gpt_neo"})
 """`model_type`s that take position ids, but whose attention goes by the slot in the cache."""

@@ -1,0 +1,1 @@
+"""How stores are made: corpora, recipes, embedding, and the writer of shards."""

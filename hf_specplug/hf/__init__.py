@@ -1,0 +1,1 @@
+"""All that touches transformers: what `generate` hands over, families, caches, attention."""

@@ -1,0 +1,78 @@
+"""The prompt: run as plain `generate` runs it, and what is known after it."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel
+
+from hf_specplug.hf.support import PER_TOKEN
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt that was run, as plain `generate` leaves it before the next token.
+
+    Attributes:
+        input_ids: int64[1, n].
+        kwargs: what is handed to the model's preparation for the next token; the filled cache, too.
+        per_token: arguments with an entry for each token, by the dimension that grows. What is
+            generated takes the last entry again.
+    """
+
+    input_ids: torch.Tensor
+    kwargs: dict[str, Any]
+    per_token: dict[str, int]
+
+    def copied(self) -> Prompt:
+        """The same with caches, tensors and encoder outputs of its own.
+
+        A model may change any of them in place: Moonshine adds positions to its encoder's states.
+        """
+        kwargs = {
+            key: copy.deepcopy(value) if _is_changeable(value) else value
+            for key, value in self.kwargs.items()
+        }
+        return Prompt(self.input_ids, kwargs, self.per_token)
+
+
+def prefilled(
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    config: GenerationConfig,
+    kwargs: dict[str, Any],
+) -> tuple[Any, Prompt]:
+    """Run a prompt as plain `generate` does: (what the model returned, what is known now)."""
+    outputs = model._prefill(input_ids, config, kwargs, is_first_iteration=not config.is_assistant)
+    before = {key: tuple(value.shape) for key, value in kwargs.items() if _is_tensor(value)}
+    encoder_decoder = bool(model.config.is_encoder_decoder)
+    kwargs = model._update_model_kwargs_for_generation(
+        outputs, kwargs, is_encoder_decoder=encoder_decoder
+    )
+    prefix = "decoder_" if encoder_decoder else ""
+    apart = {f"{prefix}{name}" for name in ("input_ids", "attention_mask", "position_ids")}
+    per_token = {key: kwargs[key].ndim - 1 for key in PER_TOKEN if _is_tensor(kwargs.get(key))}
+    for key in before.keys() - apart:
+        dim = _grown(before[key], tuple(kwargs[key].shape) if _is_tensor(kwargs.get(key)) else ())
+        if dim is not None:
+            per_token[key] = dim
+    return outputs, Prompt(input_ids, kwargs, per_token)
+
+
+def _is_changeable(value: Any) -> bool:
+    return isinstance(value, torch.Tensor | dict) or hasattr(value, "get_seq_length")
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, torch.Tensor)
+
+
+def _grown(before: tuple[int, ...], after: tuple[int, ...]) -> int | None:
+    """The only dimension that is longer by one, if there is one."""
+    if len(before) != len(after):
+        return None
+    longer = [new - old for old, new in zip(before, after, strict=True)]
+    return longer.index(1) if longer.count(1) == 1 and sum(map(abs, longer)) == 1 else None

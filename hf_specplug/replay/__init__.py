@@ -1,0 +1,1 @@
+"""Recorded texts, replayed without the model: recordings, simulation, tuning."""

@@ -1,0 +1,1 @@
+"""What happened: statistics, calibration, the trees of a call, and their pictures."""
