@@ -72,8 +72,8 @@ def families() -> str:
     from transformers.utils import logging
 
     from hf_specplug.exactness import evidence
-    from tests.helpers import chosen
-    from tests.zoo import FAMILIES, make, prompt
+    from tests.helpers.runs import chosen
+    from tests.helpers.zoo import FAMILIES, make, prompt
 
     logging.set_verbosity_error()
     rows = ["| tested as | class | run as | identical in | why not a tree |", 5 * "|---" + "|"]

@@ -36,8 +36,8 @@ from hf_specplug.datastore.building.growing import GrowingStore
 from hf_specplug.drafters import base
 from hf_specplug.exactness import evidence
 from hf_specplug.published import PUBLISHED
-from tests.helpers import plain, plugged
-from tests.zoo import FAMILIES, make, prompt
+from tests.helpers.runs import plain, plugged
+from tests.helpers.zoo import FAMILIES, make, prompt
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -51,10 +51,10 @@ NOT_RUN = {
     'pip install "hf-specplug[ray]"': "the same",
     "make demo": ".ci/run does",
     "make test": "it runs this test",
-    'push_to_hub("my.store", "me/mine", private=True)': "the Hub; tests/test_growing.py does",
+    'push_to_hub("my.store", "me/mine", private=True)': "the Hub; test_growing.py does",
     "hf upload me/specplug examples/custom_generate .": "the Hub",
     "RAY_ADDRESS=auto specplug build big.store --engine ray --tokenizer ./my-model "
-    "corpus/*.parquet": "a cluster; tests/test_engines.py does on this machine",
+    "corpus/*.parquet": "a cluster; tests/datastore/test_engines.py does on this machine",
 }
 """Commands, or lines of snippets, that are not run, and why or by what else."""
 

@@ -22,9 +22,9 @@ from transformers.generation.streamers import BaseStreamer
 
 from hf_specplug import SpecPlug, attach, detach
 from hf_specplug.errors import OptionError
-from tests.helpers import new_tokens, plain, plugged
-from tests.replay import Replay
-from tests.zoo import VOCAB, WINDOW, make, prompt
+from tests.helpers.replay import Replay
+from tests.helpers.runs import new_tokens, plain, plugged
+from tests.helpers.zoo import VOCAB, WINDOW, make, prompt
 
 DRAFTERS = ["context", "recycling"]
 

@@ -20,11 +20,11 @@ from transformers import AutoModelForCausalLM, StaticCache, dynamic_module_utils
 import hf_specplug
 from hf_specplug import DEMO_MODEL, SpecPlug, attach, detach
 from hf_specplug.errors import OptionError, StoreError
-from tests.helpers import new_tokens, plain
-from tests.replay import Replay
-from tests.stores import Letters
+from tests.helpers.replay import Replay
+from tests.helpers.runs import new_tokens, plain
+from tests.helpers.stores import Letters
+from tests.helpers.zoo import make, prompt
 from tests.test_generate import Recorder, question
-from tests.zoo import make, prompt
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "examples" / "custom_generate"

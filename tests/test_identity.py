@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from hf_specplug.plug import DEFAULT_DRAFTERS
-from tests.helpers import new_tokens, plain, plugged
-from tests.replay import Replay
-from tests.zoo import FAMILIES, make, prompt
+from tests.helpers.replay import Replay
+from tests.helpers.runs import new_tokens, plain, plugged
+from tests.helpers.zoo import FAMILIES, make, prompt
 
 DRAFTERS = list(DEFAULT_DRAFTERS)
 CASES = [

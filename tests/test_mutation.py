@@ -16,9 +16,9 @@ from hf_specplug.verify.eager import EagerEngine
 from hf_specplug.verify.masks import SlotMasks
 from hf_specplug.verify.outputs import Outputs
 from hf_specplug.verify.walk import Walk
-from tests.helpers import new_tokens, plain, plugged
-from tests.replay import Replay
-from tests.zoo import make, prompt
+from tests.helpers.replay import Replay
+from tests.helpers.runs import new_tokens, plain, plugged
+from tests.helpers.zoo import make, prompt
 
 
 def outputs_differ(name: str, rank: int = 2, **more: Any) -> bool:

@@ -20,9 +20,9 @@ from transformers.generation.candidate_generator import CandidateGenerator
 from hf_specplug import SpecPlug, attach, detach
 from hf_specplug.drafters.base import create
 from hf_specplug.errors import OptionError, StateError
-from tests.helpers import new_tokens, plain
-from tests.replay import Replay
-from tests.zoo import FAMILIES, prompt
+from tests.helpers.replay import Replay
+from tests.helpers.runs import new_tokens, plain
+from tests.helpers.zoo import FAMILIES, prompt
 
 SETTINGS: dict[str, Any] = {"max_new_tokens": 30, "do_sample": False}
 

@@ -28,10 +28,10 @@ from hf_specplug.drafting.mixer import Mixer
 from hf_specplug.drafting.seats import KEPT, Seats
 from hf_specplug.hf.hidden import Watch
 from hf_specplug.verify import packed
-from tests.helpers import plain
-from tests.test_conformance import store
-from tests.test_packed import patched
-from tests.zoo import make
+from tests.drafters.test_conformance import store
+from tests.helpers.runs import plain
+from tests.helpers.zoo import make
+from tests.verify.test_packed import patched
 
 WATCHDOG = 300.0  # seconds after which threads are taken to hang
 
@@ -530,8 +530,8 @@ import torch
 torch.set_num_threads(1)  # else torch hangs in a forked process, without any plug
 from hf_specplug import attach
 from hf_specplug.verify import packed
-from tests.test_packed import patched
-from tests.zoo import make
+from tests.verify.test_packed import patched
+from tests.helpers.zoo import make
 
 packed._PATIENCE, packed._GAIN = 1, float("inf")
 model, ids = make("llama"), torch.arange(3, 15)[None]

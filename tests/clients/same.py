@@ -9,8 +9,8 @@ import torch
 
 from hf_specplug import SpecPlug, attach, detach
 from hf_specplug.plug import DEFAULT_DRAFTERS
-from tests.replay import Replay
-from tests.zoo import FAMILIES
+from tests.helpers.replay import Replay
+from tests.helpers.zoo import FAMILIES
 
 GREEDY: dict[str, Any] = {"do_sample": False}
 SEEDED: dict[str, Any] = {"do_sample": True, "temperature": 0.9, "top_k": 40}

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.clients.same import assert_same, tiny
-from tests.zoo import prompt
+from tests.helpers.zoo import prompt
 
 accelerate = pytest.importorskip("accelerate")
 

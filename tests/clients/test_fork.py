@@ -16,7 +16,7 @@ PROGRAM = """
     from hf_specplug import attach
     from hf_specplug.verify import packed
     from tests.clients.same import GREEDY, NEW, tiny
-    from tests.zoo import prompt
+    from tests.helpers.zoo import prompt
 
     packed._PATIENCE = 2
     packed._is_faster = lambda layers: True

@@ -17,7 +17,7 @@ from transformers import ContinuousBatchingConfig, LogitsProcessor, LogitsProces
 from hf_specplug import attach, detach
 from hf_specplug.verify import packed
 from tests.clients.same import GREEDY, NEW, tiny
-from tests.zoo import prompt
+from tests.helpers.zoo import prompt
 
 
 def test_it_looks_like_the_method() -> None:

@@ -11,7 +11,7 @@ import torch
 
 from hf_specplug import attach, detach
 from tests.clients.same import GREEDY, NEW, assert_same, tiny
-from tests.zoo import prompt
+from tests.helpers.zoo import prompt
 
 peft = pytest.importorskip("peft")
 

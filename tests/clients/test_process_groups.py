@@ -17,8 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 from hf_specplug import attach, detach
 from hf_specplug.hf.modes import left_to_transformers
 from tests.clients.same import GREEDY, NEW, assert_same, tiny
-from tests.helpers import run_together
-from tests.zoo import prompt
+from tests.helpers.runs import run_together
+from tests.helpers.zoo import prompt
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="a torch without torch.distributed")
 
@@ -110,7 +110,7 @@ PROGRAM = """
     torch.set_num_threads(1)
     from hf_specplug import attach
     from tests.clients.same import GREEDY, NEW, assert_same, tiny
-    from tests.zoo import prompt
+    from tests.helpers.zoo import prompt
 
     folder, kind, rank = sys.argv[1], sys.argv[2], int(sys.argv[3])
     dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)

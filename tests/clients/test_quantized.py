@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM
 
 from hf_specplug import attach
 from tests.clients.same import GREEDY, NEW, Outcome, assert_same, tiny
-from tests.replay import Replay
-from tests.zoo import prompt
+from tests.helpers.replay import Replay
+from tests.helpers.zoo import prompt
 
 
 def same(model: Any) -> Outcome:
@@ -111,7 +111,7 @@ def test_bitsandbytes(settings: dict[str, Any], drafted: bool, tmp_path: Path) -
     pytest.importorskip("accelerate")
     from transformers import BitsAndBytesConfig
 
-    from tests.zoo import _decoder
+    from tests.helpers.zoo import _decoder
 
     _decoder("Llama", hidden_size=64, intermediate_size=128)().save_pretrained(tmp_path)
     model = AutoModelForCausalLM.from_pretrained(

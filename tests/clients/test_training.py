@@ -15,7 +15,7 @@ from transformers import (
 
 from hf_specplug import DEMO_MODEL, SpecPlug, attach, detach
 from tests.clients.same import GREEDY, NEW, assert_same, tiny
-from tests.zoo import _decoder, prompt
+from tests.helpers.zoo import _decoder, prompt
 
 
 @pytest.mark.parametrize("settings", [{"attention_dropout": 0.3}, {}], ids=["dropout", "none"])

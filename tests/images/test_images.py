@@ -14,11 +14,11 @@ from transformers.generation.streamers import BaseStreamer
 
 from hf_specplug import SpecPlug, attach, detach
 from hf_specplug.plug import DEFAULT_DRAFTERS
-from tests.helpers import new_tokens, plain, plugged
+from tests.helpers.replay import Replay
+from tests.helpers.runs import new_tokens, plain, plugged
 from tests.images.talk import inputs, joined, picture, said
 from tests.images.tokenizer import BYTES
 from tests.images.zoo import FAMILIES, Family, made
-from tests.replay import Replay
 
 NEW = 24
 GREEDY = {"max_new_tokens": NEW, "do_sample": False}

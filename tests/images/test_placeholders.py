@@ -16,11 +16,11 @@ from hf_specplug.hf.barred import placeholders
 from hf_specplug.plug import DEFAULT_DRAFTERS
 from hf_specplug.tree import DraftTree
 from hf_specplug.verify.engine import PREFILL_LOGITS
-from tests.helpers import new_tokens, plain, plugged
+from tests.helpers.replay import Replay
+from tests.helpers.runs import new_tokens, plain, plugged
 from tests.images.talk import inputs, picture, said
 from tests.images.tokenizer import BYTES
 from tests.images.zoo import FAMILIES, made
-from tests.replay import Replay
 
 GREEDY: dict[str, Any] = {"max_new_tokens": 24, "do_sample": False}
 

@@ -11,11 +11,11 @@ import torch
 import transformers as tf
 
 from hf_specplug.plug import DEFAULT_DRAFTERS
-from tests.helpers import new_tokens, plain, plugged
+from tests.helpers.replay import Replay
+from tests.helpers.runs import new_tokens, plain, plugged
 from tests.images.talk import inputs, said
 from tests.images.tokenizer import BYTES, byte_tokenizer
 from tests.images.zoo import TEXT, VOCAB, Built, made, template
-from tests.replay import Replay
 
 RATE = 16_000  # samples a second
 NEW = 24

@@ -1,0 +1,447 @@
+"""Phrases: what is mined, how the automaton follows a text, and that no store can do harm."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from hf_specplug import DEMO_MODEL, answers, attach, cli, detach
+from hf_specplug.cli import datastores as stores
+from hf_specplug.datastore import manifest
+from hf_specplug.datastore.building.build import Plan, build, merge, write_shard
+from hf_specplug.datastore.building.corpus import Corpus, find
+from hf_specplug.datastore.phrases import GIVEN, GRAM, NgramIndex, PhraseIndex
+from hf_specplug.datastore.store import Datastore
+from hf_specplug.drafters.base import Context, Frontier
+from hf_specplug.drafters.phrases import PhrasesDrafter
+from hf_specplug.errors import OptionError, StoreError
+from hf_specplug.kernels import phrases as kernels
+from hf_specplug.kernels import repeats
+from hf_specplug.kernels.suffix import suffix_array
+from tests.helpers.runs import new_tokens, plain
+from tests.helpers.stores import Letters, make, silent, stop, texts
+from tests.helpers.zoo import make as make_model
+from tests.helpers.zoo import prompt
+
+GREEDY: dict[str, Any] = {"do_sample": False}
+Phrase = tuple[int, ...]
+tokens_of = st.lists(st.integers(0, 3), max_size=60) | st.lists(
+    st.sampled_from([0, 0, 0, 1, 1, 3]), min_size=30, max_size=60
+)  # 3 separates documents
+
+
+def all_runs(text: list[int], separator: int) -> Counter[Phrase]:
+    runs: Counter[Phrase] = Counter()
+    for begin in range(len(text)):
+        for end in range(begin + 1, len(text) + 1):
+            if text[end - 1] == separator:
+                break
+            runs[tuple(text[begin:end])] += 1
+    return runs
+
+
+@settings(max_examples=300, deadline=None)
+@given(tokens_of, st.integers(1, 4), st.integers(2, 4), st.sampled_from([0.6, 0.8, 1.0]))
+def test_repeats_are_those_of_a_plain_search(
+    text: list[int], least: int, often: int, nearly: float
+) -> None:
+    runs = all_runs(text, 3)
+    expected = set()
+    for run, count in runs.items():
+        after = max(runs[(*run, token)] for token in range(3))
+        before = max(runs[(token, *run)] for token in range(3))
+        alone = after < nearly * count and before / count < nearly
+        if len(run) >= least and count >= often and alone:
+            expected.add((run, count))
+    array = np.array(text, np.int32)
+    suffixes = suffix_array(array, 4)
+    shared = repeats.common_prefixes(array, suffixes, 3)
+    found = np.empty((len(text), 3), np.int32)
+    number = repeats.repeats(array, suffixes, shared, 3, least, often, nearly, found)
+    rows = found[:number].tolist()
+    assert {(tuple(text[at : at + size]), count) for at, size, count in rows} == expected
+    assert number == len(expected)
+
+    grams = np.empty((len(text), 2), np.int32)
+    number = repeats.grams(array, suffixes, shared, 3, least, grams)
+    rows = [(tuple(text[at : at + least]), count) for at, count in grams[:number].tolist()]
+    assert rows == sorted((run, n) for run, n in runs.items() if len(run) == least)
+
+
+def phrases_of(index: Any) -> dict[Phrase, int]:
+    rows = [tuple(phrase.tolist()) for phrase in index.phrases()]
+    return dict(zip(rows, index.counts.tolist(), strict=True))
+
+
+def test_a_header_is_found_whole_and_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    header, long = rng.integers(0, 900, 30), rng.integers(0, 900, 150)
+    documents = [[*header, *rng.integers(0, 900, 40), 1000] for _ in range(9)]
+    documents += [[*rng.integers(0, 900, 5), *long, 1000] for _ in range(5)]
+    index = PhraseIndex(PhraseIndex.build(np.concatenate(documents), 1000), 1000)
+    index.check(1000)
+    found = phrases_of(index)
+    assert found.pop(tuple(header.tolist())) == 9
+    pieces = [tuple(long[begin : begin + 64].tolist()) for begin in (0, 56, 112)]
+    assert found == dict.fromkeys(pieces, 5)  # each begins with the end of the one before
+    monkeypatch.setattr(PhraseIndex, "most", 1)
+    documents = [[*header[:12], *rng.integers(0, 900, 9), 1000] for _ in range(30)]
+    documents += [[*long, 1000] for _ in range(5)]  # 750 tokens, but no piece saves 360
+    index = PhraseIndex(PhraseIndex.build(np.concatenate(documents), 1000), 1000)
+    assert phrases_of(index) == {tuple(header[:12].tolist()): 30}
+
+
+def test_the_most_common_grams() -> None:
+    text = np.array([1, 2, 3, 4, 5, 6, 10, 1, 2, 3, 4, 5, 10, 1, 2, 10], np.uint16)
+    index = NgramIndex(NgramIndex.build(text, 10), 10)
+    index.check(10)
+    assert phrases_of(index) == {(1, 2, 3, 4, 5): 2, (2, 3, 4, 5, 6): 1}
+
+
+def index_of(phrases: dict[Phrase, int], vocab: int = 50, kind: Any = PhraseIndex) -> Any:
+    """The index of some phrases, sorted."""
+    rows = sorted(phrases)
+    arrays = {
+        "tokens": np.array([token for row in rows for token in row], np.uint16),
+        "offsets": np.cumsum([0, *map(len, rows)]).astype(np.uint32),
+        "counts": np.array([phrases[row] for row in rows], np.uint32),
+    }
+    return kind(arrays, vocab)
+
+
+def test_join_adds_up_and_keeps_what_saves_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = index_of({(1, 2): 3, (4, 5, 6): 9, (7, 7): (1 << 32) - 1})
+    other = index_of({(1, 2): 4, (8, 9): GIVEN, (7, 7): 5})
+    joined = PhraseIndex(PhraseIndex.join([one, other], 50), 50)
+    joined.check(50)
+    whole = {(1, 2): 7, (4, 5, 6): 9, (7, 7): (1 << 32) - 1, (8, 9): GIVEN}
+    assert phrases_of(joined) == whole
+    monkeypatch.setattr(PhraseIndex, "most", 3)
+    small = PhraseIndex(PhraseIndex.join([one, other], 50), 50)
+    assert phrases_of(small) == {row: whole[row] for row in whole if row != (1, 2)}
+
+
+def test_no_index_grows_beyond_its_size(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    parts = [rng.integers(0, 20, 12) for _ in range(80)]
+    text = np.concatenate([[*parts[i], 96] for i in rng.integers(0, 80, 900)])
+    for kind in (PhraseIndex, NgramIndex):
+        whole = kind(kind.build(text, 96), 96)
+        assert len(whole.counts) > 40
+        monkeypatch.setattr(kind, "most", 40)
+        index = kind(kind.build(text, 96), 96)
+        assert len(index.counts) == 40
+        assert index.counts.sum() > 0.5 * 40 / len(whole.counts) * whole.counts.sum()
+        with pytest.raises(StoreError, match="up to 40 phrases"):
+            kind({name: getattr(whole, name) for name in kind.names}, 96)
+    given = np.concatenate([[*part, 96] for part in parts])
+    assert len(PhraseIndex.given(given, 96)["counts"]) == 40
+    make(tmp_path / "store", texts(tmp_path / "texts"), shard_tokens=300, kind="ngram")
+    drafter = PhrasesDrafter([tmp_path / "store"])
+    assert len(Datastore(tmp_path / "store").shards) > 4
+    drafter.begin(Context([], 96))
+    assert len(drafter._nodes) <= 40 * GRAM + 1
+
+
+phrase_sets = st.dictionaries(
+    st.lists(st.integers(0, 2), min_size=2, max_size=6).map(tuple),
+    st.integers(1, 9),
+    min_size=1,
+    max_size=8,
+)
+
+
+def twin(phrases: dict[Phrase, int], path: list[int]) -> list[tuple[int, int]]:
+    """(token, bucket) of what a path is continued by, from the definition."""
+    rows: dict[int, int] = {}
+    weights: Counter[Phrase] = Counter()
+    for phrase, count in phrases.items():
+        for length in range(1, len(phrase) + 1):
+            weights[phrase[:length]] += count
+    for length in range(len(path), 0, -1):
+        state = tuple(path[-length:])
+        below = {t: weights[(*state, t)] for t in range(3) if (*state, t) in weights}
+        if not below or len(rows) >= kernels.ENOUGH:
+            continue
+        shift = kernels.SHORTER if rows else 0
+        depth = sum(length >= step for step in kernels.DEPTHS)
+        for token in sorted(below, key=lambda t: (-below[t], t)):
+            share = sum(below[token] / sum(below.values()) >= step for step in kernels.SHARES)
+            rows.setdefault(token, shift + depth * kernels.COLUMNS_OF_LENGTH + share)
+    return list(rows.items())
+
+
+@settings(max_examples=200, deadline=None)
+@given(phrase_sets, st.lists(st.integers(-1, 2), max_size=12), st.lists(st.integers(0, 2)))
+def test_the_automaton_is_in_the_longest_beginning(
+    phrases: dict[Phrase, int], text: list[int], path: list[int]
+) -> None:
+    index = index_of(phrases)
+    parts = [(index.tokens, index.offsets, index.counts, 50)]
+    nodes, table = kernels.automaton(parts)
+    prefixes = {phrase[:length] for phrase in phrases for length in range(len(phrase) + 1)}
+    assert len(nodes) == len(prefixes)
+    state = 0
+    for length, token in enumerate(text, start=1):
+        state = kernels.advance(nodes, table, state, np.array([token], np.int32))
+        spelled, node = [], state
+        while node:
+            spelled.append(int(nodes[node, kernels.TOKEN]))
+            node = nodes[node, kernels.PARENT]
+        endings = (tuple(text[begin:length]) for begin in range(length + 1))
+        assert tuple(spelled[::-1]) == next(each for each in endings if each in prefixes)
+
+    pool = np.zeros((len(path) + 1, 2), np.int32)
+    pool[1:, 0], pool[1:, 1] = path, np.arange(len(path))
+    states = np.zeros(len(pool), np.int32)
+    out = np.empty((8 * len(pool), 3), np.int32)
+    frontier = np.arange(len(pool), dtype=np.int32)
+    count = kernels.expand(nodes, table, state, states, pool, frontier, 8, out)
+    expected = [
+        (node, *row)
+        for node in range(len(pool))
+        for row in twin(phrases, (text + path[:node])[-6:])
+    ]
+    assert list(map(tuple, out[:count].tolist())) == expected
+
+
+def given_store(folder: Path, *answers: list[int]) -> Path:
+    lines = [json.dumps({"text": "".join(chr(960 + token) for token in row)}) for row in answers]
+    (folder / "templates.jsonl").write_text("\n".join(lines))
+    corpus = Corpus(find([str(folder / "templates.jsonl")]))
+    plan = Plan(kind="phrases", given=True)
+    build(folder / "given.store", corpus, Letters(), plan, stop, silent)
+    return folder / "given.store"
+
+
+@pytest.mark.parametrize("count", [40, 150])
+def test_given_phrases_are_drafted_to_their_end(tmp_path: Path, count: int) -> None:
+    model = make_model("llama")
+    inputs = prompt(model)
+    settings = {"max_new_tokens": count, "min_new_tokens": count, **GREEDY}
+    expected, _ = plain(model, inputs, **settings)
+    answer = new_tokens(expected, count)
+    store = given_store(tmp_path, answer)
+    text = "".join(chr(960 + token) for token in answer)
+    for drafter in (
+        PhrasesDrafter([store], Letters()),
+        PhrasesDrafter(tokenizer=Letters(), phrases=[text]),
+    ):
+        plug = attach(model, drafters=[drafter], nodes=12)
+        assert model.generate(**inputs, **settings).tolist() == expected.tolist()
+        detach(model)
+        assert plug.stats.accepted_by["phrases"] > 0.8 * count
+    with pytest.raises(OptionError, match="needs the model's tokenizer"):
+        PhrasesDrafter(phrases=["text"])
+    with pytest.raises(StoreError, match="of kind phrases"):
+        Plan(kind="ngram", given=True)
+
+
+def test_given_phrases_survive_what_is_mined(tmp_path: Path) -> None:
+    store = given_store(tmp_path, [5, 6, 7], [8])
+    make(store, texts(tmp_path / "texts", 30), append=True, kind="phrases")
+    opened = Datastore(store)
+    given = phrases_of(opened.shards[0])
+    assert given == {(5, 6, 7): GIVEN}  # one token is no phrase
+    assert len(opened.shards[1].counts) > 5
+    both = phrases_of(opened.shards[0]) | phrases_of(opened.shards[1])
+    merge(store, 1 << 20, silent)
+    merged = Datastore(store)
+    merged.check(deep=True)
+    assert [phrases_of(shard) for shard in merged.shards] == [both]
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "t5"])
+@pytest.mark.parametrize("do_sample", [False, True])
+def test_noise_changes_nothing(name: str, do_sample: bool, tmp_path: Path) -> None:
+    noise = "".join(chr(960 + t) for t in np.random.default_rng(0).integers(0, 96, 40_000))
+    (tmp_path / "noise.txt").write_text(noise)
+    make(tmp_path / "store", tmp_path / "noise.txt", kind="ngram")
+    model = make_model(name)
+    settings = {"max_new_tokens": 40, "do_sample": do_sample}
+    expected, _ = plain(model, prompt(model), seed=3, **settings)
+    plug = attach(model, drafters=["phrases"], datastores=[tmp_path / "store"], nodes=16)
+    torch.manual_seed(3)
+    output = model.generate(**prompt(model), **settings)
+    detach(model)
+    assert output.tolist() == expected.tolist()
+    assert plug.stats.drafted
+    assert not plug.stats.dropped
+
+
+def hostile(seed: int, vocab: int) -> dict[str, Any]:
+    """Arrays of the right types, full of nonsense."""
+    rng = np.random.default_rng(seed)
+    n, size = int(rng.integers(0, 40)), int(rng.integers(0, 400))
+    offsets = rng.integers(0, int(rng.choice([size + 2, 1 << 32])), n + 1)
+    return {
+        "tokens": rng.choice([0, 1, 2, 2, vocab, 65535], size).astype(np.uint16),
+        "offsets": (np.sort(offsets) if seed % 2 else offsets).astype(np.uint32),
+        "counts": rng.integers(0, int(rng.choice([2, 1 << 32])), n).astype(np.uint32),
+    }
+
+
+@pytest.mark.parametrize("kind", ["phrases", "ngram"])
+def test_nonsense_with_right_checksums_does_no_harm(kind: str, tmp_path: Path) -> None:
+    refused = 0
+    for seed in range(30):
+        store = tmp_path / f"{seed}"
+        make(store, texts(tmp_path / "texts", 3), kind=kind)
+        state = manifest.load(store)
+        shards = [write_shard(store, i, hostile(seed + i, 96), 1, 9) for i in range(1 + seed % 3)]
+        manifest.save(store, state.with_shards(tuple(shards), {}))
+        opened = Datastore(store)
+        try:
+            opened.check(deep=True)
+        except StoreError:
+            refused += 1
+        drafter = PhrasesDrafter([opened])
+        drafter.begin(Context(np.arange(64) % 3, 96))
+        pool = np.zeros((64, 7), np.int32)
+        pool[1:, 0], pool[1:, 1] = np.arange(63) % 3, np.arange(63)
+        for node in range(64):
+            rows = drafter.expand(Frontier(np.array([node], np.int32), pool, 0))
+            assert len(rows) <= drafter.rows_per_node
+            assert ((rows[:, 1] >= 0) & (rows[:, 1] < 96)).all()
+            assert ((rows[:, 2] >= 0) & (rows[:, 2] < kernels.BUCKETS)).all()
+        merge(store, 1 << 20, silent)
+    assert refused > 25
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a: a["tokens"].__setitem__(0, 77), "not in the vocabulary"),
+        (lambda a: a["tokens"].__setitem__(0, 40), "not sorted"),
+        (lambda a: a["counts"].__setitem__(0, 0), "never seen"),
+        (lambda a: a["offsets"].__setitem__(1, 1), "2 to 64 tokens"),
+        (lambda a: a["offsets"].__setitem__(-1, 4), "offsets are not those"),
+    ],
+)
+def test_a_wrong_number_is_found(change: Callable[[Any], None], message: str) -> None:
+    index = index_of({(1, 2): 3, (4, 5, 6): 9})
+    index.check(50)
+    change({name: getattr(index, name) for name in index.names})
+    with pytest.raises(StoreError, match=message):
+        index.check(50)
+
+
+def test_a_store_can_be_added_while_a_text_is_written(tmp_path: Path) -> None:
+    drafter = PhrasesDrafter()
+    drafter.begin(Context([1, 2, 5, 6], 96))
+    pool = np.zeros((4, 7), np.int32)
+    frontier = Frontier(np.zeros(1, np.int32), pool, 6)
+    assert not len(drafter.expand(frontier))
+    drafter.add(Datastore(given_store(tmp_path, [5, 6, 7])))
+    assert drafter.expand(frontier)[:, 1].tolist() == [7]
+
+
+def specplug(*arguments: str) -> Any:
+    """A command, in this process."""
+    return CliRunner().invoke(cli.app, arguments)
+
+
+TOKENIZER = ["--tokenizer", str(DEMO_MODEL)]
+
+
+def test_phrases_from_the_command_line(tmp_path: Path) -> None:
+    """Given, appended to, merged, checked and asked, as a user would."""
+    store, templates = str(tmp_path / "my.store"), tmp_path / "templates.jsonl"
+    call = '{"name": "get_weather", "arguments": {"city": "'
+    templates.write_text(json.dumps({"text": call}))
+    result = specplug("build", store, str(templates), *TOKENIZER, "--kind", "phrases", "--given")
+    assert result.exit_code == 0, result.stderr
+    query = specplug("query", store, '{"name": "', "--nodes", "40", "--format", "json")
+    assert "".join(row["text"] for row in json.loads(query.stdout)) == call[len('{"name": "') :]
+    header = "# Copyright the authors of this file. All rights are reserved, more or less.\n"
+    for number in range(6):
+        (tmp_path / f"{number}.py").write_text(f"{header}x{number} = {number}\n")
+    result = specplug("append", store, str(tmp_path / "*.py"))
+    assert result.exit_code == 0, result.stderr
+    assert specplug("merge", store).exit_code == 0
+    info = json.loads(specplug("info", store, "--format", "json").stdout)
+    assert (info["kind"], info["shards"], info["documents"]) == ("phrases", 1, 7)
+    assert "as it was written" in specplug("check", store, "--deep").stdout
+    found = specplug("query", store, "# Copyright the", "--format", "json").stdout
+    assert "authors" in "".join(row["text"] for row in json.loads(found))
+    result = specplug("build", f"{store}2", str(templates), *TOKENIZER, "--given")
+    assert "of kind phrases" in result.stderr
+
+
+def prompts(folder: Path) -> str:
+    lines = [{"prompt": "Add two numbers."}, {"turns": ["Sort a list."]}, {"prompt": "Say hello."}]
+    (folder / "prompts.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return str(folder / "prompts.jsonl")
+
+
+def test_a_store_of_a_models_answers(tmp_path: Path) -> None:
+    store = str(tmp_path / "my.store")
+    arguments = [prompts(tmp_path), "--from-model-outputs", str(DEMO_MODEL), "--max-tokens", "150"]
+    result = specplug("build", store, *arguments, "--kind", "ngram")
+    assert result.exit_code == 0, result.stderr
+    opened = Datastore(store)
+    opened.check(deep=True)
+    assert opened.manifest.kind == "ngram"
+    assert 100 < len(opened) <= 150
+    model, tokenizer = answers.loaded(str(DEMO_MODEL))
+    answer = answers.greedy(model, answers.prompt_ids(tokenizer, "Add two numbers."), 30)
+    assert tuple(answer[:GRAM]) in phrases_of(opened.shards[0])
+    result = specplug("build", f"{store}2", *arguments, "--engine", "ray")
+    assert "has no --engine" in result.stderr
+
+
+def test_an_interrupted_conversation_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answers, "LONGEST", 20)
+    monkeypatch.setattr(stores, "SHARD", 25)  # each answer is a shard
+    files, questions = [prompts(tmp_path)], []
+    greedy = answers.greedy
+
+    def interrupted(model: Any, prompt: list[int], tokens: int) -> list[int]:
+        questions.append(prompt)
+        if len(questions) == 3:
+            raise KeyboardInterrupt
+        return greedy(model, prompt, tokens)
+
+    def run(name: str) -> list[dict[Phrase, int]]:
+        store = stores.build(
+            str(tmp_path / name),
+            files,
+            None,
+            "text",
+            False,
+            0,
+            0,
+            "64M",
+            "stop",
+            append=False,
+            kind="ngram",
+            from_model_outputs=str(DEMO_MODEL),
+        )
+        return [phrases_of(shard) for shard in store.shards]
+
+    whole = run("whole")
+    assert len(whole) == 3
+    monkeypatch.setattr(answers, "greedy", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run("broken")
+    assert run("broken") == whole
+    assert len(questions) == 3 + 2  # the second answer was not written yet
+    fingerprints = {answers.Prompts(("a",), model=name).fingerprint() for name in "bcc"}
+    assert len(fingerprints) == 2
+    monkeypatch.setattr(answers, "greedy", lambda *_: [1, 2, 3, 4, 5, 1 << 20, 6])
+    assert run("padded")[0] == {(1, 2, 3, 4, 5): 3}  # an id that the tokenizer has not ends it
+    Path(files[0]).write_text('{"text": "no prompt"}\n')
+    with pytest.raises(Exception, match='needs a text under "prompt"'):
+        run("wrong")

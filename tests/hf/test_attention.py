@@ -1,0 +1,56 @@
+"""Folded attention is transformers' sdpa, and leaves no trace in the model."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from hf_specplug.hf.attention import NAME, FoldedHeads, folded_attention
+from tests.helpers.zoo import make
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4, 8])
+@pytest.mark.parametrize("rows", [1, 2, 7])
+@pytest.mark.parametrize("mask", ["none", "bool", "additive"])
+@pytest.mark.parametrize("values", [16, 24])
+def test_same_as_sdpa(groups: int, rows: int, mask: str, values: int) -> None:
+    query = torch.randn(1, 8, rows, 16, dtype=torch.float64)
+    key = torch.randn(1, groups, 11, 16, dtype=torch.float64)
+    value = torch.randn(1, groups, 11, values, dtype=torch.float64)
+    visible = torch.rand(1, 1, rows, 11) < 0.5
+    visible[..., 0] = True
+    given: Any = {"none": None, "bool": visible}.get(mask, torch.zeros(()))
+    if mask == "additive":
+        given = torch.zeros(visible.shape, dtype=torch.float64).masked_fill(~visible, -1e9)
+    module: Any = SimpleNamespace(num_key_value_groups=8 // groups, is_causal=True)
+    one, _ = sdpa_attention_forward(module, query, key, value, given, scaling=0.3)
+    other, weights = folded_attention(module, query, key, value, given, scaling=0.3)
+    assert weights is None
+    assert other.shape == one.shape
+    assert other.is_contiguous()
+    torch.testing.assert_close(other, one)
+
+
+def test_only_while_entered_and_only_where_it_fits() -> None:
+    for name, folded in (("llama", True), ("falcon", False)):
+        model = make(name)
+        config = model.config.get_text_config(decoder=True)
+        assert config._attn_implementation == "sdpa"
+        one, other = FoldedHeads(model), FoldedHeads(model)
+        with one:
+            assert config._attn_implementation == (NAME if folded else "sdpa")
+            other.__enter__()
+        other.__exit__()  # of another thread, which began in between
+        assert config._attn_implementation == "sdpa"
+    model = make("llama")
+    with pytest.raises(KeyError), FoldedHeads(model):
+        raise KeyError
+    assert model.config._attn_implementation == "sdpa"
+    model.config._attn_implementation_internal = "eager"
+    with FoldedHeads(model):
+        assert model.config._attn_implementation == "eager"
+    model.config._attn_implementation_internal = "sdpa"

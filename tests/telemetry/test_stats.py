@@ -1,0 +1,90 @@
+"""Statistics: the counts are right, and readable."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+
+from hf_specplug import DraftTree, Stats
+from tests.helpers.replay import Replay
+from tests.helpers.runs import new_tokens, plain, plugged
+from tests.helpers.zoo import make, prompt
+
+
+def tree(parents: list[int], sources: list[int]) -> DraftTree:
+    n = len(parents)
+    return DraftTree(
+        np.arange(n, dtype=np.int32),
+        np.array(parents, np.int32),
+        np.full(n, 0.5, np.float32),
+        np.array(sources, np.uint16),
+    )
+
+
+def test_counts() -> None:
+    stats = Stats()
+    stats.observe(tree([-1, -1, 0], [1, 2, 3]), [0, 1, 3], ["a", "b"])
+    stats.observe(tree([-1], [2]), [0], ["a", "b"])
+    stats.observe(tree([], []), [0], ["a", "b"])
+    assert (stats.forwards, stats.tokens, stats.drafted, stats.accepted) == (3, 5, 4, 2)
+    assert stats.accept_length == 5 / 3
+    assert stats.accepted_per_position == [1, 1]
+    assert dict(stats.lengths) == {3: 1, 1: 2}
+    assert dict(stats.widths) == {4: 1, 2: 1, 1: 1}
+    assert list(stats.to_dict()["widths"].items()) == [("1", 1), ("2", 1), ("4", 1)]
+    assert dict(stats.drafted_by) == {"a": 2, "b": 3}
+    assert dict(stats.accepted_by) == {"a": 2, "b": 1}
+    stats.reset()
+    assert stats == Stats()
+
+
+def test_calls_add_up() -> None:
+    """The same as if they had been counted together."""
+    steps = [
+        (tree([-1, -1, 0], [1, 2, 3]), [0, 1, 3]),
+        (tree([-1], [2]), [0]),
+        (tree([-1, 0, 1], [1, 1, 1]), [0, 1, 2, 3]),
+    ]
+    together, added = Stats(calls=3, prepared=3, preparing=1.5), Stats()
+    for number, (draft, visited) in enumerate(steps):
+        call = Stats(calls=1, prepared=1, preparing=0.5)
+        for stats in (together, call):
+            stats.observe(draft, visited, ["a", "b"])
+            stats.seconds["draft"] += 1.0
+            stats.fallbacks["reason"] += number
+            stats.dropped["a"] = f"error {number}"
+        added.add(call)
+    assert added == together
+    assert added.to_dict() == together.to_dict()
+
+
+def test_of_a_real_call() -> None:
+    model, inputs = make("llama"), prompt(make("llama"))
+    settings: dict[str, Any] = {"max_new_tokens": 33, "do_sample": False}
+    expected, _ = plain(model, inputs, **settings)
+    drafter = Replay(new_tokens(expected, 33), wrong=lambda p: p % 4 == 0, siblings=0)
+    _, _, plug = plugged(model, inputs, drafter, nodes=20, **settings)
+    stats = plug.stats
+    assert (stats.calls, stats.tokens, stats.forwards) == (1, 32, 8)
+    assert stats.accepted_per_position == [8, 8, 8]
+    assert dict(stats.lengths) == {4: 8}
+    assert sum(width * count for width, count in stats.widths.items()) == 24 + 8
+    assert stats.drafted_by == stats.accepted_by == {"replay": 24}
+    assert set(stats.seconds) == {"prefill", "draft", "verify", "accept", "observe"}
+    assert all(seconds > 0 for seconds in stats.seconds.values())
+    again = json.loads(json.dumps(stats.to_dict()))
+    assert again["accept_length"] == 4.0
+    text = repr(stats)
+    assert "32 / 8" in text
+    assert "4.00 tokens per forward" in text
+    assert "24 of 24" in text
+    assert "32 / 8" in stats._repr_html_()
+    assert len(stats.plot().axes) == 6
+
+
+def test_html_is_escaped() -> None:
+    stats = Stats()
+    stats.fallbacks["<script>"] += 1
+    assert "<script>" not in stats._repr_html_()
