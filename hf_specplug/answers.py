@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from hf_specplug.datastore.building.corpus import Corpus, Document
-from hf_specplug.datastore.building.engines import Batch, Local, Rows
+from hf_specplug.datastore.building.executors import Batch, Local, Rows
 from hf_specplug.errors import CorpusError, RecordingError
-from hf_specplug.replay.forced import prompt_ids
 from hf_specplug.replay.record import asked, greedy, loaded, room
+from hf_specplug.replay.teacher_forcing import prompt_ids
 
 LONGEST = 512
 """Tokens of an answer at most."""

@@ -11,12 +11,12 @@ from typing import Any
 from hf_specplug.drafters.base import Context, Float32, Step
 from hf_specplug.drafting.budget import Budget
 from hf_specplug.drafting.search import TreeSearch
+from hf_specplug.telemetry.history import CheckedStep, Tape
 from hf_specplug.telemetry.stats import Stats
-from hf_specplug.telemetry.steps import CheckedStep, Tape
 from hf_specplug.tree import EMPTY
+from hf_specplug.verify.acceptance import Walk
 from hf_specplug.verify.engine import PREFILL_LOGITS, Engine
 from hf_specplug.verify.outputs import Outputs
-from hf_specplug.verify.walk import Walk
 
 
 def decode(

@@ -17,8 +17,8 @@ from transformers.generation.utils import (
 
 from hf_specplug.drafters.base import Context
 from hf_specplug.errors import OptionError
-from hf_specplug.hf import barred
-from hf_specplug.verify.walk import Walk
+from hf_specplug.hf import suppressed as barred
+from hf_specplug.verify.acceptance import Walk
 
 
 def plain(

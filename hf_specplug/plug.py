@@ -31,22 +31,23 @@ from hf_specplug.datastore.building.growing import GrowingStore
 from hf_specplug.datastore.store import Datastore, open_all
 from hf_specplug.decode import begin, decode
 from hf_specplug.drafters.base import Context, Drafter, create, watched
-from hf_specplug.drafters.stored import reader
-from hf_specplug.drafting import rehearsal, state
+from hf_specplug.drafters.store_drafter import reader
+from hf_specplug.drafting import precompile as rehearsal
+from hf_specplug.drafting import state
 from hf_specplug.drafting.budget import Budget, check_nodes
+from hf_specplug.drafting.drafter_sets import Seat, Seats
 from hf_specplug.drafting.mixer import Mixer
 from hf_specplug.drafting.search import TreeSearch
-from hf_specplug.drafting.seats import Seat, Seats
 from hf_specplug.errors import OptionError
 from hf_specplug.hf.cache import CHAIN, PLAIN
 from hf_specplug.published import completed, search_class
 from hf_specplug.session import Session
+from hf_specplug.telemetry.history import Tape
 from hf_specplug.telemetry.stats import Stats
-from hf_specplug.telemetry.steps import Tape
 from hf_specplug.telemetry.trace import Trace
+from hf_specplug.verify.acceptance import Walk
 from hf_specplug.verify.engine import Engine
 from hf_specplug.verify.rejection import walk_class
-from hf_specplug.verify.walk import Walk
 
 logger = logging.getLogger("hf_specplug")
 

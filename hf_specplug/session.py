@@ -12,18 +12,18 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from hf_specplug import forking
 from hf_specplug.drafting.budget import Budget
-from hf_specplug.drafting.seats import KEPT
+from hf_specplug.drafting.drafter_sets import KEPT
 from hf_specplug.errors import OptionError
 from hf_specplug.exactness import evidence
 from hf_specplug.hf import support
 from hf_specplug.hf.cache import PLAIN, TREE
-from hf_specplug.hf.hidden import Watch, signature
+from hf_specplug.hf.hidden_states import Watch, signature
 from hf_specplug.hf.support import Support
 from hf_specplug.verify.eager import EagerEngine
 from hf_specplug.verify.engine import Engine
-from hf_specplug.verify.forward import StaticForward
 from hf_specplug.verify.packed import PackedLinears, packed_linears
 from hf_specplug.verify.static import WIDTHS, StaticEngine, compile_config
+from hf_specplug.verify.static_forward import StaticForward
 
 _NOT_FOR_THE_MODEL = ("logits_processor", "stopping_criteria", "inputs_tensor", "streamer")
 

@@ -22,7 +22,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from hf_specplug import SpecPlug, attach, detach
 from hf_specplug.errors import OptionError
-from tests.helpers.replay import Replay
+from tests.helpers.oracle import Replay
 from tests.helpers.runs import new_tokens, plain, plugged
 from tests.helpers.zoo import VOCAB, WINDOW, make, prompt
 

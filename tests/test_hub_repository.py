@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, StaticCache, dynamic_module_utils
 import hf_specplug
 from hf_specplug import DEMO_MODEL, SpecPlug, attach, detach
 from hf_specplug.errors import OptionError, StoreError
-from tests.helpers.replay import Replay
+from tests.helpers.oracle import Replay
 from tests.helpers.runs import new_tokens, plain
 from tests.helpers.stores import Letters
 from tests.helpers.zoo import make, prompt

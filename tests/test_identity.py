@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hf_specplug.plug import DEFAULT_DRAFTERS
-from tests.helpers.replay import Replay
+from tests.helpers.oracle import Replay
 from tests.helpers.runs import new_tokens, plain, plugged
 from tests.helpers.zoo import FAMILIES, make, prompt
 

@@ -10,13 +10,13 @@ import torch
 
 from hf_specplug.hf import cache as cache_module
 from hf_specplug.hf.reach import Reach
-from hf_specplug.hf.slots import SlotCache
+from hf_specplug.hf.slot_cache import SlotCache
 from hf_specplug.tree import DraftTree
+from hf_specplug.verify.acceptance import Walk
 from hf_specplug.verify.eager import EagerEngine
 from hf_specplug.verify.masks import SlotMasks
 from hf_specplug.verify.outputs import Outputs
-from hf_specplug.verify.walk import Walk
-from tests.helpers.replay import Replay
+from tests.helpers.oracle import Replay
 from tests.helpers.runs import new_tokens, plain, plugged
 from tests.helpers.zoo import make, prompt
 

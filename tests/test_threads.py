@@ -24,9 +24,9 @@ from transformers.generation.streamers import BaseStreamer
 
 from hf_specplug import SpecPlug, attach, detach
 from hf_specplug.drafters.base import Context, Drafter, Frontier, Int32
+from hf_specplug.drafting.drafter_sets import KEPT, Seats
 from hf_specplug.drafting.mixer import Mixer
-from hf_specplug.drafting.seats import KEPT, Seats
-from hf_specplug.hf.hidden import Watch
+from hf_specplug.hf.hidden_states import Watch
 from hf_specplug.verify import packed
 from tests.drafters.test_conformance import store
 from tests.helpers.runs import plain

@@ -18,16 +18,17 @@ from rich.progress import track
 
 from hf_specplug import DEMO_MODEL
 from hf_specplug.attachment import attach
-from hf_specplug.bench import page, report, results, tables
+from hf_specplug.bench import environment as report
+from hf_specplug.bench import page, results, tables
 from hf_specplug.bench.methods import PLAIN, Method, parse
 from hf_specplug.bench.prompts import Question, load
 from hf_specplug.bench.replayed import ablation
 from hf_specplug.bench.widths import milliseconds
 from hf_specplug.datastore.store import open_all
 from hf_specplug.errors import RecordingError
-from hf_specplug.hf import pretrained
-from hf_specplug.replay.forced import prompt_ids
+from hf_specplug.hf import loading as pretrained
 from hf_specplug.replay.record import room
+from hf_specplug.replay.teacher_forcing import prompt_ids
 from hf_specplug.telemetry import plots
 
 _WARM = "Say in one sentence what you can do."

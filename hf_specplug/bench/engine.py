@@ -16,14 +16,14 @@ from transformers import CompileConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from hf_specplug.attachment import attach
-from hf_specplug.bench import report
+from hf_specplug.bench import environment as report
 from hf_specplug.bench.methods import STATIC, Method
 from hf_specplug.bench.widths import step_milliseconds
 from hf_specplug.errors import OptionError
-from hf_specplug.hf import pretrained
+from hf_specplug.hf import loading as pretrained
 from hf_specplug.hf.attention import folded_attention
 from hf_specplug.plug import SpecPlug
-from hf_specplug.replay import forced
+from hf_specplug.replay import teacher_forcing as forced
 from hf_specplug.verify.static import WIDTHS
 
 LEAST = 96  # tokens of an answer

@@ -8,7 +8,7 @@ from typing import Any
 
 from hf_specplug.datastore.store import Datastore
 from hf_specplug.drafters.base import create
-from hf_specplug.drafters.stored import give, readers
+from hf_specplug.drafters.store_drafter import give, readers
 from hf_specplug.errors import OptionError
 from hf_specplug.plug import DEFAULT_DRAFTERS, SpecPlug
 

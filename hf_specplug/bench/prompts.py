@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from hf_specplug.errors import RecordingError
-from hf_specplug.replay.forced import prompt_ids
 from hf_specplug.replay.record import asked
+from hf_specplug.replay.teacher_forcing import prompt_ids
 
 BUILT_IN = Path(__file__).parent / "prompts.jsonl"
 

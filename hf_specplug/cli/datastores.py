@@ -28,22 +28,22 @@ from rich.tree import Tree
 from hf_specplug.answers import SHARD, Answering, Prompts
 from hf_specplug.datastore import faiss_index
 from hf_specplug.datastore.building import build as building
-from hf_specplug.datastore.building import engines
+from hf_specplug.datastore.building import executors as engines
 from hf_specplug.datastore.building import recipe as recipes
 from hf_specplug.datastore.building.embedding import SHARD as EMBEDDED
 from hf_specplug.datastore.building.embedding import Embedding
-from hf_specplug.datastore.building.engines import LOCAL
-from hf_specplug.datastore.building.retold import Retold
+from hf_specplug.datastore.building.executors import LOCAL
+from hf_specplug.datastore.building.store_corpus import Retold
 from hf_specplug.datastore.dense import DenseIndex
 from hf_specplug.datastore.manifest import NAME
 from hf_specplug.datastore.store import Datastore
 from hf_specplug.drafters.base import Context, Step
-from hf_specplug.drafters.stored import reader
+from hf_specplug.drafters.store_drafter import reader
 from hf_specplug.drafting.mixer import Mixer
 from hf_specplug.drafting.search import TreeSearch
 from hf_specplug.errors import CorpusError, OptionError
-from hf_specplug.hf import pretrained
-from hf_specplug.hf.hidden import LAST
+from hf_specplug.hf import loading as pretrained
+from hf_specplug.hf.hidden_states import LAST
 from hf_specplug.verify.packed import available_memory
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from hf_specplug.drafters.base import Context, Drafter, Frontier, Int32, Step, create, register
 from hf_specplug.errors import DraftError, OptionError, StateError
-from hf_specplug.kernels import levels as kernels
+from hf_specplug.kernels import hierarchy as kernels
 
 ORDER = ("context", "phrases", "rest")
 

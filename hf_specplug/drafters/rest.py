@@ -23,7 +23,7 @@ from hf_specplug.drafters.base import (
     learned,
     register,
 )
-from hf_specplug.drafters.stored import StoreDrafter
+from hf_specplug.drafters.store_drafter import StoreDrafter
 from hf_specplug.kernels import retrieval as kernels
 
 

@@ -26,7 +26,7 @@ from hf_specplug.drafters.base import (
     learned,
     register,
 )
-from hf_specplug.drafters.table import SuccessorTable
+from hf_specplug.drafters.successor_table import SuccessorTable
 from hf_specplug.errors import OptionError
 from hf_specplug.kernels import successors
 

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from hf_specplug.datastore.store import Datastore
 from hf_specplug.drafters.base import Context, Frontier, Int32, Step, learned, register
-from hf_specplug.drafters.stored import StoreDrafter
-from hf_specplug.drafters.table import SuccessorTable
+from hf_specplug.drafters.store_drafter import StoreDrafter
+from hf_specplug.drafters.successor_table import SuccessorTable
 from hf_specplug.kernels import trigram as kernels
 
 DECAY = 0.8

@@ -22,7 +22,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from hf_specplug import forking
 from hf_specplug.exactness import trial
-from hf_specplug.hf import barred
+from hf_specplug.hf import suppressed as barred
 from hf_specplug.hf.cache import PLAIN, TREE
 from hf_specplug.hf.reach import masks_needed
 from hf_specplug.hf.support import Support, device_of

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
-from hf_specplug.exactness.rows import dependent
-from hf_specplug.hf import barred
+from hf_specplug.exactness.row_dependence import dependent
+from hf_specplug.hf import suppressed as barred
 from hf_specplug.hf.cache import CHAIN, PLAIN, TREE, holds_state
 from hf_specplug.hf.prompt import Prompt, prefilled
 from hf_specplug.hf.support import RECURRENT, Support

@@ -9,7 +9,7 @@ import numpy as np
 
 from hf_specplug.drafters.base import Int32, learned
 from hf_specplug.drafters.stand import StandDrafter
-from hf_specplug.published.static import Shape, StaticSearch
+from hf_specplug.published.static_tree import Shape, StaticSearch
 
 
 class Stand(StaticSearch):

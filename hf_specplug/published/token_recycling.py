@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from hf_specplug.drafters.base import Int32
 from hf_specplug.drafters.recycling import WIDTH, RecyclingDrafter
-from hf_specplug.published.static import Shape, StaticSearch, static_tree
+from hf_specplug.published.static_tree import Shape, StaticSearch, static_tree
 
 LEVELS = (8, 21, 25, 15, 8, 3)
 """Nodes by depth of the paper's static tree: 80 in all (section 3.2)."""

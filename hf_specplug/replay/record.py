@@ -17,11 +17,11 @@ from rich.progress import track
 from hf_specplug.attachment import attach
 from hf_specplug.drafters.base import TopK
 from hf_specplug.errors import RecordingError
-from hf_specplug.hf import pretrained
-from hf_specplug.hf.hidden import Watch
-from hf_specplug.hf.hidden import rows as rows_of
-from hf_specplug.replay.forced import prompt_ids
+from hf_specplug.hf import loading as pretrained
+from hf_specplug.hf.hidden_states import Watch
+from hf_specplug.hf.hidden_states import rows as rows_of
 from hf_specplug.replay.recording import Recording, Trace, load
+from hf_specplug.replay.teacher_forcing import prompt_ids
 from hf_specplug.verify.outputs import Outputs
 
 _SAVE_EVERY = 60.0  # seconds of work that an interruption may lose

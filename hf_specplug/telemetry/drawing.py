@@ -12,7 +12,7 @@ from html import escape
 
 from rich.cells import cell_len
 
-from hf_specplug.telemetry.steps import ACCEPTED, OWN, REJECTED, ROOT, Node, Words
+from hf_specplug.telemetry.history import ACCEPTED, OWN, REJECTED, ROOT, Node, Words
 
 CLIP = 12  # characters of a token that are shown; all are in the tooltip
 _CELL, _BOX, _ROW, _GAP = 7.3, 21, 27, 24  # pixels: a character, a box, a row, between columns

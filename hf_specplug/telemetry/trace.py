@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_specplug.errors import PlotError
 from hf_specplug.telemetry import plots
-from hf_specplug.telemetry.steps import ACCEPTED, OWN, CheckedStep, Node, Tape, Words, read
+from hf_specplug.telemetry.history import ACCEPTED, OWN, CheckedStep, Node, Tape, Words, read
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from transformers import GenerationConfig, PreTrainedModel
 
 from hf_specplug.hf.cache import TREE
-from hf_specplug.hf.hidden import Watch
+from hf_specplug.hf.hidden_states import Watch
 from hf_specplug.hf.positions import position_argument
 from hf_specplug.hf.prompt import Prompt, prefilled
 from hf_specplug.hf.support import Support, device_of

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from hf_specplug.drafters.base import TOP_K, TopK
-from hf_specplug.hf.hidden import rows
+from hf_specplug.hf.hidden_states import rows
 from hf_specplug.kernels.topk import top_k as top_k_kernel
 
 

@@ -16,8 +16,8 @@ import torch
 from hf_specplug.drafting.search import TreeSearch
 from hf_specplug.errors import OptionError
 from hf_specplug.tree import DraftTree
+from hf_specplug.verify.acceptance import Walk
 from hf_specplug.verify.outputs import Outputs
-from hf_specplug.verify.walk import Walk
 
 
 class RejectionWalk(Walk):

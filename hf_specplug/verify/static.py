@@ -13,9 +13,9 @@ from transformers import CompileConfig, GenerationConfig, PreTrainedModel
 from hf_specplug.hf.support import Support
 from hf_specplug.tree import DraftTree
 from hf_specplug.verify.engine import Engine
-from hf_specplug.verify.forward import StaticForward
 from hf_specplug.verify.outputs import Outputs
 from hf_specplug.verify.packed import PackedLinears
+from hf_specplug.verify.static_forward import StaticForward
 
 WIDTHS = (1, 8, 16, 32, 64)
 """Tokens per forward pass; a larger tree is padded to the next power of two."""

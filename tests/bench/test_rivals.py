@@ -15,13 +15,13 @@ from hypothesis import given as of
 from hypothesis import strategies as st
 from transformers.generation.candidate_generator import PromptLookupCandidateGenerator
 
-from hf_specplug.datastore.building.engines import tokenise
+from hf_specplug.datastore.building.executors import tokenise
 from hf_specplug.drafters.base import TOP_K, Int32, TopK
 from hf_specplug.errors import DraftError, OptionError
-from hf_specplug.replay.forced import prompt_ids
 from hf_specplug.replay.record import greedy, traced
 from hf_specplug.replay.recording import Recording, Trace
 from hf_specplug.replay.simulate import simulate
+from hf_specplug.replay.teacher_forcing import prompt_ids
 from tests.benchmarks.rivals import memory, texts
 from tests.benchmarks.rivals.__main__ import compared, main, planned
 from tests.benchmarks.rivals.base import Drawn, Given, Rival, chain, merged

@@ -46,7 +46,7 @@ def call():
 
 def begin():
     from hf_specplug import attach
-    from hf_specplug.drafting import rehearsal
+    from hf_specplug.drafting import precompile as rehearsal
     if how == "alone":
         rehearsal.start = lambda names: None
     attach(model)
@@ -59,7 +59,7 @@ before, own = cpu(), time.process_time()
 waited = timed(begin)
 first = timed(call) + (0.0 if how == "ahead" else waited)
 own = time.process_time() - own
-from hf_specplug.drafting import rehearsal
+from hf_specplug.drafting import precompile as rehearsal
 for process in rehearsal._processes:
     process.wait()
 spent = cpu() - before

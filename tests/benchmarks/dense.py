@@ -32,7 +32,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_specplug.bench import report
+from hf_specplug.bench import environment as report
 from hf_specplug.datastore import manifest
 from hf_specplug.datastore.building.build import write_shard
 from hf_specplug.datastore.building.embedding import SHARD

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_specplug.bench import report
+from hf_specplug.bench import environment as report
 from hf_specplug.datastore.store import open_all
 from hf_specplug.drafters.base import Drafter, Frontier, Int32, Step
 from hf_specplug.drafting.mixer import Mixer

@@ -26,12 +26,13 @@ import torch
 
 from hf_specplug.datastore.store import Datastore, open_all
 from hf_specplug.drafters.base import Drafter, Int32, create
+from hf_specplug.drafters.gumbel import LuckDrafter
 from hf_specplug.drafters.hierarchy import HierarchyDrafter
-from hf_specplug.drafters.luck import LuckDrafter
-from hf_specplug.drafters.stored import give
+from hf_specplug.drafters.store_drafter import give
 from hf_specplug.drafting.mixer import Mixer
 from hf_specplug.drafting.search import TreeSearch
-from hf_specplug.kernels import dense, luck, ngram, phrases, retrieval, successors, tree, trigram
+from hf_specplug.kernels import dense, ngram, phrases, retrieval, successors, tree, trigram
+from hf_specplug.kernels import gumbel as luck
 from hf_specplug.kernels import mixer as mixing
 from hf_specplug.replay import simulate
 from hf_specplug.replay.recording import Recording, Trace, load

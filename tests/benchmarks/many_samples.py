@@ -20,10 +20,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_specplug import SpecPlug
-from hf_specplug.bench import report
-from hf_specplug.replay.forced import prompt_ids
+from hf_specplug.bench import environment as report
 from hf_specplug.replay.record import traced
 from hf_specplug.replay.recording import Recording
+from hf_specplug.replay.teacher_forcing import prompt_ids
 
 OTHERS = ["context", "recycling", "trigram", "luck"]
 SETS = [["context"], ["recycling"], ["trigram"], ["stand"], OTHERS, [*OTHERS, "stand"]]

@@ -17,8 +17,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from hf_specplug import SpecPlug, attach
-from hf_specplug.bench import report
-from hf_specplug.replay.forced import Answer, measure
+from hf_specplug.bench import environment as report
+from hf_specplug.replay.teacher_forcing import Answer, measure
 
 WINDOW = 16  # tokens over which drafting is back
 

@@ -16,7 +16,7 @@ import zipfile
 from collections import Counter
 from pathlib import Path
 
-from hf_specplug.bench.report import write
+from hf_specplug.bench.environment import write
 
 ROOT = Path(__file__).parent.parent.parent
 IMPORTS = (

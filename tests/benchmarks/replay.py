@@ -18,11 +18,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_specplug import SpecPlug, attach
-from hf_specplug.bench import report
+from hf_specplug.bench import environment as report
 from hf_specplug.datastore.store import open_all
 from hf_specplug.drafters.base import create
-from hf_specplug.drafters.stored import give
-from hf_specplug.replay.forced import load, measure
+from hf_specplug.drafters.store_drafter import give
+from hf_specplug.replay.teacher_forcing import load, measure
 
 
 def methods(

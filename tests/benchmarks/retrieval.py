@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hf_specplug.bench import report
+from hf_specplug.bench import environment as report
 from hf_specplug.datastore.store import Datastore
 from hf_specplug.drafters.base import Context, Step
 from hf_specplug.drafters.rest import RestDrafter

@@ -17,9 +17,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_specplug import SpecPlug
-from hf_specplug.bench import report
+from hf_specplug.bench import environment as report
 from hf_specplug.plug import DEFAULT_DRAFTERS
-from hf_specplug.verify.walk import Walk
+from hf_specplug.verify.acceptance import Walk
 from tests.benchmarks.free_running import load
 
 

@@ -21,8 +21,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_specplug import DEMO_MODEL, SpecPlug
-from hf_specplug.bench import report
-from hf_specplug.replay.forced import prompt_ids
+from hf_specplug.bench import environment as report
+from hf_specplug.replay.teacher_forcing import prompt_ids
 
 PROMPTS = (
     "Write a Python function that adds two numbers, and a test for it.",

@@ -12,7 +12,7 @@ import torch
 
 from hf_specplug import DEMO_MODEL, __version__
 from hf_specplug.cli.demo import Recorder, run
-from tests.helpers.replay import Replay
+from tests.helpers.oracle import Replay
 from tests.helpers.runs import new_tokens, plain, plugged
 from tests.helpers.zoo import make, prompt
 

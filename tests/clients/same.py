@@ -9,7 +9,7 @@ import torch
 
 from hf_specplug import SpecPlug, attach, detach
 from hf_specplug.plug import DEFAULT_DRAFTERS
-from tests.helpers.replay import Replay
+from tests.helpers.oracle import Replay
 from tests.helpers.zoo import FAMILIES
 
 GREEDY: dict[str, Any] = {"do_sample": False}

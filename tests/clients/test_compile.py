@@ -13,7 +13,7 @@ from torch._dynamo.utils import counters
 from hf_specplug import attach, detach
 from hf_specplug.plug import SpecPlug
 from tests.clients.same import GREEDY, NEW, assert_same, tiny
-from tests.helpers.replay import Replay
+from tests.helpers.oracle import Replay
 from tests.helpers.zoo import prompt
 
 BACKEND = "eager"  # dynamo's part, which is what fails; no code is generated

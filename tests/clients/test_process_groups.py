@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from hf_specplug import attach, detach
-from hf_specplug.hf.modes import left_to_transformers
+from hf_specplug.hf.call_settings import left_to_transformers
 from tests.clients.same import GREEDY, NEW, assert_same, tiny
 from tests.helpers.runs import run_together
 from tests.helpers.zoo import prompt

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from hf_specplug import attach
 from tests.clients.same import GREEDY, NEW, Outcome, assert_same, tiny
-from tests.helpers.replay import Replay
+from tests.helpers.oracle import Replay
 from tests.helpers.zoo import prompt
 
 

@@ -26,7 +26,7 @@ from hf_specplug.drafters.base import (
 )
 from hf_specplug.drafting.mixer import Mixer
 from hf_specplug.drafting.search import TreeSearch
-from hf_specplug.hf.hidden import signature
+from hf_specplug.hf.hidden_states import signature
 from tests.drafters.test_dense import States, dense_store, described
 from tests.helpers.runs import new_tokens, plain, plugged
 from tests.helpers.stores import make as make_store

@@ -25,10 +25,10 @@ from hf_specplug.drafters.dense import DenseDrafter
 from hf_specplug.drafting.mixer import Mixer
 from hf_specplug.drafting.search import TreeSearch
 from hf_specplug.errors import OptionError, StoreError
-from hf_specplug.hf.hidden import signature
+from hf_specplug.hf.hidden_states import signature
 from hf_specplug.kernels import dense as kernels
 from hf_specplug.tree import DraftTree
-from tests.helpers import reference
+from tests.helpers import twins as reference
 from tests.helpers.runs import assert_harmless, plain
 from tests.helpers.stores import documents, make, texts, told
 from tests.helpers.zoo import make as make_model

@@ -14,7 +14,7 @@ from hf_specplug.drafters.base import TOP_K, Context, Frontier, Step, TopK
 from hf_specplug.drafters.stand import WIDTH, StandDrafter
 from hf_specplug.errors import OptionError, StateError
 from hf_specplug.kernels import successors
-from tests.helpers import reference
+from tests.helpers import twins as reference
 from tests.helpers.runs import plain, plugged
 from tests.helpers.zoo import make, prompt
 

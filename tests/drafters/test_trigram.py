@@ -33,7 +33,7 @@ from hf_specplug.published import completed
 from hf_specplug.published.aded import Aded
 from hf_specplug.tree import DraftTree
 from tests.drafters.test_rest import store_of
-from tests.helpers import reference
+from tests.helpers import twins as reference
 from tests.helpers.runs import assert_harmless, new_tokens, plain
 from tests.helpers.stores import make, silent, texts
 from tests.helpers.zoo import make as make_model

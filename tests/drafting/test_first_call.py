@@ -14,15 +14,15 @@ import pytest
 
 from hf_specplug import DEMO_MODEL, SpecPlug
 from hf_specplug.drafters.base import Drafter
-from hf_specplug.drafting import rehearsal
-from hf_specplug.kernels import cache
+from hf_specplug.drafting import precompile as rehearsal
+from hf_specplug.kernels import compile_cache as cache
 
 RUN = """
 import json, pkgutil, sys, torch
 from importlib import import_module
 from transformers import AutoModelForCausalLM
 from hf_specplug import attach, kernels
-from hf_specplug.drafting import rehearsal
+from hf_specplug.drafting import precompile as rehearsal
 
 torch.set_num_threads(1)
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32).eval()

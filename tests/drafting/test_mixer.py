@@ -17,7 +17,7 @@ from hf_specplug.errors import StateError
 from hf_specplug.kernels import mixer as kernels
 from hf_specplug.kernels import tree
 from hf_specplug.telemetry.calibration import Calibration
-from tests.helpers import reference
+from tests.helpers import twins as reference
 
 PRIORS = [0.02, 0.1, 0.3, 0.6, 0.95]
 # what each of three drafters says of a candidate: a bucket, or nothing

@@ -13,7 +13,7 @@ from hf_specplug.drafters.base import Context, Drafter, Frontier, Int32, create
 from hf_specplug.drafting.mixer import Mixer
 from hf_specplug.drafting.search import TreeSearch
 from hf_specplug.tree import EMPTY
-from tests.helpers import reference
+from tests.helpers import twins as reference
 
 VOCAB = 40
 

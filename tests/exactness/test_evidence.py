@@ -17,7 +17,7 @@ from hf_specplug import attach, detach
 from hf_specplug.exactness import evidence, trial
 from hf_specplug.hf import support
 from hf_specplug.hf.cache import CHAIN, PLAIN, TREE
-from tests.helpers.replay import Replay
+from tests.helpers.oracle import Replay
 from tests.helpers.runs import chosen, new_tokens, plain, plugged
 from tests.helpers.zoo import FAMILIES, make, prompt
 

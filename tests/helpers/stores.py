@@ -14,8 +14,8 @@ import numpy as np
 
 from hf_specplug.datastore.building.build import Plan, build
 from hf_specplug.datastore.building.corpus import Corpus, find
-from hf_specplug.datastore.building.engines import Build
-from hf_specplug.datastore.building.retold import Retold
+from hf_specplug.datastore.building.executors import Build
+from hf_specplug.datastore.building.store_corpus import Retold
 from hf_specplug.datastore.dense import DenseIndex, fitted, transformed
 from hf_specplug.datastore.index import Arrays
 from hf_specplug.datastore.manifest import Manifest

@@ -22,11 +22,11 @@ from hf_specplug.datastore.building.embedding import Embedding
 from hf_specplug.drafters.base import Context, Drafter, Frontier, Int32, Step
 from hf_specplug.drafters.dense import DenseDrafter
 from hf_specplug.hf import support
-from hf_specplug.hf.hidden import LAST, Watch, signature
+from hf_specplug.hf.hidden_states import LAST, Watch, signature
 from hf_specplug.hf.positions import position_argument
-from hf_specplug.verify import forward as forward_module
+from hf_specplug.verify import static_forward as forward_module
 from tests.drafters.test_dense import States, dense_store, described
-from tests.helpers.replay import Replay
+from tests.helpers.oracle import Replay
 from tests.helpers.runs import new_tokens, plain
 from tests.helpers.stores import documents
 from tests.helpers.zoo import FAMILIES, make, prompt

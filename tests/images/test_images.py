@@ -14,7 +14,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from hf_specplug import SpecPlug, attach, detach
 from hf_specplug.plug import DEFAULT_DRAFTERS
-from tests.helpers.replay import Replay
+from tests.helpers.oracle import Replay
 from tests.helpers.runs import new_tokens, plain, plugged
 from tests.images.talk import inputs, joined, picture, said
 from tests.images.tokenizer import BYTES

@@ -12,11 +12,11 @@ import transformers as tf
 from hf_specplug import SpecPlug, attach, detach
 from hf_specplug.decode import _prompt_rows
 from hf_specplug.drafters.base import Context, Drafter, Frontier, Int32
-from hf_specplug.hf.barred import placeholders
+from hf_specplug.hf.suppressed import placeholders
 from hf_specplug.plug import DEFAULT_DRAFTERS
 from hf_specplug.tree import DraftTree
 from hf_specplug.verify.engine import PREFILL_LOGITS
-from tests.helpers.replay import Replay
+from tests.helpers.oracle import Replay
 from tests.helpers.runs import new_tokens, plain, plugged
 from tests.images.talk import inputs, picture, said
 from tests.images.tokenizer import BYTES

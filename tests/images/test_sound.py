@@ -11,7 +11,7 @@ import torch
 import transformers as tf
 
 from hf_specplug.plug import DEFAULT_DRAFTERS
-from tests.helpers.replay import Replay
+from tests.helpers.oracle import Replay
 from tests.helpers.runs import new_tokens, plain, plugged
 from tests.images.talk import inputs, said
 from tests.images.tokenizer import BYTES, byte_tokenizer

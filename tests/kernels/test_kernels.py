@@ -11,7 +11,7 @@ from hf_specplug.drafters.base import Context, Frontier, Step, TopK
 from hf_specplug.drafters.context import ContextDrafter
 from hf_specplug.drafters.recycling import WIDTH, RecyclingDrafter
 from hf_specplug.kernels import adjacency, ngram, topk, tree
-from tests.helpers import reference
+from tests.helpers import twins as reference
 
 TEXT = st.lists(st.integers(0, 5), min_size=1, max_size=70)
 PATH = st.lists(st.integers(0, 5), max_size=20)

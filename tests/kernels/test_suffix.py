@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hf_specplug.drafters.base import Context, Frontier, Step
 from hf_specplug.drafters.rest import RestDrafter, _Matches
 from hf_specplug.kernels import retrieval, suffix
-from tests.helpers import reference
+from tests.helpers import twins as reference
 from tests.helpers.runs import assert_harmless
 
 VOCAB = 4

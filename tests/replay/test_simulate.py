@@ -18,7 +18,7 @@ from hf_specplug.drafting.mixer import Mixer
 from hf_specplug.drafting.search import TreeSearch
 from hf_specplug.errors import OptionError, RecordingError
 from hf_specplug.published.rasd import fuse
-from hf_specplug.published.static import static_tree
+from hf_specplug.published.static_tree import static_tree
 from hf_specplug.published.token_recycling import LEVELS, TokenRecycling
 from hf_specplug.replay.recording import Recording, Trace
 from hf_specplug.replay.simulate import Cost, cost_curve, simulate, walk

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from hf_specplug import SpecPlug
 from hf_specplug.drafters.base import Drafter
 from hf_specplug.plug import DEFAULT_DRAFTERS
-from tests.helpers.replay import Replay
+from tests.helpers.oracle import Replay
 from tests.helpers.runs import plain, plugged
 from tests.sweep import inputs
 from tests.sweep.recipe import MAPPINGS, VOCAB, build, model_type

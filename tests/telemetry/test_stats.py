@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from hf_specplug import DraftTree, Stats
-from tests.helpers.replay import Replay
+from tests.helpers.oracle import Replay
 from tests.helpers.runs import new_tokens, plain, plugged
 from tests.helpers.zoo import make, prompt
 

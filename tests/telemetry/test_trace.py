@@ -16,9 +16,9 @@ from rich.console import Console
 
 from hf_specplug import DraftTree, SpecPlug, attach, detach
 from hf_specplug.errors import OptionError, PlotError
-from hf_specplug.telemetry.steps import KEPT, CheckedStep, Tape, visible
+from hf_specplug.telemetry.history import KEPT, CheckedStep, Tape, visible
 from hf_specplug.telemetry.trace import SHOWN, Trace
-from tests.helpers.replay import Replay
+from tests.helpers.oracle import Replay
 from tests.helpers.runs import new_tokens, plain, plugged
 from tests.helpers.zoo import make, prompt
 

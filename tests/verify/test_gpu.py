@@ -13,7 +13,7 @@ from hf_specplug import attach, detach
 from hf_specplug.verify import noise
 from hf_specplug.verify.outputs import Outputs
 from hf_specplug.verify.static import WIDTHS
-from tests.helpers.replay import Replay
+from tests.helpers.oracle import Replay
 from tests.helpers.runs import new_tokens
 from tests.helpers.zoo import FAMILIES, make, prompt
 from tests.hf.test_hidden import NEW, Recorder, assert_seen

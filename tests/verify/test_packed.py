@@ -12,7 +12,7 @@ from torch import nn
 from hf_specplug import attach, detach
 from hf_specplug.verify import packed
 from hf_specplug.verify.packed import PackedLinears, available_memory, packed_linears
-from tests.helpers.replay import Replay
+from tests.helpers.oracle import Replay
 from tests.helpers.runs import new_tokens, plain, plugged
 from tests.helpers.zoo import FAMILIES, make, prompt
 

@@ -19,9 +19,9 @@ from hf_specplug.drafting.search import TreeSearch
 from hf_specplug.errors import OptionError
 from hf_specplug.tree import EMPTY
 from hf_specplug.verify import noise
+from hf_specplug.verify.acceptance import Walk
 from hf_specplug.verify.outputs import Outputs
 from hf_specplug.verify.rejection import RejectionWalk, pick
-from hf_specplug.verify.walk import Walk
 from tests.helpers.runs import plain
 from tests.helpers.zoo import make, prompt
 

@@ -25,13 +25,13 @@ from hf_specplug.errors import OptionError
 from hf_specplug.hf import support
 from hf_specplug.hf.support import Support
 from hf_specplug.tree import DraftTree
-from hf_specplug.verify import forward as forward_module
 from hf_specplug.verify import static as static_module
-from hf_specplug.verify.forward import StaticForward
-from hf_specplug.verify.graphs import python_state
+from hf_specplug.verify import static_forward as forward_module
+from hf_specplug.verify.cuda_graphs import python_state
 from hf_specplug.verify.masks import SlotMasks, TreeMasks
 from hf_specplug.verify.static import WIDTHS, StaticEngine, padded
-from tests.helpers.replay import Replay
+from hf_specplug.verify.static_forward import StaticForward
+from tests.helpers.oracle import Replay
 from tests.helpers.runs import new_tokens, plain, plugged
 from tests.helpers.zoo import FAMILIES, make, prompt
 from tests.test_identity import SAMPLING

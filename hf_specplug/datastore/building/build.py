@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from hf_specplug.datastore import arrays, manifest
 from hf_specplug.datastore.building.corpus import STDIN, Corpus, Document
-from hf_specplug.datastore.building.engines import Batch, Build, Engine, Local
+from hf_specplug.datastore.building.executors import Batch, Build, Engine, Local
 from hf_specplug.datastore.index import Arrays, token_dtype
 from hf_specplug.datastore.kinds import KINDS
 from hf_specplug.datastore.manifest import Manifest, Shard

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from hf_specplug.datastore.building.corpus import Corpus, Document
-from hf_specplug.datastore.building.engines import tokenise
+from hf_specplug.datastore.building.executors import tokenise
 from hf_specplug.datastore.dense import DIMS, DenseIndex, fitted, transformed
 from hf_specplug.datastore.index import Arrays
 from hf_specplug.errors import CorpusError, OptionError
-from hf_specplug.hf import pretrained
-from hf_specplug.hf.hidden import LAST, Stop, Watch, rows, signature
+from hf_specplug.hf import loading as pretrained
+from hf_specplug.hf.hidden_states import LAST, Stop, Watch, rows, signature
 
 WINDOW = 1024
 """Tokens of a long document that the model reads at a time, if it can read as many."""

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_specplug.datastore.building.corpus import HUB, STDIN, Corpus, find
-from hf_specplug.datastore.building.retold import Retold, is_store
+from hf_specplug.datastore.building.store_corpus import Retold, is_store
 from hf_specplug.errors import CorpusError
 
 _KEYS = {

@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
-from hf_specplug.bench import report
+from hf_specplug.bench import environment as report
 from hf_specplug.errors import OptionError, SpecPlugError
-from hf_specplug.hf import pretrained
+from hf_specplug.hf import loading as pretrained
 from hf_specplug.replay.recording import Recording, load
 from tests.benchmarks.rivals import memory, tables, texts
 from tests.benchmarks.rivals.base import Given, Rival

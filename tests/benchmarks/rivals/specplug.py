@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hf_specplug.drafters.base import Context, Drafter, Int32, Step, TopK, create
-from hf_specplug.drafters.stored import give
+from hf_specplug.drafters.store_drafter import give
 from hf_specplug.drafting.mixer import Mixer
 from hf_specplug.drafting.search import TreeSearch
 from hf_specplug.tree import DraftTree

@@ -7,7 +7,7 @@ from typing import Any
 
 from hf_specplug.datastore.building.build import Plan, build
 from hf_specplug.datastore.building.corpus import Corpus
-from hf_specplug.datastore.building.engines import tokenise
+from hf_specplug.datastore.building.executors import tokenise
 from hf_specplug.datastore.store import Datastore
 from hf_specplug.errors import CorpusError
 from tests.benchmarks.rivals.base import Given

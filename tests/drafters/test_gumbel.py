@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_specplug.drafters.base import TOP_K, Context, Frontier, Step, TopK
-from hf_specplug.drafters.luck import LuckDrafter
+from hf_specplug.drafters.gumbel import LuckDrafter
 from hf_specplug.errors import StateError
-from hf_specplug.kernels import luck as kernels
+from hf_specplug.kernels import gumbel as kernels
 
 VOCAB = 40
 POOL = np.zeros((3, 7), np.int32)

@@ -18,8 +18,8 @@ from hf_specplug.drafters.stand import WIDTH, StandDrafter
 from hf_specplug.drafting.mixer import Mixer
 from hf_specplug.published import completed
 from hf_specplug.published.stand import Stand
-from hf_specplug.published.static import depths, wide_tree
-from hf_specplug.replay.tune import most_effective
+from hf_specplug.published.static_tree import depths, wide_tree
+from hf_specplug.replay.tuning import most_effective
 from tests.drafters.test_stand import VOCAB, taught
 from tests.replay.test_simulate import recording
 

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from transformers import CompileConfig, PreTrainedModel
 
 from hf_specplug.hf.attention import FoldedHeads
-from hf_specplug.hf.hidden import Watch
-from hf_specplug.hf.slots import SlotCache
+from hf_specplug.hf.hidden_states import Watch
+from hf_specplug.hf.slot_cache import SlotCache
 from hf_specplug.hf.support import is_accelerated
-from hf_specplug.verify.graphs import Graph, python_state
+from hf_specplug.verify.cuda_graphs import Graph, python_state
 from hf_specplug.verify.masks import SlotMasks
 from hf_specplug.verify.outputs import Outputs, pack
 

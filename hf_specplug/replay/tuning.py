@@ -22,7 +22,7 @@ from hf_specplug.drafting.search import TreeSearch
 from hf_specplug.errors import OptionError, RecordingError
 from hf_specplug.published import completed
 from hf_specplug.published.stand import Stand
-from hf_specplug.published.static import Shape, depths, wide_tree
+from hf_specplug.published.static_tree import Shape, depths, wide_tree
 from hf_specplug.replay.recording import Recording, Trace, load
 from hf_specplug.replay.simulate import Result, replay, walk
 

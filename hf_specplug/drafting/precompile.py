@@ -34,7 +34,7 @@ from hf_specplug.drafters.base import (
 )
 from hf_specplug.drafting.mixer import Mixer
 from hf_specplug.drafting.search import TreeSearch
-from hf_specplug.kernels import cache
+from hf_specplug.kernels import compile_cache as cache
 from hf_specplug.kernels import tree as kernels
 from hf_specplug.kernels.topk import top_k
 from hf_specplug.tree import DraftTree

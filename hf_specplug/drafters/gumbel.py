@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from hf_specplug.drafters.base import Context, Drafter, Frontier, Int32, Step, learned, register
 from hf_specplug.errors import StateError
-from hf_specplug.kernels import luck as kernels
+from hf_specplug.kernels import gumbel as kernels
 
 _PROMPT = 0.3  # what a token of the prompt counts, against one that the model found likely
 

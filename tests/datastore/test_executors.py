@@ -14,7 +14,7 @@ import pytest
 from hf_specplug import DEMO_MODEL
 from hf_specplug.cli import datastores as stores
 from hf_specplug.datastore.building import build as build_module
-from hf_specplug.datastore.building import engines
+from hf_specplug.datastore.building import executors as engines
 from hf_specplug.datastore.building.build import Plan, build
 from hf_specplug.datastore.building.corpus import Corpus, find
 from hf_specplug.datastore.store import Datastore
