@@ -84,7 +84,7 @@ class _AttachedGenerate(_Attached):
             return generate(model, *args, **kwargs)
         reason = left_to_transformers(model, kwargs)
         if reason:
-            plug.note(reason)
+            plug.record_fallback(reason)
             return generate(model, *args, **kwargs)
         ask_for_cache(model, kwargs)
         build_stop_strings(model, kwargs)
@@ -98,7 +98,9 @@ class _AttachedBatching(_Attached):
     name = "init_continuous_batching"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self.plug.note("continuous batching (generate_batch) makes forward passes of its own")
+        self.plug.record_fallback(
+            "continuous batching (generate_batch) makes forward passes of its own"
+        )
         return self._method(*args, **kwargs)
 
 

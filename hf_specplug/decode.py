@@ -11,55 +11,55 @@ from typing import Any
 from hf_specplug.drafters.base import Context, Float32, Step
 from hf_specplug.drafting.budget import Budget
 from hf_specplug.drafting.search import TreeSearch
-from hf_specplug.telemetry.history import CheckedStep, Tape
+from hf_specplug.telemetry.history import CheckedStep, History
 from hf_specplug.telemetry.stats import Stats
 from hf_specplug.tree import EMPTY
-from hf_specplug.verify.acceptance import Walk
+from hf_specplug.verify.acceptance import Verifier
 from hf_specplug.verify.engine import PREFILL_LOGITS, Engine
 from hf_specplug.verify.outputs import Outputs
 
 
 def decode(
     engine: Engine,
-    walk: Walk,
+    verifier: Verifier,
     search: TreeSearch,
     context: Context,
     budget: Budget,
     stats: Stats,
-    tape: Tape,
+    history: History,
     chain: bool,
     lock: AbstractContextManager[Any],
 ) -> None:
-    """Generate until a stopping criterion is met; the text is then in `walk`.
+    """Generate until a stopping criterion is met; the text is then in `verifier`.
 
     Args:
         engine: runs the target.
-        walk: the sequence and its rules.
+        verifier: the sequence and its rules.
         search: the drafters and their shared tree; each has begun this request.
         context: the text as the drafters see it.
         budget: how large a draft may be.
         stats: counts what happens.
-        tape: keeps the last trees.
+        history: keeps the last trees.
         chain: draft single paths, for models that cannot check trees.
         lock: held while drafters are asked and told: calls at the same time share what they learn.
     """
     with stats.phase("prefill"):
-        emitted = _prefill(engine, walk, search, context, lock)
-    walk.show()
+        emitted = _prefill(engine, verifier, search, context, lock)
+    verifier.stream()
     late: Callable[[], None] = _nothing
     try:
-        while not walk.finished:
+        while not verifier.finished:
             with stats.phase("draft"):
                 # 1. draft: one tree from all drafters
                 tree, asked = EMPTY, budget.ask()
-                if engine.drafts and any(asked) and emitted[-1] not in context.barred:
+                if engine.drafts and any(asked) and emitted[-1] not in context.suppressed:
                     limit = min(budget.limit, engine.room)
-                    walk.guide(search)
+                    verifier.guide(search)
                     with lock:
-                        tree = search.grow(emitted[-1], limit, walk.room - 1, chain, asked)
+                        tree = search.grow(emitted[-1], limit, verifier.room - 1, chain, asked)
                 # 2. size: as much of it as pays
                 fitting = budget.fit(tree, len(context))
-                tree = tree if walk.keeps_drafts else fitting
+                tree = tree if verifier.keeps_drafts else fitting
 
             # 3. verify: one forward pass over the last token and the tree
             start = time.perf_counter() - engine.prepared[1]  # once is no time for a budget
@@ -71,7 +71,7 @@ def decode(
 
             # 4. accept: what the target says, as far as the tree foresaw it
             with stats.phase("accept"):
-                visited, emitted = walk.accept(outputs, tree)
+                visited, emitted = verifier.accept(outputs, tree)
                 engine.keep(visited)
             seconds = time.perf_counter() - engine.prepared[1] - start
             budget.observe(tree, len(visited) - 1, len(context), seconds, asked, search.seconds)
@@ -87,7 +87,7 @@ def decode(
                     search.learn(step.emitted)
                     observe(search, step)
                 late = partial(
-                    _report, walk, stats, tape, CheckedStep(root, tree, visited, emitted)
+                    _report, verifier, stats, history, CheckedStep(root, tree, visited, emitted)
                 )
                 if not engine.overlaps:
                     late()
@@ -98,7 +98,7 @@ def decode(
 
 def _prefill(
     engine: Engine,
-    walk: Walk,
+    verifier: Verifier,
     search: TreeSearch,
     context: Context,
     lock: AbstractContextManager[Any],
@@ -106,11 +106,11 @@ def _prefill(
     """Run the prompt, show it to the drafters, and return the first token."""
     wanted = 1
     if _needed(search, "topk"):
-        wanted = max(1, _prompt_rows(walk, context))
-    outputs = engine.prefill(walk.input_ids, wanted)
+        wanted = max(1, _prompt_rows(verifier, context))
+    outputs = engine.prefill(verifier.input_ids, wanted)
     logits = outputs.logits
     prompt = context.tokens[len(context) - min(len(context), len(logits)) :].copy()
-    _, emitted = walk.accept(Outputs(logits[-1:]), EMPTY)
+    _, emitted = verifier.accept(Outputs(logits[-1:]), EMPTY)
     context.append(emitted)
     topk = None
     if _needed(search, "topk") and len(prompt):
@@ -127,16 +127,18 @@ def _hidden(search: TreeSearch, engine: Engine, outputs: Outputs, node: int) -> 
     if not _needed(search, "hidden"):
         return None
     state = outputs.hidden(node)
-    if state is None and not engine.trouble:
-        engine.trouble = "the model's hidden states are not seen: nothing is drafted by them"
+    if state is None and not engine.degraded_reason:
+        engine.degraded_reason = (
+            "the model's hidden states are not seen: nothing is drafted by them"
+        )
     return state
 
 
-def _report(walk: Walk, stats: Stats, tape: Tape, step: CheckedStep) -> None:
+def _report(verifier: Verifier, stats: Stats, history: History, step: CheckedStep) -> None:
     """What nobody waits for before the next forward pass can start."""
-    walk.show()
-    stats.observe(step.tree, step.visited, tape.names)
-    tape.append(step)
+    verifier.stream()
+    stats.observe(step.tree, step.visited, history.names)
+    history.append(step)
 
 
 def _nothing() -> None:
@@ -161,13 +163,13 @@ def observe(search: TreeSearch, step: Step) -> None:
             search.drop(drafter, error)
 
 
-def _prompt_rows(walk: Walk, context: Context) -> int:
+def _prompt_rows(verifier: Verifier, context: Context) -> int:
     """Prompt tokens whose outputs are worth having: as many as are to be generated, if they fit.
 
     What stands for an image teaches nothing, and there may be a great deal of it.
     """
-    text = min(walk.input_ids.shape[1], context.unbroken)
-    return min(text, PREFILL_LOGITS // context.vocab_size, walk.room)
+    text = min(verifier.input_ids.shape[1], context.unbroken)
+    return min(text, PREFILL_LOGITS // context.vocab_size, verifier.room)
 
 
 def _needed(search: TreeSearch, output: str) -> bool:

@@ -17,8 +17,8 @@ from transformers.generation.utils import (
 
 from hf_specplug.drafters.base import Context
 from hf_specplug.errors import OptionError
-from hf_specplug.hf import suppressed as barred
-from hf_specplug.verify.acceptance import Walk
+from hf_specplug.hf import suppressed
+from hf_specplug.verify.acceptance import Verifier
 
 
 def plain(
@@ -50,7 +50,7 @@ def context(
         signature: tells the model from others, if its hidden states are looked at.
     """
     vocab = int(model.config.get_text_config(decoder=True).vocab_size)
-    never = barred.tokens(model)
+    never = suppressed.tokens(model)
     parts = [input_ids[0].cpu().numpy()]
     reads_text = inputs is not None and inputs.ndim == 2 and not inputs.is_floating_point()
     if model.config.is_encoder_decoder and inputs is not None and reads_text:
@@ -60,9 +60,9 @@ def context(
     return Context(tokens.astype(np.int32), vocab, signature, never)
 
 
-def result(model: PreTrainedModel, walk: Walk, config: GenerationConfig, cache: Any) -> Any:
-    """What `generate` returns for a finished walk."""
-    sequences = walk.input_ids.clone()
+def result(model: PreTrainedModel, verifier: Verifier, config: GenerationConfig, cache: Any) -> Any:
+    """What `generate` returns for a finished verifier."""
+    sequences = verifier.input_ids.clone()
     if not config.return_dict_in_generate:
         return sequences
     kind = (
@@ -70,7 +70,9 @@ def result(model: PreTrainedModel, walk: Walk, config: GenerationConfig, cache: 
         if model.config.is_encoder_decoder
         else GenerateDecoderOnlyOutput
     )
-    return kind(sequences=sequences, scores=walk.scores, logits=walk.logits, past_key_values=cache)
+    return kind(
+        sequences=sequences, scores=verifier.scores, logits=verifier.logits, past_key_values=cache
+    )
 
 
 def streamer_of_caller() -> BaseStreamer | None:

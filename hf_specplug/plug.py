@@ -30,28 +30,28 @@ from hf_specplug.chain import Chain
 from hf_specplug.datastore.building.growing import GrowingStore
 from hf_specplug.datastore.store import Datastore, open_all
 from hf_specplug.decode import begin, decode
-from hf_specplug.drafters.base import Context, Drafter, create, watched
+from hf_specplug.drafters.base import Context, Drafter, create, hidden_layer
 from hf_specplug.drafters.store_drafter import reader
-from hf_specplug.drafting import precompile as rehearsal
-from hf_specplug.drafting import state
+from hf_specplug.drafting import precompile, state
 from hf_specplug.drafting.budget import Budget, check_nodes
-from hf_specplug.drafting.drafter_sets import Seat, Seats
+from hf_specplug.drafting.drafter_sets import DrafterSet, DrafterSets
 from hf_specplug.drafting.mixer import Mixer
 from hf_specplug.drafting.search import TreeSearch
 from hf_specplug.errors import OptionError
 from hf_specplug.hf.cache import CHAIN, PLAIN
 from hf_specplug.published import completed, search_class
 from hf_specplug.session import Session
-from hf_specplug.telemetry.history import Tape
+from hf_specplug.telemetry.history import History
 from hf_specplug.telemetry.stats import Stats
 from hf_specplug.telemetry.trace import Trace
-from hf_specplug.verify.acceptance import Walk
+from hf_specplug.verify.acceptance import Verifier
 from hf_specplug.verify.engine import Engine
-from hf_specplug.verify.rejection import walk_class
+from hf_specplug.verify.rejection import verifier_class
 
 logger = logging.getLogger("hf_specplug")
 
-DEFAULT_DRAFTERS = ("context", "recycling", "stand", "luck")
+_NOT_SAVED = "_drafter_sets _sessions _chains _history _tokenizer _growing _attached"
+DEFAULT_DRAFTERS = ("context", "recycling", "stand", "gumbel")
 
 
 class SpecPlug(CandidateGenerator):  # type: ignore[misc]
@@ -98,10 +98,10 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
         verification: str = "seeded",
     ) -> None:
         check_nodes(nodes)
-        walk_class(verification, published)
+        verifier_class(verification, published)
         self.drafters = completed(create(drafters), published)
-        watched(self.drafters)
-        rehearsal.start(rehearsal.built_in(self.drafters))
+        hidden_layer(self.drafters)
+        precompile.start(precompile.built_in(self.drafters))
         self.mixer = Mixer([drafter.name for drafter in self.drafters])
         self.nodes = nodes
         self.published = published
@@ -116,16 +116,16 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
 
     def _reset_session(self) -> None:
         """State that belongs to this process, or to a call in progress."""
-        self._seats = Seats()
+        self._drafter_sets = DrafterSets()
         self._sessions: WeakKeyDictionary[PreTrainedModel, Session] = WeakKeyDictionary()
         self._chains = threading.local()
-        self._tape: Tape | None = None
+        self._history: History | None = None
         self._tokenizer = None
         self._growing: GrowingStore | None = None
         self._attached: Callable[[], PreTrainedModel | None] = lambda: None  # no model
 
     def __getstate__(self) -> dict[str, Any]:
-        here = {"_seats", "_sessions", "_chains", "_tape", "_tokenizer", "_growing", "_attached"}
+        here = _NOT_SAVED.split()
         return {name: value for name, value in self.__dict__.items() if name not in here}
 
     def __setstate__(self, saved: dict[str, Any]) -> None:
@@ -134,7 +134,7 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SpecPlug:
         twin = memo[id(self)] = object.__new__(type(self))
-        with self._seats.lock:  # calls in progress change what is copied
+        with self._drafter_sets.lock:  # calls in progress change what is copied
             twin.__setstate__(copy.deepcopy(self.__getstate__(), memo))
         return twin
 
@@ -168,26 +168,27 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
         session = self._session(model)
         with session.chosen(model, input_ids, generation_config, model_kwargs) as (choice, static):
             if choice.reason:
-                self.note(choice.reason)
-            seat = None if choice.mode == PLAIN else self._seat()
-            if seat is None:
+                self.record_fallback(choice.reason)
+            drafter_set = None if choice.mode == PLAIN else self._acquire()
+            if drafter_set is None:
                 return handover.plain(model, input_ids, arguments, streamer, model_kwargs)
             try:
-                walk = walk_class(self.verification)(
+                verifier = verifier_class(self.verification)(
                     input_ids, logits_processor, stopping_criteria, generation_config, streamer
                 )
                 engine = session.engine(model, generation_config, model_kwargs, choice, static)
                 signature = session.signature(model)
                 context = handover.context(model, input_ids, inputs_tensor, signature)
-                budget = session.budget(static, len(seat.drafters), seat.number)
-                cache = self._draft(walk, engine, budget, context, seat, choice.mode == CHAIN)
+                budget = session.budget(static, len(drafter_set.drafters), drafter_set.number)
+                chain = choice.mode == CHAIN
+                cache = self._draft(verifier, engine, budget, context, drafter_set, chain)
             finally:
-                self._seats.leave(seat)
+                self._drafter_sets.release(drafter_set)
         if self._growing is not None:
             self._growing.add(context.tokens[context.prompt_length :])
         if streamer is not None:
             streamer.end()
-        return handover.result(model, walk, generation_config, cache)
+        return handover.result(model, verifier, generation_config, cache)
 
     def trace(self, tokenizer: Any = None) -> Trace:
         """What was drafted in the last drafted call, by whom, and what was accepted.
@@ -202,7 +203,7 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
         Raises:
             PlotError: nothing has been drafted yet.
         """
-        return Trace.of(self._tape, self._tokenizer if tokenizer is None else tokenizer)
+        return Trace.of(self._history, self._tokenizer if tokenizer is None else tokenizer)
 
     def add_datastore(
         self, store: str | os.PathLike[str] | Datastore, tokenizer: Any = None
@@ -217,7 +218,7 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
             StoreError: it cannot be opened, or is refused.
         """
         (opened,) = open_all([store], tokenizer)
-        with self._seats.lock:
+        with self._drafter_sets.lock:
             kind = opened.manifest.kind
             for drafter in self.drafters:
                 if kind in drafter.kinds:
@@ -276,46 +277,51 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
             raise OptionError(f"max_length must be a number of tokens from 1, not {max_length!r}")
 
         start = time.perf_counter()
-        rehearsal.rehearse(rehearsal.built_in(self.drafters))
+        precompile.rehearse(precompile.built_in(self.drafters))
         session, scratch = self._session(model), copy.deepcopy(self)  # which learns for itself
         with ThreadPoolExecutor(1) as apart:  # threads of OpenMP that stay would slow others down
             prepared = apart.submit(session.warm, model, max_length, scratch, settings).result()
-        with self._seats.lock:
-            self.stats.prepare(*prepared)
+        with self._drafter_sets.lock:
+            self.stats.add_captured(*prepared)
         return time.perf_counter() - start
 
-    def _seat(self) -> Seat | None:
+    def _acquire(self) -> DrafterSet | None:
         """For one call; None if there can be no drafters for it."""
         try:
-            with self._seats.lock:
-                return self._seats.take(self.drafters, self.mixer)
+            return self._drafter_sets.acquire(self.drafters, self.mixer)
         except Exception as error:
-            self.note(f"a drafter cannot be copied for calls at the same time ({error})")
+            self.record_fallback(f"a drafter cannot be copied for calls at the same time ({error})")
             return None
 
     def _session(self, model: PreTrainedModel) -> Session:
-        with self._seats.lock:
+        with self._drafter_sets.lock:
             if model not in self._sessions:
                 self._sessions[model] = Session(self.nodes, self.pack)
             session = self._sessions[model]
-            session.layer = watched(self.drafters)
+            session.layer = hidden_layer(self.drafters)
             return session
 
     def _draft(
-        self, walk: Walk, engine: Engine, budget: Budget, context: Context, seat: Seat, chain: bool
+        self,
+        verifier: Verifier,
+        engine: Engine,
+        budget: Budget,
+        context: Context,
+        drafter_set: DrafterSet,
+        chain: bool,
     ) -> Any:
-        """Run the loop until `walk` is finished; return the cache."""
-        stats, lock = Stats(calls=1), self._seats.lock
+        """Run the loop until `verifier` is finished; return the cache."""
+        stats, lock = Stats(calls=1), self._drafter_sets.lock
         try:
-            search = self._begin(context, seat.drafters, seat.mixer, stats)
-            tape = self._tape = Tape(search.names)
-            decode(engine, walk, search, context, budget, stats, tape, chain, lock)
+            search = self._begin(context, drafter_set.drafters, drafter_set.mixer, stats)
+            history = self._history = History(search.names)
+            decode(engine, verifier, search, context, budget, stats, history, chain, lock)
             return engine.cache
         finally:
-            stats.prepare(*engine.prepared)
-            if engine.trouble:
-                stats.fallbacks[engine.trouble] += 1
-                self._warn(engine.trouble)
+            stats.add_captured(*engine.prepared)
+            if engine.degraded_reason:
+                stats.fallbacks[engine.degraded_reason] += 1
+                self._warn(engine.degraded_reason)
             with lock:
                 self.stats.add(stats)
             engine.close()
@@ -329,15 +335,15 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
             self._warn(f"drafter {drafter.name!r} is dropped for this call ({reason})")
 
         make = search_class(self.published)
-        with self._seats.lock:
+        with self._drafter_sets.lock:
             search = make(drafters, mixer, context.vocab_size, on_error)
-            search.barred = context.barred
+            search.suppressed = context.suppressed
             begin(search, context)
         return search
 
-    def note(self, reason: str) -> None:
+    def record_fallback(self, reason: str) -> None:
         """Count a call that was run as chain or plain, and say so once."""
-        with self._seats.lock:
+        with self._drafter_sets.lock:
             self.stats.fallbacks[reason] += 1
         self._warn(f"not drafted as a tree: {reason}")
 
@@ -360,11 +366,12 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
 
     def _new_chain(self, tokens: NDArray[np.int64]) -> Chain:
         """This loop shows no outputs of the model, nor its vocabulary: only copying can draft."""
-        with self._seats.lock:
+        with self._drafter_sets.lock:
             copying = [d.for_another_call() for d in self.drafters if not d.needs]
         context = Context(tokens, (1 << 31) - 1)
         mixer = Mixer([drafter.name for drafter in copying])
-        return Chain(context, self._begin(context, copying, mixer, self.stats), self._seats.lock)
+        search = self._begin(context, copying, mixer, self.stats)
+        return Chain(context, search, self._drafter_sets.lock)
 
     def update_candidate_strategy(
         self, input_ids: torch.Tensor, scores: torch.Tensor, num_matches: int
@@ -373,7 +380,7 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
 
     def save_state(self, path: str | os.PathLike[str]) -> None:
         """Write what drafters and mixer have learned across calls to a safetensors file."""
-        with self._seats.lock:
+        with self._drafter_sets.lock:
             states = state.learned(self.mixer, self.drafters)
         state.save(path, states)
 
@@ -385,7 +392,7 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
                 changed.
         """
         states = state.load(path)
-        with self._seats.lock:
+        with self._drafter_sets.lock:
             self.drafters = state.taught(states, self.mixer, self.drafters)
 
     def __repr__(self) -> str:

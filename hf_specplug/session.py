@@ -17,12 +17,12 @@ from hf_specplug.errors import OptionError
 from hf_specplug.exactness import evidence
 from hf_specplug.hf import support
 from hf_specplug.hf.cache import PLAIN, TREE
-from hf_specplug.hf.hidden_states import Watch, signature
+from hf_specplug.hf.hidden_states import HiddenStateHook, signature
 from hf_specplug.hf.support import Support
 from hf_specplug.verify.eager import EagerEngine
 from hf_specplug.verify.engine import Engine
 from hf_specplug.verify.packed import PackedLinears, packed_linears
-from hf_specplug.verify.static import WIDTHS, StaticEngine, compile_config
+from hf_specplug.verify.static import PADDED_WIDTHS, StaticEngine, compile_config
 from hf_specplug.verify.static_forward import StaticForward
 
 _NOT_FOR_THE_MODEL = ("logits_processor", "stopping_criteria", "inputs_tensor", "streamer")
@@ -127,9 +127,9 @@ class Session:
             engine = EagerEngine(model, config, model_kwargs, mode, packed)
         if self.layer is not None:
             try:
-                engine.watch = Watch(model, self.layer)
+                engine.hidden_states = HiddenStateHook(model, self.layer)
             except OptionError as error:  # nothing is drafted by states, then
-                engine.trouble = str(error)
+                engine.degraded_reason = str(error)
         return engine
 
     def signature(self, model: PreTrainedModel) -> str:
@@ -191,21 +191,21 @@ class Session:
             self.on_engine(model, ids, act, **settings)
         return prepared[-1]
 
-    def budget(self, static: bool, drafters: int, seat: int) -> Budget:
-        """How many tokens pay, on either engine, for the calls on a seat.
+    def budget(self, static: bool, drafters: int, drafter_set: int) -> Budget:
+        """How many tokens pay, on either engine, for the calls with a drafter set.
 
-        Each seat has its own: the higher its number, the more calls there are beside it, and so the
+        Each set has its own: the higher its number, the more calls there are beside it, and so the
         other times it finds.
 
         Args:
             drafters: how many there are.
         """
-        key = static, drafters, seat
+        key = static, drafters, drafter_set
         with self.lock:
             budget = self._budgets.get(key)
             if budget is None:
-                budget = Budget(self._nodes, drafters, WIDTHS if static else None)
-                if seat < KEPT:
+                budget = Budget(self._nodes, drafters, PADDED_WIDTHS if static else None)
+                if drafter_set < KEPT:
                     self._budgets[key] = budget
             return budget
 

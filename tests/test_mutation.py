@@ -12,7 +12,7 @@ from hf_specplug.hf import cache as cache_module
 from hf_specplug.hf.reach import Reach
 from hf_specplug.hf.slot_cache import SlotCache
 from hf_specplug.tree import DraftTree
-from hf_specplug.verify.acceptance import Walk
+from hf_specplug.verify.acceptance import Verifier
 from hf_specplug.verify.eager import EagerEngine
 from hf_specplug.verify.masks import SlotMasks
 from hf_specplug.verify.outputs import Outputs
@@ -105,27 +105,27 @@ def test_slot_masks_without_siblings(name: str, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_walk_that_trusts_the_draft(monkeypatch: pytest.MonkeyPatch) -> None:
-    accept = Walk.accept
+    accept = Verifier.accept
 
-    def trusting(self: Walk, outputs: Outputs, tree: DraftTree) -> Any:
+    def trusting(self: Verifier, outputs: Outputs, tree: DraftTree) -> Any:
         if len(tree):
             logits = outputs.logits.clone()
             logits[0, int(tree.tokens[0])] += 1e6
             outputs = Outputs(logits)
         return accept(self, outputs, tree)
 
-    monkeypatch.setattr(Walk, "accept", trusting)
+    monkeypatch.setattr(Verifier, "accept", trusting)
     assert outputs_differ("llama")
 
 
 def test_an_additional_draw(monkeypatch: pytest.MonkeyPatch) -> None:
-    pick = Walk._pick
+    pick = Verifier._pick
 
-    def twice(self: Walk, *args: Any) -> int:
+    def twice(self: Verifier, *args: Any) -> int:
         torch.rand(1)
         return pick(self, *args)
 
-    monkeypatch.setattr(Walk, "_pick", twice)
+    monkeypatch.setattr(Verifier, "_pick", twice)
     model, inputs = make("llama"), prompt(make("llama"))
     expected, state = plain(model, inputs, max_new_tokens=20, do_sample=True)
     output, after, _ = plugged(model, inputs, ["context"], max_new_tokens=20, do_sample=True)

@@ -24,9 +24,9 @@ from transformers.generation.streamers import BaseStreamer
 
 from hf_specplug import SpecPlug, attach, detach
 from hf_specplug.drafters.base import Context, Drafter, Frontier, Int32
-from hf_specplug.drafting.drafter_sets import KEPT, Seats
+from hf_specplug.drafting.drafter_sets import KEPT, DrafterSets
 from hf_specplug.drafting.mixer import Mixer
-from hf_specplug.hf.hidden_states import Watch
+from hf_specplug.hf.hidden_states import HiddenStateHook
 from hf_specplug.verify import packed
 from tests.drafters.test_conformance import store
 from tests.helpers.runs import plain
@@ -212,8 +212,8 @@ def stress(model: Any, all_cases: list[Case], threads: int, calls: int) -> SpecP
         return calling
 
     in_threads(*(work(first) for first in range(threads)))
-    assert not plug._seats._taken
-    assert len(plug._seats._kept) < KEPT
+    assert not plug._drafter_sets._taken
+    assert len(plug._drafter_sets._kept) < KEPT
     assert patched(model) == 0
     assert not plug.stats.dropped
     return plug
@@ -227,7 +227,7 @@ def stress(model: Any, all_cases: list[Case], threads: int, calls: int) -> SpecP
 )
 def test_eight_threads(model: Any, pack: bool, interval: float) -> None:
     usual = sys.getswitchinterval()
-    attach(model, drafters=["context", "recycling", "stand", "luck", "trigram"], pack=pack)
+    attach(model, drafters=["context", "recycling", "stand", "gumbel", "trigram"], pack=pack)
     sys.setswitchinterval(interval)
     try:
         plug = stress(model, cases(40), threads=8, calls=50)
@@ -364,7 +364,7 @@ def test_a_copy_made_during_a_packed_call(model: Any, name: str) -> None:
     assert sum(type(module) is nn.Linear for module in twin.modules()) > 0
     assert twin.generate(**case.settings(twin)).tolist() == [expected]
     assert vars(twin)["generate"].plug.stats.calls == 1
-    assert not vars(twin)["generate"].plug._seats._taken
+    assert not vars(twin)["generate"].plug._drafter_sets._taken
 
 
 @packs
@@ -395,7 +395,7 @@ def test_a_call_inside_a_call(model: Any) -> None:
     numbers: list[list[int]] = []
 
     def act() -> None:
-        numbers.append(sorted(plug._seats._taken))
+        numbers.append(sorted(plug._drafter_sets._taken))
         run(model, inner, expected)
 
     settings = outer.settings(model)
@@ -463,39 +463,39 @@ def test_a_drafter_that_cannot_be_copied(model: Any) -> None:
 def test_seats() -> None:
     """The lowest number is taken first; what is kept belongs to the drafters of now."""
     plug = SpecPlug(drafters=["context", "recycling"])
-    seats, own, mixer = Seats(), plug.drafters, Mixer(["context", "recycling"])
-    first, second = seats.take(own, mixer), seats.take(own, mixer)
+    drafter_sets, own, mixer = DrafterSets(), plug.drafters, Mixer(["context", "recycling"])
+    first, second = drafter_sets.acquire(own, mixer), drafter_sets.acquire(own, mixer)
     assert first.drafters is own
     assert second.drafters[0] is not own[0]
-    seats.leave(first)
-    seats.leave(second)
-    again = [seats.take(own, mixer) for _ in range(KEPT + 3)]
+    drafter_sets.release(first)
+    drafter_sets.release(second)
+    again = [drafter_sets.acquire(own, mixer) for _ in range(KEPT + 3)]
     assert [seat.number for seat in again] == list(range(KEPT + 3))
     assert again[1].drafters is second.drafters
     for seat in again:
-        seats.leave(seat)
-    assert sorted(seats._kept) == list(range(1, KEPT))
+        drafter_sets.release(seat)
+    assert sorted(drafter_sets._kept) == list(range(1, KEPT))
     others = [*own]
-    assert seats.take(others, mixer).drafters is others
-    assert not seats._kept
+    assert drafter_sets.acquire(others, mixer).drafters is others
+    assert not drafter_sets._kept
 
 
 def test_a_new_store_is_for_all_calls_from_the_next_on() -> None:
     plug = SpecPlug(drafters=["rest"])
-    one, two = plug._seat(), plug._seat()
+    one, two = plug._acquire(), plug._acquire()
     assert one is not None
     assert two is not None
-    plug._seats.leave(two)
+    plug._drafter_sets.release(two)
     plug.add_datastore(store("suffix", 12))
     for _ in range(2):
-        seat = plug._seat()
+        seat = plug._acquire()
         assert seat is not None
         assert seat.number > 0
         (drafter,) = seat.drafters
         assert [opened.manifest.kind for opened in drafter.stores] == ["suffix"]
         assert len(drafter._shards) == 1
     plug.add_datastore(store("trigram", 12))
-    later = plug._seat()
+    later = plug._acquire()
     assert later is not None
     assert [drafter.name for drafter in later.drafters] == ["rest", "trigram"]
     assert later.mixer.names == ["rest", "trigram"]
@@ -503,7 +503,7 @@ def test_a_new_store_is_for_all_calls_from_the_next_on() -> None:
 
 
 def test_a_hook_sees_its_own_thread_only(model: Any) -> None:
-    with torch.no_grad(), Watch(model) as watch:
+    with torch.no_grad(), HiddenStateHook(model) as watch:
         in_threads(lambda: model(torch.arange(5)[None]))
         assert watch.states is None
         model(torch.arange(3)[None])
@@ -552,7 +552,7 @@ def check():
     with torch.no_grad():
         plug.save_state(sys.argv[2])
         assert model.generate(ids, **settings).tolist() == expected
-    assert not plug._seats._taken and not patched(model)
+    assert not plug._drafter_sets._taken and not patched(model)
     assert plug._sessions[model]._forward_of == 0
 
 def fork(goes_on=False):
@@ -562,7 +562,7 @@ def fork(goes_on=False):
     if child == 0:
         code = 1
         try:
-            assert not plug._seats._taken and not patched(model)
+            assert not plug._drafter_sets._taken and not patched(model)
             check()
             code = 0
         finally:
@@ -590,7 +590,7 @@ def processor(ids, scores):
     if ids.shape[1] == 20:
         in_child = fork(goes_on=True)
         if in_child:
-            assert len(plug._seats._taken) == 1 and patched(model)
+            assert len(plug._drafter_sets._taken) == 1 and patched(model)
     return scores
 
 same = model.generate(ids, **settings, logits_processor=[processor]).tolist() == expected

@@ -18,15 +18,14 @@ from rich.progress import track
 
 from hf_specplug import DEMO_MODEL
 from hf_specplug.attachment import attach
-from hf_specplug.bench import environment as report
-from hf_specplug.bench import page, results, tables
+from hf_specplug.bench import environment, page, results, tables
 from hf_specplug.bench.methods import PLAIN, Method, parse
 from hf_specplug.bench.prompts import Question, load
 from hf_specplug.bench.replayed import ablation
 from hf_specplug.bench.widths import milliseconds
 from hf_specplug.datastore.store import open_all
 from hf_specplug.errors import RecordingError
-from hf_specplug.hf import loading as pretrained
+from hf_specplug.hf import loading
 from hf_specplug.replay.record import room
 from hf_specplug.replay.teacher_forcing import prompt_ids
 from hf_specplug.telemetry import plots
@@ -74,8 +73,8 @@ def run(
         "dtype": dtype,
         "temperature": temperature,
     }
-    found = results.begun(out, results.new(report.environment(), asked))
-    model, tokenizer = pretrained.load(model_name or str(DEMO_MODEL), dtype)
+    found = results.begun(out, results.new(environment.environment(), asked))
+    model, tokenizer = loading.load(model_name or str(DEMO_MODEL), dtype)
     for store in stores:
         store.refuse_other(tokenizer)
     attach(model)
@@ -84,7 +83,7 @@ def run(
 
     def keep() -> None:
         if out:
-            report.save(out, found)
+            environment.save(out, found)
 
     try:
         keep()

@@ -16,15 +16,15 @@ from transformers import CompileConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from hf_specplug.attachment import attach
-from hf_specplug.bench import environment as report
+from hf_specplug.bench import environment
 from hf_specplug.bench.methods import STATIC, Method
 from hf_specplug.bench.widths import step_milliseconds
 from hf_specplug.errors import OptionError
-from hf_specplug.hf import loading as pretrained
+from hf_specplug.hf import loading
 from hf_specplug.hf.attention import folded_attention
 from hf_specplug.plug import SpecPlug
-from hf_specplug.replay import teacher_forcing as forced
-from hf_specplug.verify.static import WIDTHS
+from hf_specplug.replay import teacher_forcing
+from hf_specplug.verify.static import PADDED_WIDTHS
 
 LEAST = 96  # tokens of an answer
 
@@ -47,18 +47,20 @@ def engine(
         RecordingError: `texts` cannot be used, or another text came out.
     """
     lengths = _lengths(contexts)
-    model, tokenizer = pretrained.load(model_name, dtype)
+    model, tokenizer = loading.load(model_name, dtype)
     device = model.device.type
     attach(model)
     answers = [
-        forced.Answer(answer.task, answer.prompt.to(device), answer.tokens)
-        for answer in forced.load(texts, tokenizer, per_task, tokens, least=min(LEAST, tokens))
+        teacher_forcing.Answer(answer.task, answer.prompt.to(device), answer.tokens)
+        for answer in teacher_forcing.load(
+            texts, tokenizer, per_task, tokens, least=min(LEAST, tokens)
+        )
     ]
     console = Console(highlight=False)
     methods = _methods(device, compiled)
     for way in track(methods, "first calls", console=console, transient=True):
-        forced.measure(model.generate, answers[0], way.arguments)
-        forced.measure(model.generate, answers[-1], way.arguments)
+        teacher_forcing.measure(model.generate, answers[0], way.arguments)
+        teacher_forcing.measure(model.generate, answers[-1], way.arguments)
         if way.plug is not None:
             way.plug.warmup(model, _longest(answers), **way.settings)
             way.plug.stats.reset()
@@ -66,7 +68,7 @@ def engine(
     for answer in track(answers, "answers", console=console, transient=True):
         row: dict[str, Any] = {"task": answer.task, "tokens": len(answer.tokens)}
         for way in methods:
-            row[way.name] = forced.measure(model.generate, answer, way.arguments)
+            row[way.name] = teacher_forcing.measure(model.generate, answer, way.arguments)
         rows.append(row)
     steps = {
         f"{way.name} at {length}": step_milliseconds(model, length, way)
@@ -85,10 +87,10 @@ def engine(
         figures = {"rows": rows, "milliseconds by width": steps, "stats": stats}
         figures["attention milliseconds by width"] = attention
         arguments = {"model": model_name, "texts": texts, "tokens": tokens, "dtype": dtype}
-        report.write(out, arguments, **figures)
+        environment.write(out, arguments, **figures)
 
 
-def _longest(answers: list[forced.Answer]) -> int:
+def _longest(answers: list[teacher_forcing.Answer]) -> int:
     return max(answer.prompt.shape[1] + len(answer.tokens) for answer in answers)
 
 
@@ -142,7 +144,7 @@ def _attention_milliseconds(
         )
     times: dict[str, dict[int, float]] = {}
     for name, way in ways.items():
-        for width in WIDTHS:
+        for width in PADDED_WIDTHS:
             query = torch.randn(1, heads, width, size, **where)
             mask = torch.ones(1, 1, width, length + 64, dtype=torch.bool, device=model.device)
             mask[..., length + width :] = False
@@ -185,8 +187,8 @@ def _speeds(methods: list[Method], rows: list[dict[str, Any]], title: str) -> Ta
 def _widths(steps: dict[str, dict[int, float]], title: str) -> Table:
     table = Table(title=title, padding=(0, 0, 0, 1))
     table.add_column("after so many tokens", no_wrap=True)
-    for width in WIDTHS:
+    for width in PADDED_WIDTHS:
         table.add_column(str(width), justify="right")
     for name, times in steps.items():
-        table.add_row(name, *(f"{times[width]:.3g}" for width in WIDTHS))
+        table.add_row(name, *(f"{times[width]:.3g}" for width in PADDED_WIDTHS))
     return table

@@ -13,12 +13,12 @@ from hf_specplug.bench.results import Results
 from hf_specplug.drafters.base import Drafter, create
 from hf_specplug.drafters.store_drafter import StoreDrafter, give
 from hf_specplug.drafting.mixer import Mixer
-from hf_specplug.replay.record import traced
+from hf_specplug.replay.record import record_text
 from hf_specplug.replay.recording import Recording
 from hf_specplug.replay.simulate import Cost, replay
 
 NODES = 16
-_BLIND = "luck"  # a replay has no random numbers
+_BLIND = "gumbel"  # a replay has no random numbers
 
 
 def ablation(
@@ -86,7 +86,7 @@ def _recorded(
     """What the model found likely along its own answers."""
     by_name = {question.name: question for question in questions}
     said: dict[str, list[list[int]]] = {}
-    traces = []
+    texts = []
     for row in track(found["rows"], "reading the answers again", console=bars, transient=True):
         name, answer = row["name"], row["answer"]
         before = said.setdefault(name, [])
@@ -94,6 +94,8 @@ def _recorded(
         before.append(answer)
         if len(answer) > 1:
             label = f"{name} {row['turn']}"
-            traces.append(traced(model, row["task"], label, prompt + answer, len(prompt), states))
+            texts.append(
+                record_text(model, row["task"], label, prompt + answer, len(prompt), states)
+            )
     vocab = int(model.config.get_text_config(decoder=True).vocab_size)
-    return Recording(found["arguments"]["model"], vocab, traces)
+    return Recording(found["arguments"]["model"], vocab, texts)

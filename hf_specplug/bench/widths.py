@@ -15,7 +15,7 @@ from hf_specplug.bench.methods import Method
 from hf_specplug.session import Session
 from hf_specplug.tree import DraftTree
 from hf_specplug.verify.engine import Engine
-from hf_specplug.verify.static import WIDTHS
+from hf_specplug.verify.static import PADDED_WIDTHS
 
 _REPEATS = 15
 
@@ -38,7 +38,7 @@ def step_milliseconds(model: PreTrainedModel, length: int, way: Method) -> dict[
 
     def act(engine: Engine) -> None:
         engine.warm(length + 512)
-        for width in WIDTHS:
+        for width in PADDED_WIDTHS:
             path = DraftTree.path(np.zeros(width - 1, np.int32))
             taken = []
             for _ in range(_REPEATS):
@@ -49,7 +49,7 @@ def step_milliseconds(model: PreTrainedModel, length: int, way: Method) -> dict[
             times[width] = statistics.median(taken[_REPEATS // 3 :])
 
     ids = torch.arange(length, device=model.device)[None] % 100 + 3
-    room = {"max_new_tokens": 2 + _REPEATS * len(WIDTHS)}
+    room = {"max_new_tokens": 2 + _REPEATS * len(PADDED_WIDTHS)}
     pack = way.plug is not None and way.plug.pack
     Session("auto", pack).on_engine(model, ids, act, **way.settings, **room)
     return times

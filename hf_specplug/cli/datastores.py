@@ -28,12 +28,12 @@ from rich.tree import Tree
 from hf_specplug.answers import SHARD, Answering, Prompts
 from hf_specplug.datastore import faiss_index
 from hf_specplug.datastore.building import build as building
-from hf_specplug.datastore.building import executors as engines
+from hf_specplug.datastore.building import executors
 from hf_specplug.datastore.building import recipe as recipes
 from hf_specplug.datastore.building.embedding import SHARD as EMBEDDED
 from hf_specplug.datastore.building.embedding import Embedding
 from hf_specplug.datastore.building.executors import LOCAL
-from hf_specplug.datastore.building.store_corpus import Retold
+from hf_specplug.datastore.building.store_corpus import StoreCorpus
 from hf_specplug.datastore.dense import DenseIndex
 from hf_specplug.datastore.manifest import NAME
 from hf_specplug.datastore.store import Datastore
@@ -42,7 +42,7 @@ from hf_specplug.drafters.store_drafter import reader
 from hf_specplug.drafting.mixer import Mixer
 from hf_specplug.drafting.search import TreeSearch
 from hf_specplug.errors import CorpusError, OptionError
-from hf_specplug.hf import loading as pretrained
+from hf_specplug.hf import loading
 from hf_specplug.hf.hidden_states import LAST
 from hf_specplug.verify.packed import available_memory
 
@@ -101,8 +101,8 @@ def build(
     texts, most = recipe.corpus, _shard_tokens(memory)
     if from_model_outputs is not None:
         texts, most = Prompts(texts.files, model=from_model_outputs), min(most, SHARD)
-    made = pretrained.tokenizer(tokenizer)
-    if isinstance(texts, Retold):
+    made = loading.tokenizer(tokenizer)
+    if isinstance(texts, StoreCorpus):
         texts.store.refuse_other(made)
     embedding = None
     settings: dict[str, Any] = {}
@@ -114,7 +114,7 @@ def build(
         if engine != LOCAL:  # workers have their own models
             embedding.release()
     plan = building.Plan(most, recipe.max_tokens, recipe.dedup, kind, given, settings)
-    where = Answering(from_model_outputs) if from_model_outputs else engines.make(engine)
+    where = Answering(from_model_outputs) if from_model_outputs else executors.make(engine)
     with _progress(console, "documents", texts.count()) as progress:
         building.build(Path(out), texts, made, plan, report, progress, append, where, embedding)
     if skipped:
@@ -225,7 +225,7 @@ def show(figures: dict[str, Any], form: str) -> None:
 def query(path: str, text: str, nodes: int, tokenizer: str | None, form: str) -> None:
     """Print how a store continues a text."""
     store = Datastore(path)
-    made = pretrained.tokenizer(tokenizer or store.manifest.tokenizer["name"])
+    made = loading.tokenizer(tokenizer or store.manifest.tokenizer["name"])
     store.refuse_other(made)
     ids = made(text, add_special_tokens=False)["input_ids"]
     vocab = store.manifest.vocab_size

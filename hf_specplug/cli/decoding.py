@@ -94,10 +94,10 @@ def simulate(
     out: Annotated[str | None, typer.Option(help="Write all figures as JSON.")] = None,
 ) -> None:
     """Replay a recording through drafters, without the model: accept length, cost, calibration."""
-    from hf_specplug.replay import compare as workbench
+    from hf_specplug.replay import compare
 
     with friendly("simulate"):
-        workbench.run(
+        compare.run(
             recording,
             drafters,
             datastore or (),
@@ -124,7 +124,7 @@ def tune_tree(
     out: Annotated[str | None, typer.Option(help="Write the tree as JSON.")] = None,
 ) -> None:
     """Cut the static tree that STAND's paper drafts in to the nodes that a recording pays for."""
-    from hf_specplug.replay import tuning as tune
+    from hf_specplug.replay import tuning
 
     with friendly("tune-tree"):
-        tune.run(recording, drafters, start, keep, out)
+        tuning.run(recording, drafters, start, keep, out)

@@ -23,7 +23,7 @@ from hf_specplug.datastore.building.build import Plan, build
 from hf_specplug.datastore.building.corpus import Corpus, find
 from hf_specplug.datastore.store import Datastore, tokenizer_hash
 from hf_specplug.drafters.base import Drafter, Float32, Frontier, Int32, Step
-from hf_specplug.hf import loading as pretrained
+from hf_specplug.hf import loading
 from hf_specplug.plug import DEFAULT_DRAFTERS, SpecPlug
 
 PROMPTS = (
@@ -96,7 +96,7 @@ def run(
         torch.set_num_threads(threads)
     console = Console(highlight=False)
     source = model_name or str(DEMO_MODEL)
-    model, tokenizer = pretrained.load(source, dtype)
+    model, tokenizer = loading.load(source, dtype)
     recorder = Recorder()
     attach(model)
     plug = SpecPlug(drafters=[*DEFAULT_DRAFTERS, recorder])

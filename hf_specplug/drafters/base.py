@@ -6,6 +6,7 @@ import copy
 import importlib
 import json
 import pkgutil
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ class Context:
         tokens: the prompt, int[n]. Negative ids stand for "no token" and are never proposed.
         vocab_size: ids are in [0, vocab_size).
         model: tells the target from others whose hidden states mean something else; "" if unknown.
-        barred: ids that are never drafted, whoever proposes them.
+        suppressed: ids that are never drafted, whoever proposes them.
 
     Example:
         >>> context = Context([5, 6], vocab_size=10)
@@ -44,12 +45,12 @@ class Context:
         tokens: Iterable[int] | NDArray[Any],
         vocab_size: int,
         model: str = "",
-        barred: Iterable[int] = (),
+        suppressed: Iterable[int] = (),
     ) -> None:
         prompt = np.ascontiguousarray(tokens, dtype=np.int32)
         self.vocab_size = vocab_size
         self.model = model
-        self.barred = tuple(barred)
+        self.suppressed = tuple(suppressed)
         self.prompt_length = len(prompt)
         self._buffer = np.empty(max(256, 2 * len(prompt)), np.int32)
         self._buffer[: len(prompt)] = prompt
@@ -89,7 +90,7 @@ class Context:
 
 
 Noise = tuple[NDArray[np.float64], int]
-SILENCE: Noise = (np.empty((0, 0)), 0)
+NO_NOISE: Noise = (np.empty((0, 0)), 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +110,7 @@ class Frontier:
     nodes: Int32
     pool: Int32
     root: int
-    noise: Noise = SILENCE
+    noise: Noise = NO_NOISE
 
     def path(self, node: int) -> list[int]:
         """The tokens from the root (not included) to `node` (included)."""
@@ -326,6 +327,18 @@ def registry() -> dict[str, type[Drafter]]:
     return dict(_registry)
 
 
+RENAMED = {"luck": "gumbel"}
+"""Names that drafters had in earlier versions, in options and saved states."""
+
+
+def _current(name: str) -> str:
+    """The name that a drafter has now; warns about an old one."""
+    new = RENAMED.get(name, name)
+    if new != name:
+        warnings.warn(f"drafter {name!r} is called {new!r} now", FutureWarning, stacklevel=3)
+    return new
+
+
 def create(drafters: Iterable[str | Drafter] | str | Drafter) -> list[Drafter]:
     """Turn names or objects into drafters; the order is kept, so that trees are reproducible.
 
@@ -345,9 +358,10 @@ def create(drafters: Iterable[str | Drafter] | str | Drafter) -> list[Drafter]:
             made.append(drafter)
         elif isinstance(drafter, str):
             known = known or registry()
-            if drafter not in known:
-                raise OptionError(f"no drafter is called {drafter!r}; there are {sorted(known)}")
-            made.append(known[drafter]())
+            name = _current(drafter)
+            if name not in known:
+                raise OptionError(f"no drafter is called {name!r}; there are {sorted(known)}")
+            made.append(known[name]())
         else:
             raise OptionError(f"a drafter is given by name or as a Drafter, not as {drafter!r}")
     names = [drafter.name for drafter in made]
@@ -358,7 +372,7 @@ def create(drafters: Iterable[str | Drafter] | str | Drafter) -> list[Drafter]:
     return made
 
 
-def watched(drafters: Iterable[Drafter]) -> int | None:
+def hidden_layer(drafters: Iterable[Drafter]) -> int | None:
     """The layer whose hidden states drafters want, None if none does.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Luck: what seeded sampling will pick if it picks what it often does.
+"""Known sampling noise: what seeded sampling will pick if it picks what it often does.
 
 `torch.multinomial` takes the token of highest p / e, and the noise e of the coming positions is
 known (see `hf_specplug.verify.noise`). Much of what is sampled at a high temperature no retrieval
@@ -21,7 +21,7 @@ _PROMPT = 0.3  # what a token of the prompt counts, against one that the model f
 
 
 @register
-class LuckDrafter(Drafter):
+class GumbelDrafter(Drafter):
     """Names the tokens that the noise of a position favours; silent unless noise is known.
 
     How often the model says each token, whatever the context, is learned from all that it found
@@ -32,7 +32,7 @@ class LuckDrafter(Drafter):
         tokens about 1, it is named first.
     """
 
-    name: ClassVar[str] = "luck"
+    name: ClassVar[str] = "gumbel"
     needs: ClassVar[frozenset[str]] = frozenset({"topk"})
 
     def __init__(self) -> None:
@@ -57,7 +57,7 @@ class LuckDrafter(Drafter):
         self._marks[:] = np.nan  # the same seed again: what is favoured is another question
         self._count(context.tokens, np.full(len(context), _PROMPT))
 
-    def for_another_call(self) -> LuckDrafter:
+    def for_another_call(self) -> GumbelDrafter:
         """It shares the frequencies, for as long as both draft for the same vocabulary."""
         twin = self._sharing()
         twin._allocate(0)

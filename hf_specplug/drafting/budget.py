@@ -56,7 +56,7 @@ class Budget:
         self._widths = WIDTHS if padded is None else tuple(padded)
         self.limit = (self._widths[3] if isinstance(nodes, str) else nodes) - 1
         self._costs = Costs(self._widths)
-        self._turns = Turns(drafters)
+        self._turns = DrafterScheduler(drafters)
         self._steps = 0
         self._bucket = 0
         self._saved: float | None = 0.0
@@ -150,7 +150,7 @@ class Budget:
         return others[self._steps // _PROBE_EVERY % len(others)]
 
 
-class Turns:
+class DrafterScheduler:
     """Asks each drafter as often as it earns: the seconds it saves, against those it takes.
 
     Args:

@@ -20,7 +20,7 @@ KEPT = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Seat:
+class DrafterSet:
     """What one call drafts with.
 
     Attributes:
@@ -38,15 +38,15 @@ class Seat:
     thread: int
 
 
-class Seats:
+class DrafterSets:
     """Gives each call its drafters.
 
     Attributes:
         lock: held while drafters, or what they share, are used or changed.
 
     Example:
-        >>> seats = Seats()
-        >>> one, other = seats.take([], Mixer([])), seats.take([], Mixer([]))
+        >>> drafter_sets = DrafterSets()
+        >>> one, other = drafter_sets.acquire([], Mixer([])), drafter_sets.acquire([], Mixer([]))
         >>> one.number, other.number
         (0, 1)
     """
@@ -55,11 +55,13 @@ class Seats:
         self.lock = threading.RLock()
         self._own: list[Drafter] = []
         self._kept: dict[int, list[Drafter]] = {}
-        self._taken: dict[int, Seat] = {}
+        self._taken: dict[int, DrafterSet] = {}
         forking.register(self)
 
-    def take(self, own: list[Drafter], mixer: Mixer) -> Seat:
-        """A seat for one call; `leave` it in the end. Raises whatever copying a drafter raises.
+    def acquire(self, own: list[Drafter], mixer: Mixer) -> DrafterSet:
+        """The drafters of one call, to be given back by `release`.
+
+        Raises whatever copying a drafter raises.
 
         Args:
             own: the plug's drafters; another list than the last time if they have changed.
@@ -72,18 +74,22 @@ class Seats:
             drafters = self._kept.pop(number, []) if number else own
             if len(drafters) < len(own):
                 drafters = [drafter.for_another_call() for drafter in own]
-            seat = self._taken[number] = Seat(number, drafters, own, mixer, threading.get_ident())
-            return seat
+            drafter_set = self._taken[number] = DrafterSet(
+                number, drafters, own, mixer, threading.get_ident()
+            )
+            return drafter_set
 
-    def leave(self, seat: Seat) -> None:
+    def release(self, drafter_set: DrafterSet) -> None:
         """The call is over."""
         with self.lock:
-            if self._taken.get(seat.number) is seat:
-                del self._taken[seat.number]
-                if 0 < seat.number < KEPT and seat.own is self._own:
-                    self._kept[seat.number] = seat.drafters
+            if self._taken.get(drafter_set.number) is drafter_set:
+                del self._taken[drafter_set.number]
+                if 0 < drafter_set.number < KEPT and drafter_set.own is self._own:
+                    self._kept[drafter_set.number] = drafter_set.drafters
 
     def after_fork(self) -> None:
         """The calls of other threads are over."""
         thread = threading.get_ident()
-        self._taken = {n: seat for n, seat in self._taken.items() if seat.thread == thread}
+        self._taken = {
+            n: drafter_set for n, drafter_set in self._taken.items() if drafter_set.thread == thread
+        }

@@ -34,7 +34,7 @@ from hf_specplug.drafters.base import (
 )
 from hf_specplug.drafting.mixer import Mixer
 from hf_specplug.drafting.search import TreeSearch
-from hf_specplug.kernels import compile_cache as cache
+from hf_specplug.kernels import compile_cache
 from hf_specplug.kernels import tree as kernels
 from hf_specplug.kernels.topk import top_k
 from hf_specplug.tree import DraftTree
@@ -76,12 +76,12 @@ def rehearse(names: Sequence[str], backwards: bool = False) -> None:
 def start(names: Sequence[str]) -> None:
     """Let another process rehearse, unless this machine's cache is filled or cannot be."""
     _processes[:] = [process for process in _processes if process.poll() is None]
-    mark = cache.mark(names)
+    mark = compile_cache.mark(names)
     if mark is None or mark.exists() or _is_busy(mark) or not _is_python():
         return
     code = (
         f"import sys; sys.path[:] = {sys.path!r}; "
-        "from hf_specplug.drafting import rehearsal as r; r.main()"
+        "from hf_specplug.drafting import precompile; precompile.main()"
     )
     with contextlib.suppress(OSError):  # no memory, no processes: the call compiles by itself
         process = _Process(
@@ -101,7 +101,7 @@ def main() -> None:
     if hasattr(os, "nice"):
         os.nice(10)
         signal.alarm(_LONGEST)
-    mark = cache.mark(names)
+    mark = compile_cache.mark(names)
     if mark is None:
         return
     with _alone(mark) as alone:

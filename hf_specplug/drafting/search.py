@@ -11,7 +11,7 @@ import numpy as np
 
 from hf_specplug.drafters.base import (
     MAX_CHILDREN,
-    SILENCE,
+    NO_NOISE,
     Drafter,
     Float32,
     Frontier,
@@ -59,7 +59,7 @@ class TreeSearch:
         noise: what is known of the next picks' random numbers, see `Frontier.noise`.
         generator: if given, children are drawn by their probability, not ranked by it.
         seconds: what each of them took for the last tree.
-        barred: ids that are not drafted, whoever names them: those that stand for images, say.
+        suppressed: ids that are not drafted, whoever names them: those that stand for images, say.
     """
 
     drafter: ClassVar[str | None] = None  # the only one that is drawn from; None: all
@@ -72,11 +72,11 @@ class TreeSearch:
         on_error: Callable[[Drafter, Exception], None],
     ) -> None:
         self.names = [drafter.name for drafter in drafters]
-        self.noise: Noise = SILENCE
+        self.noise: Noise = NO_NOISE
         self.generator: np.random.Generator | None = None
         self._mixer = mixer
         self.seconds = [0.0] * len(drafters)
-        self.barred: tuple[int, ...] = ()
+        self.suppressed: tuple[int, ...] = ()
         self._grown = False
         self._vocab = vocab_size
         self._on_error = on_error
@@ -109,7 +109,7 @@ class TreeSearch:
     def _allocate(self, limit: int) -> None:
         capacity = 512 + 64 * limit
         self._pool = np.zeros((capacity, kernels.COLUMNS), np.int32)
-        self._chance = np.ones((capacity, kernels.CHANCES), np.float32)
+        self._probs = np.ones((capacity, kernels.PROB_COLUMNS), np.float32)
         self._evidence = np.zeros((capacity, len(self.names)), np.int32)
         self._chosen = np.empty(limit, np.int32)
         self._frontier = np.empty(limit, np.int32)
@@ -145,19 +145,19 @@ class TreeSearch:
             return EMPTY
         if len(self._chosen) < limit:
             self._allocate(limit)
-        pool, chance = self._pool, self._chance
+        pool, probs = self._pool, self._probs
         pool[0, kernels.FIRST] = 0
         pool[0, kernels.ROUND] = 1
         self._frontier[0] = 0
-        size, waiting, turn = 1, 1, 1
+        size, waiting, round_number = 1, 1, 1
         while waiting:
             frontier = Frontier(
                 _read_only(self._frontier[:waiting]), _read_only(pool), root, self.noise
             )
-            size = self._expand(frontier, size, turn)
+            size = self._expand(frontier, size, round_number)
             mixing.mix(
                 pool,
-                chance,
+                probs,
                 self._evidence,
                 frontier.nodes,
                 self._table,
@@ -167,13 +167,21 @@ class TreeSearch:
                 self._room,
             )
             if self.generator is not None:
-                kernels.draw(pool, chance, frontier.nodes, self.generator)
-            turn += 1
+                kernels.draw(pool, probs, frontier.nodes, self.generator)
+            round_number += 1
             if chain:
-                number, waiting = self._follow(turn, limit, depth)
+                number, waiting = self._follow(round_number, limit, depth)
             else:
                 number, waiting = kernels.best(
-                    pool, chance, size, limit, depth, turn, self._chosen, self._frontier, self._top
+                    pool,
+                    probs,
+                    size,
+                    limit,
+                    depth,
+                    round_number,
+                    self._chosen,
+                    self._frontier,
+                    self._top,
                 )
         self._grown = True
         self._size = number
@@ -193,8 +201,8 @@ class TreeSearch:
         while child:
             named.append(child)
             child = int(self._pool[child, kernels.NEXT])
-        named.sort(key=lambda child: -float(self._chance[child, kernels.PATH]))
-        tokens, probs = self._pool[named, kernels.TOKEN], self._chance[named, kernels.PROB]
+        named.sort(key=lambda child: -float(self._probs[child, kernels.PATH]))
+        tokens, probs = self._pool[named, kernels.TOKEN], self._probs[named, kernels.PROB]
         places = np.searchsorted(chosen, np.array(named, np.int32))
         inside = (places < len(chosen)) & (chosen[np.minimum(places, len(chosen) - 1)] == named)
         return tokens, probs, (places[inside] + 1).tolist()
@@ -204,7 +212,7 @@ class TreeSearch:
         if self._grown:
             mixing.learn(
                 self._pool,
-                self._chance,
+                self._probs,
                 self._evidence,
                 _read_only(emitted),
                 self._table,
@@ -214,7 +222,7 @@ class TreeSearch:
                 self._room,
             )
 
-    def _expand(self, frontier: Frontier, size: int, turn: int) -> int:
+    def _expand(self, frontier: Frontier, size: int, round_number: int) -> int:
         """Ask every drafter about the frontier and add what they say to the pool."""
         for expert in list(self._asked):
             drafter = expert.drafter
@@ -223,11 +231,11 @@ class TreeSearch:
                 rows = drafter.expand(frontier)
                 self.seconds[expert.column] += time.perf_counter() - start
                 rows = _checked_rows(rows, len(frontier.nodes))
-                for token in self.barred:
+                for token in self.suppressed:
                     rows = rows[rows[:, 1] != token]
                 grown = kernels.insert(
                     self._pool,
-                    self._chance,
+                    self._probs,
                     self._evidence,
                     size,
                     rows,
@@ -235,7 +243,7 @@ class TreeSearch:
                     expert.begin,
                     expert.end,
                     self._vocab,
-                    turn,
+                    round_number,
                 )
                 if grown < 0:
                     raise DraftError(f"drafter {drafter.name!r} {_REFUSALS[grown]}")
@@ -244,20 +252,20 @@ class TreeSearch:
                 self.drop(drafter, error)
         return size
 
-    def _follow(self, turn: int, limit: int, depth: int) -> tuple[int, int]:
+    def _follow(self, round_number: int, limit: int, depth: int) -> tuple[int, int]:
         """Chain search: go on from the likeliest child of the last node."""
-        pool, chance = self._pool, self._chance
-        number = turn - 2
+        pool, probs = self._pool, self._probs
+        number = round_number - 2
         node = int(pool[self._frontier[0], kernels.FIRST])
         likeliest, path = 0, 0.0
         while node:
-            if chance[node, kernels.PATH] > path:
-                likeliest, path = node, float(chance[node, kernels.PATH])
+            if probs[node, kernels.PATH] > path:
+                likeliest, path = node, float(probs[node, kernels.PATH])
             node = int(pool[node, kernels.NEXT])
         if not likeliest:
             return number, 0
         self._chosen[number] = self._frontier[0] = likeliest
-        pool[likeliest, kernels.ROUND] = turn
+        pool[likeliest, kernels.ROUND] = round_number
         number += 1
         return number, int(number < min(limit, depth))
 
@@ -269,7 +277,7 @@ class TreeSearch:
         return DraftTree(
             tokens=rows[:, kernels.TOKEN].copy(),
             parents=parents,
-            probs=self._chance[chosen, kernels.PROB],
+            probs=self._probs[chosen, kernels.PROB],
             sources=rows[:, kernels.SOURCES].astype(np.uint16),
         )
 

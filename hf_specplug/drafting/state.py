@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from hf_specplug.drafters.base import Drafter
+from hf_specplug.drafters.base import RENAMED, Drafter
 from hf_specplug.drafting.mixer import Mixer
 from hf_specplug.errors import StateError
 
@@ -48,7 +48,10 @@ def load(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
     states: dict[str, dict[str, Any]] = {}
     for key, array in tensors.items():
         part, _, name = key.rpartition("/")
-        states.setdefault(part, {})[name] = array
+        if part == _MIXER:
+            drafter, dot, array_name = name.partition(".")
+            name = f"{RENAMED.get(drafter, drafter)}{dot}{array_name}"
+        states.setdefault(RENAMED.get(part, part), {})[name] = array
     return states
 
 

@@ -22,7 +22,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from hf_specplug import forking
 from hf_specplug.exactness import trial
-from hf_specplug.hf import suppressed as barred
+from hf_specplug.hf import suppressed
 from hf_specplug.hf.cache import PLAIN, TREE
 from hf_specplug.hf.reach import masks_needed
 from hf_specplug.hf.support import Support, device_of
@@ -94,7 +94,7 @@ def shown(
                 if given <= _TEXT and not model.config.is_encoder_decoder:
                     found = _of_text(model, claim, padded, config.max_length)
                 else:
-                    found = trial.outcome(model, claim, input_ids, config, dict(model_kwargs))
+                    found = trial.run_trial(model, claim, input_ids, config, dict(model_kwargs))
         if model.training and found != claim:
             hint = f"{found.reason} (in train mode: is it meant? model.eval())"
             found = replace(found, reason=hint)
@@ -145,7 +145,7 @@ def _of_text(model: PreTrainedModel, claim: Support, padded: bool, longest: int)
         config = rest.pop("generation_config")
         config.max_length = longest
         kwargs = {key: value for key, value in rest.items() if key not in _NOT_FOR_THE_MODEL}
-        found[0] = trial.outcome(model, claim, input_ids, config, kwargs)
+        found[0] = trial.run_trial(model, claim, input_ids, config, kwargs)
         return input_ids
 
     ids = _text(model)
@@ -175,7 +175,7 @@ _NOT_FOR_THE_MODEL = ("logits_processor", "stopping_criteria", "inputs_tensor", 
 def _text(model: PreTrainedModel, length: int = 12) -> torch.Tensor:
     """int64[1, length]: any text that has no tokens of a special meaning."""
     config = model.config.get_text_config(decoder=True)
-    special: set[int | None] = set(barred.tokens(model))
+    special: set[int | None] = set(suppressed.tokens(model))
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         value = getattr(config, name, None)
         special |= set(value) if isinstance(value, list) else {value}

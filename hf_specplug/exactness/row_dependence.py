@@ -20,7 +20,7 @@ _SAME = 1e-4  # in standard deviations: the shapes are the same, so nothing roun
 
 
 @contextmanager
-def dependent(model: nn.Module) -> Iterator[list[str]]:
+def row_dependent(model: nn.Module) -> Iterator[list[str]]:
     """Look at the forward passes inside; in the end the list has the layers' types and names.
 
     Each layer that is not torch's own is given what it was given then, and the same with a louder

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
-from hf_specplug.exactness.row_dependence import dependent
-from hf_specplug.hf import suppressed as barred
+from hf_specplug.exactness.row_dependence import row_dependent
+from hf_specplug.hf import suppressed
 from hf_specplug.hf.cache import CHAIN, PLAIN, TREE, holds_state
 from hf_specplug.hf.prompt import Prompt, prefilled
 from hf_specplug.hf.support import RECURRENT, Support
@@ -37,7 +37,7 @@ float64, and of anything shorter."""
 Row = tuple[int, ...]  # the tokens after the prompt, up to and including the one whose row it is
 
 
-def outcome(
+def run_trial(
     model: PreTrainedModel,
     claim: Support,
     input_ids: torch.Tensor,
@@ -104,7 +104,7 @@ def _reason(
     name = model.config.get_text_config(decoder=True).model_type
     engine = EagerEngine(model, config, {}, Support(mode))
     try:
-        with dependent(model) as found:
+        with row_dependent(model) as found:
             engine.resume(prompt.copied())
             drafted = _drafted(engine, mode, tokens)
         if found:
@@ -185,7 +185,7 @@ def _expected(
 
 def _likely(model: PreTrainedModel, logits: torch.Tensor) -> list[int]:
     """Seven tokens that may well come next."""
-    never = barred.tokens(model)
+    never = suppressed.tokens(model)
     best = logits.float().nan_to_num().topk(min(len(logits), 7 + len(never))).indices.tolist()
     tokens = [token for token in best if token not in never]
     return [tokens[place % len(tokens)] for place in range(7)]

@@ -77,11 +77,11 @@ def overwrites(cache: Any, max_length: int) -> bool:
     return any(max_length > layer.max_cache_len for layer in windows)
 
 
-def growing(cache: Any, length: int) -> Cache:
+def growing_copy(cache: Any, length: int) -> Cache:
     """A cache that can be rolled back, with the `length` tokens of another one.
 
-    What the end of a sliding window has lost is zero: no token after it looks there. `deliver` is
-    the way back.
+    What the end of a sliding window has lost is zero: no token after it looks there.
+    `append_slots` is the way back.
     """
     layers = []
     for old in cache.layers:
@@ -98,7 +98,7 @@ def _whole(states: torch.Tensor, length: int) -> torch.Tensor:
     return whole
 
 
-def deliver(source: Any, target: Any, start: int, end: int) -> None:
+def append_slots(source: Any, target: Any, start: int, end: int) -> None:
     """Append the slots from `start` to `end` to another cache."""
     for index, layer in enumerate(source.layers):
         if end > start and layer.keys is not None:

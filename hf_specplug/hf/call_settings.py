@@ -19,7 +19,7 @@ from transformers.integrations.fsdp import is_fsdp_managed_module
 from hf_specplug.errors import OptionError
 
 
-class Asked:
+class CallSettings:
     """The settings of one call: of its arguments, else the given config, else the model.
 
     Each setting is an attribute, None if nobody sets it.
@@ -43,7 +43,7 @@ _DEFAULTS: dict[str, Any] = GenerationConfig()._get_default_generation_params()
 def left_to_transformers(model: PreTrainedModel, kwargs: dict[str, Any]) -> str:
     """Why a call is passed on untouched, "" if it is not."""
     mode = GenerationConfig.get_generation_mode(
-        Asked(model, kwargs),  # type: ignore[arg-type]
+        CallSettings(model, kwargs),  # type: ignore[arg-type]
         kwargs.get("assistant_model"),
     )
     if mode == GenerationMode.ASSISTED_GENERATION:
@@ -84,7 +84,7 @@ def ask_for_cache(model: PreTrainedModel, kwargs: dict[str, Any]) -> None:
 
 def build_stop_strings(model: PreTrainedModel, kwargs: dict[str, Any]) -> None:
     """Turn stop strings into a criterion: `generate` hands a callable no tokenizer."""
-    strings = Asked(model, kwargs).stop_strings
+    strings = CallSettings(model, kwargs).stop_strings
     if strings is None:
         return
     tokenizer = kwargs.pop("tokenizer", None)

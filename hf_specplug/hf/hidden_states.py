@@ -20,7 +20,7 @@ LAST = -1
 _SAMPLED = 64  # rows of the output embedding that identify a model
 
 
-class Watch:
+class HiddenStateHook:
     """Within it, `states` is what the last forward pass of this thread had at a layer.
 
     Args:
@@ -34,7 +34,7 @@ class Watch:
         OptionError: the model has no such layer.
 
     Example:
-        >>> with Watch(model) as watch:  # doctest: +SKIP
+        >>> with HiddenStateHook(model) as watch:  # doctest: +SKIP
         ...     model(ids)
         >>> watch.states.shape
         torch.Size([1, 12, 512])
@@ -50,7 +50,7 @@ class Watch:
         """[n, width] of a text of the batch, or of its `last` tokens; None if none passed by."""
         return None if self.states is None else self.states[text, -last:]
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> HiddenStateHook:
         self._thread = threading.get_ident()
         self.states = None  # where none pass by, those of another pass must not do
         if self.layer == LAST:

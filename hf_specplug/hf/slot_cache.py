@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from hf_specplug.hf.cache import decoder_cache, deliver
+from hf_specplug.hf.cache import append_slots, decoder_cache
 
 
 class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
@@ -101,9 +101,9 @@ class SlotCache(Cache):  # type: ignore[misc]
             layer.keys[:, :, length - held : length] = old.keys[:, :, :held]
             layer.values[:, :, length - held : length] = old.values[:, :, :held]
 
-    def deliver(self, target: Any, start: int, end: int) -> None:
+    def append_slots(self, target: Any, start: int, end: int) -> None:
         """Append the slots from `start` to `end` to another cache."""
-        deliver(self, target, start, end)
+        append_slots(self, target, start, end)
 
     def keep(self, base: int, kept: Sequence[int]) -> None:
         """Of the slots from `base` on, move those at `kept` (ascending, starting at 0) together."""

@@ -46,11 +46,11 @@ def _pair(nodes, node, before, root):
 
 
 @njit
-def _append(nodes, numbers, size, parent, token, chance):
+def _append(nodes, numbers, size, parent, token, probs):
     nodes[size, :] = 0
     nodes[size, TOKEN], nodes[size, PARENT] = token, parent
     nodes[size, DEPTH] = nodes[parent, DEPTH] + 1
-    numbers[size, PROB], numbers[size, VALUE] = chance, 0.0
+    numbers[size, PROB], numbers[size, VALUE] = probs, 0.0
 
 
 @njit

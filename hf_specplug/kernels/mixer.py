@@ -78,13 +78,13 @@ _EULER = 0.5772156649015329  # the mean of -ln e
 
 @njit
 def _favour(u):
-    """How chance favours a token whose exponential noise is -ln(1 - u): 0 on average."""
+    """How sampling favours a token whose exponential noise is -ln(1 - u): 0 on average."""
     noise = -math.log1p(-u)
     return _within(-math.log(noise if noise > 1e-30 else 1e-30) - _EULER, -2.0, 4.0)
 
 
 @njit
-def mix(pool, chance, evidence, nodes, table, weights, apm, noise, start, room):
+def mix(pool, probs, evidence, nodes, table, weights, apm, noise, start, room):
     """Set PROB and PATH (and RAW, before recalibration) of all children of some nodes.
 
         s_i = bias + sum over d that name i of (w_d log-odds(p_di) + b_d)
@@ -125,26 +125,26 @@ def mix(pool, chance, evidence, nodes, table, weights, apm, noise, start, room):
                 if bucket != 0:
                     score += chosen[3 * d] * table[bucket, LOGIT] + chosen[3 * d + 1] - absent[d]
             if foreseen and pool[child, TOKEN] < noise.shape[1]:
-                chance[child, NOISE] = _favour(noise[row, pool[child, TOKEN]])
-                score += chosen[3 * count + 1] * chance[child, NOISE] + chosen[3 * count + 2]
+                probs[child, NOISE] = _favour(noise[row, pool[child, TOKEN]])
+                score += chosen[3 * count + 1] * probs[child, NOISE] + chosen[3 * count + 2]
             odds = math.exp(_within(score, -_LARGEST, _LARGEST))
-            chance[child, RAW] = odds
+            probs[child, RAW] = odds
             total += odds
             child = pool[child, NEXT]
         child = first
         while child != 0:
-            raw = chance[child, RAW] / total
+            raw = probs[child, RAW] / total
             row, below, above = _place(pool[child, DEPTH], raw)
             refined = apm[row, below] * (1.0 - above) + apm[row, below + 1] * above
             prob = _within(0.5 * (raw + refined), 1e-6, 1.0)
-            chance[child, RAW] = raw
-            chance[child, PROB] = prob
-            chance[child, PATH] = prob * chance[node, PATH]
+            probs[child, RAW] = raw
+            probs[child, PROB] = prob
+            probs[child, PATH] = prob * probs[node, PATH]
             child = pool[child, NEXT]
 
 
 @njit
-def learn(pool, chance, evidence, emitted, table, weights, apm, rates, room):
+def learn(pool, probs, evidence, emitted, table, weights, apm, rates, room):
     """One gradient step of the log-likelihood at each node on the path that the target took.
 
     At the root and at every accepted node, all candidates teach, drafted or not.
@@ -174,7 +174,7 @@ def learn(pool, chance, evidence, emitted, table, weights, apm, rates, room):
         following = 0
         child = first
         while child != 0:
-            raw = np.float64(chance[child, RAW])
+            raw = np.float64(probs[child, RAW])
             right = 0.0
             if pool[child, TOKEN] == token:
                 right = 1.0
@@ -184,8 +184,8 @@ def learn(pool, chance, evidence, emitted, table, weights, apm, rates, room):
             apm[row, below + 1] += rates[2] * above * (right - apm[row, below + 1])
             error = right - raw
             slope[3 * count] += error
-            if chance[child, NOISE] != 0.0:
-                slope[3 * count + 1] += error * chance[child, NOISE]
+            if probs[child, NOISE] != 0.0:
+                slope[3 * count + 1] += error * probs[child, NOISE]
                 slope[3 * count + 2] += error
             for d in range(count):
                 bucket = evidence[child, d]

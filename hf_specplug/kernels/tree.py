@@ -1,6 +1,6 @@
 """Growing and reading draft trees.
 
-A search keeps its nodes in three arrays, `pool` int32[capacity, 7], `chance` float32[capacity, 4]
+A search keeps its nodes in three arrays, `pool` int32[capacity, 7], `probs` float32[capacity, 4]
 and `evidence` int16[capacity, D] for D drafters (see `kernels.mixer`). Node 0 is the last accepted
 token, with path probability 1.
 """
@@ -17,7 +17,7 @@ from hf_specplug.kernels._njit import njit
 TOKEN, PARENT, DEPTH, FIRST, NEXT, SOURCES, ROUND = range(7)
 COLUMNS = 7
 PROB, PATH, RAW, NOISE = range(4)
-CHANCES = 4
+PROB_COLUMNS = 4
 
 AHEAD = 0.1
 """A round expands the likeliest node and those that are at least this fraction as likely."""
@@ -26,11 +26,11 @@ BAD_NODE, BAD_TOKEN, BAD_BUCKET, FULL = -1, -2, -3, -4
 
 
 @njit
-def insert(pool, chance, evidence, size, rows, drafter, begin, end, vocab, turn):
+def insert(pool, probs, evidence, size, rows, drafter, begin, end, vocab, round_number):
     """Add one drafter's candidates to the pool; return the new size, or why they were refused.
 
     Args:
-        rows: int32[n, 3], (search node, token, evidence bucket); nodes must be of round `turn`.
+        rows: int32[n, 3], (search node, token, evidence bucket); nodes of round `round_number`.
         drafter: its column in `evidence`; its bit in SOURCES is 1 << drafter.
         begin, end: its buckets 0, 1, ... are [begin, end) in the table of all drafters' buckets.
 
@@ -38,7 +38,7 @@ def insert(pool, chance, evidence, size, rows, drafter, begin, end, vocab, turn)
     used.
     """
     for i in range(rows.shape[0]):
-        if rows[i, 0] < 0 or rows[i, 0] >= size or pool[rows[i, 0], ROUND] != turn:
+        if rows[i, 0] < 0 or rows[i, 0] >= size or pool[rows[i, 0], ROUND] != round_number:
             return BAD_NODE
         if rows[i, 1] < 0 or rows[i, 1] >= vocab:
             return BAD_TOKEN
@@ -63,8 +63,8 @@ def insert(pool, chance, evidence, size, rows, drafter, begin, end, vocab, turn)
             pool[node, SOURCES] = 0
             pool[node, ROUND] = 0
             pool[parent, FIRST] = node
-            for column in range(CHANCES):
-                chance[node, column] = 0.0
+            for column in range(PROB_COLUMNS):
+                probs[node, column] = 0.0
             for column in range(evidence.shape[1]):
                 evidence[node, column] = 0
         pool[node, SOURCES] |= 1 << drafter
@@ -73,12 +73,12 @@ def insert(pool, chance, evidence, size, rows, drafter, begin, end, vocab, turn)
 
 
 @njit
-def best(pool, chance, size, limit, depth, turn, chosen, frontier, top):
+def best(pool, probs, size, limit, depth, round_number, chosen, frontier, top):
     """Choose the `limit` nodes of highest path probability, and those of them to expand next.
 
     Args:
         depth: nodes at this depth are not expanded.
-        turn: expanded nodes are stamped with this round; a stamp of 0 means not expanded yet.
+        round_number: expanded nodes are stamped with this round; 0 means not expanded yet.
         chosen: int32[limit], receives the chosen nodes, parents before children.
         frontier: int32[limit], receives the nodes to expand: chosen ones that could still have
             children in the tree.
@@ -89,7 +89,7 @@ def best(pool, chance, size, limit, depth, turn, chosen, frontier, top):
     """
     kept = 0
     for node in range(1, size):
-        path = chance[node, PATH]
+        path = probs[node, PATH]
         if kept == limit and path <= top[limit - 1]:
             continue
         place = kept if kept < limit else limit - 1
@@ -107,7 +107,7 @@ def best(pool, chance, size, limit, depth, turn, chosen, frontier, top):
     waiting = 0
     likeliest = np.float32(0.0)  # of those to be expanded
     for node in range(1, size):
-        path = chance[node, PATH]
+        path = probs[node, PATH]
         if path < least or (full and path == least and spare <= 0):
             continue
         if full and path == least:
@@ -122,18 +122,18 @@ def best(pool, chance, size, limit, depth, turn, chosen, frontier, top):
     ready = 0
     for i in range(waiting):
         node = frontier[i]
-        if chance[node, PATH] >= AHEAD * likeliest:
-            pool[node, ROUND] = turn
+        if probs[node, PATH] >= AHEAD * likeliest:
+            pool[node, ROUND] = round_number
             frontier[ready] = node
             ready += 1
     return number, ready
 
 
-_LEAST = 0.01  # of the chance that none of a node's children is picked
+_LEAST = 0.01  # of the probability that none of a node's children is picked
 
 
 @njit
-def draw(pool, chance, nodes, generator):
+def draw(pool, probs, nodes, generator):
     """Draw children instead of ranking them: PATH becomes exp of a perturbed log-probability.
 
     Top-down Gumbel-top-k (Kool et al. 2019, stochastic beam search): of each node, the children of
@@ -148,24 +148,24 @@ def draw(pool, chance, nodes, generator):
         path = 1.0
         above = node
         while above != 0:
-            path *= chance[above, PROB]
+            path *= probs[above, PROB]
             above = pool[above, PARENT]
         unnamed = 1.0
         highest = -np.inf
         child = pool[node, FIRST]
         while child != 0:
-            unnamed -= chance[child, PROB]
+            unnamed -= probs[child, PROB]
             gumbel = -math.log(-math.log1p(-generator.random()) + 1e-300)
-            chance[child, PATH] = math.log(path * chance[child, PROB] + 1e-30) + gumbel
-            highest = max(highest, chance[child, PATH])
+            probs[child, PATH] = math.log(path * probs[child, PROB] + 1e-30) + gumbel
+            highest = max(highest, probs[child, PATH])
             child = pool[child, NEXT]
         gumbel = -math.log(-math.log1p(-generator.random()) + 1e-300)
         highest = max(highest, math.log(path * max(unnamed, _LEAST)) + gumbel)
-        bound = 1.0 if node == 0 else chance[node, PATH]
+        bound = 1.0 if node == 0 else probs[node, PATH]
         child = pool[node, FIRST]
         while child != 0:  # as if the highest were the parent's
-            lower = 1.0 / bound - math.exp(-highest) + math.exp(-chance[child, PATH])
-            chance[child, PATH] = min(1.0 / lower, bound)
+            lower = 1.0 / bound - math.exp(-highest) + math.exp(-probs[child, PATH])
+            probs[child, PATH] = min(1.0 / lower, bound)
             child = pool[child, NEXT]
 
 

@@ -60,7 +60,7 @@ class Aded(TreeSearch):
         tokens, parents = np.ascontiguousarray(out[:number].T)
         sources = np.full(number, source, np.uint16)
         tree = DraftTree(tokens, parents, probs[:number].clip(1e-6, 1.0), sources)
-        return tree.without(self.barred) if self.barred else tree
+        return tree.without(self.suppressed) if self.suppressed else tree
 
 
 def _nothing() -> tuple[tuple[np.ndarray, ...], int]:

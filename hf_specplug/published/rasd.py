@@ -90,7 +90,7 @@ class Rasd(TreeSearch):
         if chain:
             return super().grow(root, limit, depth, chain, ask)
         for half in self._halves:
-            half.barred = self.barred
+            half.suppressed = self.suppressed
         generated, retrieved = (
             half.grow(root, size, depth, ask=asked)
             for half, size, asked in zip(

@@ -128,7 +128,7 @@ class StaticSearch(TreeSearch):
                 continue
             if parent not in candidates:
                 ranked = self.ranked(expert.drafter, root, pool, parent)
-                candidates[parent] = [pair for pair in ranked if pair[0] not in self.barred]
+                candidates[parent] = [pair for pair in ranked if pair[0] not in self.suppressed]
             if place < len(candidates[parent]):
                 pool[node, 0], probs[node - 1] = candidates[parent][place]
                 reached[node] = reached[parent] + 1

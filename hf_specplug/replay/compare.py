@@ -15,7 +15,7 @@ from hf_specplug.datastore.store import open_all
 from hf_specplug.drafters.base import create
 from hf_specplug.drafters.store_drafter import give, readers
 from hf_specplug.errors import OptionError
-from hf_specplug.replay.recording import Trace, load
+from hf_specplug.replay.recording import RecordedText, load
 from hf_specplug.replay.simulate import Result, cost_curve, simulate
 
 _WIDE = 5  # columns of sets of drafters that fit on a screen
@@ -51,7 +51,7 @@ def run(
     results: dict[str, Result] = {}
     for label, group, size, paper in _plan(names, _sizes(nodes), leave_one_out, published):
 
-        def progress(traces: Iterable[Trace], label: str = label) -> Iterable[Trace]:
+        def progress(traces: Iterable[RecordedText], label: str = label) -> Iterable[RecordedText]:
             return track(traces, label, total=len(recording), console=progress_bars, transient=True)
 
         made = create(group)

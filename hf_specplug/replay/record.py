@@ -17,10 +17,10 @@ from rich.progress import track
 from hf_specplug.attachment import attach
 from hf_specplug.drafters.base import TopK
 from hf_specplug.errors import RecordingError
-from hf_specplug.hf import loading as pretrained
-from hf_specplug.hf.hidden_states import Watch
+from hf_specplug.hf import loading
+from hf_specplug.hf.hidden_states import HiddenStateHook
 from hf_specplug.hf.hidden_states import rows as rows_of
-from hf_specplug.replay.recording import Recording, Trace, load
+from hf_specplug.replay.recording import RecordedText, Recording, load
 from hf_specplug.replay.teacher_forcing import prompt_ids
 from hf_specplug.verify.outputs import Outputs
 
@@ -55,14 +55,14 @@ def run(
     """
     console = Console(highlight=False, stderr=True)
     lines = list(asked(texts, limit))
-    traces: list[Trace] = []
+    traces: list[RecordedText] = []
     if Path(out).exists():
         begun = load(out)
         if begun.model != model_name:
             raise RecordingError(f"{out} is a recording of {begun.model}; choose another --out")
         if any((trace.hidden is not None) != states for trace in begun):
             raise RecordingError(f"{out} was begun with other --states; choose another --out")
-        traces = list(begun.traces)
+        traces = list(begun.texts)
     model, tokenizer = loaded(model_name, device)
     vocab = int(model.config.get_text_config(decoder=True).vocab_size)
     known = {trace.name for trace in traces}
@@ -88,7 +88,7 @@ def loaded(model_name: str, device: str | None = None) -> tuple[Any, Any]:
     Raises:
         ModelError: it cannot be loaded.
     """
-    model, tokenizer = pretrained.load(model_name, device=device)
+    model, tokenizer = loading.load(model_name, device=device)
     attach(model)
     return model, tokenizer
 
@@ -119,7 +119,7 @@ def asked(texts: str, limit: int = 0) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _trace(
     model: Any, tokenizer: Any, name: str, line: dict[str, Any], tokens: int, states: bool
-) -> Trace | None:
+) -> RecordedText | None:
     """The text with its rows; None if it is too short, or too long for the model."""
     prompt = prompt_ids(tokenizer, line["prompt"])
     if tokens > room(model, prompt):
@@ -131,21 +131,21 @@ def _trace(
     if len(answer) < _LEAST or not prompt:
         return None
     task = str(line.get("task", "text"))
-    return traced(model, task, name, prompt + answer, len(prompt), states)
+    return record_text(model, task, name, prompt + answer, len(prompt), states)
 
 
-def traced(
+def record_text(
     model: Any, task: str, name: str, tokens: list[int], prompt_length: int, states: bool = False
-) -> Trace:
+) -> RecordedText:
     """A text with what the model finds likely after each of its tokens, and with its states."""
-    watch = Watch(model) if states else None
+    watch = HiddenStateHook(model) if states else None
     with torch.inference_mode(), watch or nullcontext():
         logits = model(torch.tensor([tokens], device=model.device)).logits[0]
         rows = [Outputs(part).topk() for part in logits.split(_ROWS)]
     topk = TopK(np.concatenate([r.ids for r in rows]), np.concatenate([r.probs for r in rows]))
     seen = None if watch is None else watch.of(0, len(tokens) - prompt_length + 1)
     hidden = None if seen is None else rows_of(seen).clip(-_FLOAT16, _FLOAT16).astype(np.float16)
-    return Trace(task, name, np.array(tokens, np.int32), prompt_length, topk, hidden)
+    return RecordedText(task, name, np.array(tokens, np.int32), prompt_length, topk, hidden)
 
 
 def room(model: Any, prompt: list[int]) -> int:

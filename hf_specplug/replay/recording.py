@@ -20,7 +20,7 @@ FORMAT = "hf_specplug recording 1"
 
 
 @dataclass(frozen=True, slots=True)
-class Trace:
+class RecordedText:
     """One prompt with its answer.
 
     Attributes:
@@ -34,7 +34,7 @@ class Trace:
 
     Example:
         >>> topk = TopK(np.zeros((3, 8), np.int32), np.zeros((3, 8), np.float32))
-        >>> Trace("chat", "1", np.array([5, 6, 7], np.int32), 2, topk).answer.tolist()
+        >>> RecordedText("chat", "1", np.array([5, 6, 7], np.int32), 2, topk).answer.tolist()
         [7]
     """
 
@@ -70,18 +70,18 @@ class Recording:
 
     model: str
     vocab_size: int
-    traces: Sequence[Trace]
+    texts: Sequence[RecordedText]
 
     def __len__(self) -> int:
-        return len(self.traces)
+        return len(self.texts)
 
-    def __iter__(self) -> Iterator[Trace]:
-        return iter(self.traces)
+    def __iter__(self) -> Iterator[RecordedText]:
+        return iter(self.texts)
 
     @property
     def answer_tokens(self) -> int:
         """How many tokens a replay generates."""
-        return sum(len(trace.answer) for trace in self.traces)
+        return sum(len(trace.answer) for trace in self.texts)
 
     def where(self, tasks: Sequence[str]) -> Recording:
         """Only the traces of some tasks.
@@ -89,16 +89,16 @@ class Recording:
         Raises:
             RecordingError: a task that the recording does not have.
         """
-        known = {trace.task for trace in self.traces}
+        known = {trace.task for trace in self.texts}
         if missing := set(tasks) - known:
             raise RecordingError(f"no task {sorted(missing)} here; there are {sorted(known)}")
         return Recording(
-            self.model, self.vocab_size, [trace for trace in self.traces if trace.task in tasks]
+            self.model, self.vocab_size, [trace for trace in self.texts if trace.task in tasks]
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file; it appears whole or not at all."""
-        traces = self.traces
+        traces = self.texts
         parts: dict[str, tuple[list[NDArray[Any]], NDArray[Any]]] = {
             "tokens": ([trace.tokens for trace in traces], np.zeros(0, np.int32)),
             "topk_ids": ([trace.topk.ids for trace in traces], np.zeros((0, TOP_K), np.int32)),
@@ -116,8 +116,8 @@ class Recording:
             "format": FORMAT,
             "model": self.model,
             "vocab_size": str(self.vocab_size),
-            "tasks": json.dumps([trace.task for trace in self.traces]),
-            "names": json.dumps([trace.name for trace in self.traces]),
+            "tasks": json.dumps([trace.task for trace in self.texts]),
+            "names": json.dumps([trace.name for trace in self.texts]),
         }
         partial = f"{os.fspath(path)}.partial"
         save_file(tensors, partial, metadata=metadata)
@@ -173,7 +173,7 @@ def _assemble(tensors: dict[str, NDArray[Any]], metadata: dict[str, str]) -> Rec
         part = slice(start, start + length)
         topk = TopK(ids[part], probs[part])
         states = None if hidden is None else hidden[seen : seen + length - prompt + 1]
-        traces.append(Trace(str(task), str(name), tokens[part], prompt, topk, states))
+        traces.append(RecordedText(str(task), str(name), tokens[part], prompt, topk, states))
         start += length
         seen += length - prompt + 1
     return Recording(metadata["model"], vocab_size, traces)

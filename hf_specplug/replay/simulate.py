@@ -18,11 +18,11 @@ from hf_specplug.drafting.mixer import Mixer
 from hf_specplug.drafting.search import TreeSearch
 from hf_specplug.errors import RecordingError
 from hf_specplug.published import completed, search_class
-from hf_specplug.replay.recording import Recording, Trace
+from hf_specplug.replay.recording import RecordedText, Recording
 from hf_specplug.telemetry.stats import Stats
 from hf_specplug.tree import EMPTY, DraftTree
 
-Progress = Callable[[Iterable[Trace]], Iterable[Trace]]
+Progress = Callable[[Iterable[RecordedText]], Iterable[RecordedText]]
 
 COSTS = {
     # milliseconds of a forward pass by width, measured
@@ -166,20 +166,20 @@ def _fail(drafter: Drafter, error: Exception) -> None:
 
 
 def _replay(
-    trace: Trace,
+    text: RecordedText,
     vocab_size: int,
     search: TreeSearch,
     budget: Budget,
     cost: Cost | None,
     result: Result,
 ) -> None:
-    prompt, answer = trace.prompt_length, trace.answer
-    context = Context(trace.tokens[:prompt], vocab_size)
+    prompt, answer = text.prompt_length, text.answer
+    context = Context(text.tokens[:prompt], vocab_size)
     for drafter in search.drafters:
         drafter.begin(context)
     context.append(answer[:1])
     rows = np.arange(max(0, prompt - len(answer)), prompt)
-    _observe(search, trace, rows, rows[:0], answer[:1])
+    _observe(search, text, rows, rows[:0], answer[:1])
     place = 1
     while place < len(answer):
         start = time.perf_counter()
@@ -188,26 +188,26 @@ def _replay(
             root, depth = int(answer[place - 1]), len(answer) - place - 1
             tree = search.grow(root, budget.limit, depth, ask=asked)
         tree = budget.fit(tree, prompt + place)
-        result.draft_seconds[trace.task] += time.perf_counter() - start
-        visited = walk(tree, answer[place:])
+        result.draft_seconds[text.task] += time.perf_counter() - start
+        visited = accepted_path(tree, answer[place:])
         emitted = answer[place : place + len(visited)]
-        for stats in (result.total, result.by_task[trace.task]):
+        for stats in (result.total, result.by_task[text.task]):
             stats.observe(tree, visited, search.names)
         if cost is not None:
             seconds = cost(len(tree) + 1)
             budget.observe(tree, len(visited) - 1, prompt + place, seconds, asked, search.seconds)
-            result.seconds[trace.task] += seconds
-            result.plain_seconds[trace.task] += len(emitted) * cost(1)
+            result.seconds[text.task] += seconds
+            result.plain_seconds[text.task] += len(emitted) * cost(1)
         start = time.perf_counter()
         search.learn(emitted)
         context.append(emitted)
         rows = np.arange(prompt + place - 1, prompt + place - 1 + len(visited))
-        _observe(search, trace, rows, np.arange(len(rows)), emitted)
-        result.draft_seconds[trace.task] += time.perf_counter() - start
+        _observe(search, text, rows, np.arange(len(rows)), emitted)
+        result.draft_seconds[text.task] += time.perf_counter() - start
         place += len(visited)
 
 
-def walk(tree: DraftTree, answer: Int32) -> list[int]:
+def accepted_path(tree: DraftTree, answer: Int32) -> list[int]:
     """The path of a tree that an answer takes: indices, 0 = root."""
     children = {
         (parent, token): i + 1
@@ -224,9 +224,11 @@ def walk(tree: DraftTree, answer: Int32) -> list[int]:
     return visited
 
 
-def _observe(search: TreeSearch, trace: Trace, rows: Any, visited: Any, emitted: Int32) -> None:
-    topk = TopK(trace.topk.ids[rows], trace.topk.probs[rows])
-    hidden = trace.state(int(rows[-1]))
-    step = Step.of_text(trace.tokens[rows], int(rows[0]), visited, emitted, topk, hidden)
+def _observe(
+    search: TreeSearch, text: RecordedText, rows: Any, visited: Any, emitted: Int32
+) -> None:
+    topk = TopK(text.topk.ids[rows], text.topk.probs[rows])
+    hidden = text.state(int(rows[-1]))
+    step = Step.of_text(text.tokens[rows], int(rows[0]), visited, emitted, topk, hidden)
     for drafter in search.drafters:
         drafter.observe(step)

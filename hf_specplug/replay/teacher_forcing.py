@@ -31,7 +31,7 @@ class Answer:
     tokens: list[int]
 
 
-class Forced(LogitsProcessor):  # type: ignore[misc]
+class TeacherForcing(LogitsProcessor):  # type: ignore[misc]
     """Makes the recorded token the likeliest, and leaves the others' order as it is."""
 
     def __init__(self, start: int, answer: list[int]) -> None:
@@ -107,7 +107,7 @@ def measure(generate: Callable[..., Any], answer: Answer, arguments: dict[str, A
         RecordingError: another text came out.
     """
     start_of_answer = answer.prompt.shape[1]
-    forced = LogitsProcessorList([Forced(start_of_answer, answer.tokens)])
+    forced = LogitsProcessorList([TeacherForcing(start_of_answer, answer.tokens)])
     start = time.perf_counter()
     output = generate(
         input_ids=answer.prompt,

@@ -23,8 +23,8 @@ from hf_specplug.errors import OptionError, RecordingError
 from hf_specplug.published import completed
 from hf_specplug.published.stand import Stand
 from hf_specplug.published.static_tree import Shape, depths, wide_tree
-from hf_specplug.replay.recording import Recording, Trace, load
-from hf_specplug.replay.simulate import Result, replay, walk
+from hf_specplug.replay.recording import RecordedText, Recording, load
+from hf_specplug.replay.simulate import Result, accepted_path, replay
 
 
 def run(path: str, drafters: str, start: int, keep: int, out: str | None) -> None:
@@ -42,14 +42,14 @@ def run(path: str, drafters: str, start: int, keep: int, out: str | None) -> Non
     if not 1 <= keep <= start:
         raise OptionError(f"{keep} nodes cannot be kept of {start}")
     tuning, held_out = (
-        Recording(recording.model, recording.vocab_size, recording.traces[place::2])
+        Recording(recording.model, recording.vocab_size, recording.texts[place::2])
         for place in (0, 1)
     )
     names = [name.strip() for name in drafters.split(",") if name.strip()]
     console, progress_bars = Console(highlight=False), Console(stderr=True)
 
     def tried(texts: Recording, search: type[TreeSearch], label: str) -> Result:
-        def progress(traces: Iterable[Trace]) -> Iterable[Trace]:
+        def progress(traces: Iterable[RecordedText]) -> Iterable[RecordedText]:
             return track(traces, label, total=len(texts), console=progress_bars, transient=True)
 
         made = completed(create(names), "stand")
@@ -105,7 +105,7 @@ def _search(tree: Shape, hits: NDArray[np.int64]) -> type[Stand]:
             return tree
 
         def learn(self, emitted: Int32) -> None:
-            hits[self.filled[np.array(walk(self.draft, emitted)[1:], np.intp) - 1]] += 1
+            hits[self.filled[np.array(accepted_path(self.draft, emitted)[1:], np.intp) - 1]] += 1
 
     return Counting
 

@@ -12,7 +12,7 @@ from html import escape
 
 from rich.cells import cell_len
 
-from hf_specplug.telemetry.history import ACCEPTED, OWN, REJECTED, ROOT, Node, Words
+from hf_specplug.telemetry.history import ACCEPTED, OWN, REJECTED, ROOT, Node, TokenText
 
 CLIP = 12  # characters of a token that are shown; all are in the tooltip
 _CELL, _BOX, _ROW, _GAP = 7.3, 21, 27, 24  # pixels: a character, a box, a row, between columns
@@ -67,7 +67,7 @@ def legend(colours: Mapping[str, str]) -> Block:
     return Block(x, _BOX + 4, body, "legend: " + ", ".join(text for _, text in samples))
 
 
-def tree(root: Node, caption: str, words: Words, colours: Mapping[str, str]) -> Block:
+def tree(root: Node, caption: str, words: TokenText, colours: Mapping[str, str]) -> Block:
     """A step: its caption, and its tree with the accepted path on top.
 
     Args:
@@ -121,7 +121,7 @@ class _Place:
         return _CELL * cell_len(self.text) + 14
 
 
-def _layout(root: Node, words: Words) -> list[_Place]:
+def _layout(root: Node, words: TokenText) -> list[_Place]:
     """Parents first; no two meet: a first child stays in its parent's row, others get new ones."""
     places: list[_Place] = []
     waiting: list[tuple[Node, _Place | None]] = [(root, None)]
@@ -206,7 +206,7 @@ def _gradient(node: Node, colours: Mapping[str, str]) -> str:
     return f'<linearGradient id="{_name(own)}">{stops}</linearGradient>'
 
 
-def _tooltip(node: Node, words: Words) -> str:
+def _tooltip(node: Node, words: TokenText) -> str:
     said = f"{words(node.token)}  (token {node.token})"
     if node.drafters or node.kind in (ACCEPTED, REJECTED):
         named = ", ".join(node.drafters) or "nobody"

@@ -11,7 +11,7 @@ from hf_specplug.errors import OptionError
 from hf_specplug.tree import DraftTree
 
 KEPT = 4096
-"""Steps that a tape holds at most: a few megabytes."""
+"""Steps that a history holds at most: a few megabytes."""
 
 
 class CheckedStep(NamedTuple):
@@ -30,7 +30,7 @@ class CheckedStep(NamedTuple):
     emitted: Sequence[int]
 
 
-class Tape:
+class History:
     """The last steps of one call, as they happen.
 
     Args:
@@ -93,7 +93,7 @@ def read(step: CheckedStep, names: Sequence[str]) -> Node:
     return nodes[0]
 
 
-class Words:
+class TokenText:
     """Tokens as text; as numbers without a tokenizer.
 
     Args:

@@ -53,7 +53,7 @@ _STYLE = {
     "svg.hashsalt": "hf_specplug",
 }
 
-_FIRST = ("context", "recycling", "stand", "luck", "rest", "dense", "trigram", "phrases")
+_FIRST = ("context", "recycling", "stand", "gumbel", "rest", "dense", "trigram", "phrases")
 
 
 def colour(name: str, names: Sequence[str]) -> str:

@@ -99,7 +99,7 @@ class Stats:
         finally:
             self.seconds[name] += time.perf_counter() - start
 
-    def prepare(self, count: int, seconds: float) -> None:
+    def add_captured(self, count: int, seconds: float) -> None:
         """Count forward passes that were captured or compiled."""
         self.prepared += count
         self.preparing += seconds

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_specplug.errors import PlotError
 from hf_specplug.telemetry import plots
-from hf_specplug.telemetry.history import ACCEPTED, OWN, CheckedStep, Node, Tape, Words, read
+from hf_specplug.telemetry.history import ACCEPTED, OWN, CheckedStep, History, Node, TokenText, read
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -60,22 +60,27 @@ class Trace:
         self.steps = tuple(steps)
         self.names = tuple(names)
         self.numbers = range(1, len(steps) + 1) if numbers is None else numbers
-        self._words = tokenizer if isinstance(tokenizer, Words) else Words(tokenizer)
+        self._words = tokenizer if isinstance(tokenizer, TokenText) else TokenText(tokenizer)
 
     @classmethod
-    def of(cls, tape: Tape | None, tokenizer: Any = None) -> Trace:
-        """What is on a tape now.
+    def of(cls, history: History | None, tokenizer: Any = None) -> Trace:
+        """What is on a history now.
 
         Raises:
             PlotError: there is none.
         """
-        if tape is None:
+        if history is None:
             raise PlotError(
                 "there is nothing to trace: this plug has drafted no call yet; run model.generate "
                 "first (if you did, stats.fallbacks says why it ran plainly)"
             )
-        steps = list(tape.steps)
-        return cls(steps, tape.names, tokenizer, range(tape.count - len(steps) + 1, tape.count + 1))
+        steps = list(history.steps)
+        return cls(
+            steps,
+            history.names,
+            tokenizer,
+            range(history.count - len(steps) + 1, history.count + 1),
+        )
 
     def __len__(self) -> int:
         return len(self.steps)

@@ -1,7 +1,7 @@
-"""Acceptance: walk down the tree, picking at each node the token that plain `generate` would.
+"""Acceptance: go down the tree, picking at each node the token that plain `generate` would.
 
-If a child carries the picked token the walk goes on there, else the token is emitted and the walk
-ends. One pick per emitted token, on the same scores, in the same order, from the same random
+If a child carries the picked token, it comes next; if not, the token is emitted, and the step ends.
+One pick per emitted token, on the same scores, in the same order, from the same random
 numbers: the output is that of plain `generate`, whatever the draft. Logits processors and stopping
 criteria see every emitted token once, with the true text before it, and never a rejected one.
 """
@@ -13,20 +13,20 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 from transformers.generation.streamers import BaseStreamer
 
-from hf_specplug.drafters.base import SILENCE
+from hf_specplug.drafters.base import NO_NOISE
 from hf_specplug.drafting.search import TreeSearch
 from hf_specplug.tree import DraftTree
 from hf_specplug.verify import noise
 from hf_specplug.verify.outputs import Outputs
 
 
-class Walk:
+class Verifier:
     """The growing sequence of one request, and the rules by which it grows.
 
     Args:
         input_ids: int64[1, n], the prompt.
         processors, criteria, config: as `generate` prepared them.
-        streamer: receives every emitted token by itself, at the next `show`.
+        streamer: receives every emitted token by itself, at the next `stream`.
 
     Attributes:
         keeps_drafts: whether a draft must be checked as it was drawn, or may be cut.
@@ -51,8 +51,8 @@ class Walk:
         self._buffer = input_ids.new_empty((1, self._length + 256))
         self._buffer[:, : self._length] = input_ids
         self._new: list[int] = []  # emitted, but not in the buffer yet
-        self._unshown: list[int] = []
-        self._noise: noise.Noise | None = None
+        self._unstreamed: list[int] = []
+        self._noise: noise.NoiseLookahead | None = None
         self.keeps_drafts = False
         self.finished = False
         returns = config.return_dict_in_generate
@@ -84,7 +84,7 @@ class Walk:
 
     def guide(self, search: TreeSearch) -> None:
         """Tell a search, before it grows a tree, what is known of the coming picks."""
-        search.noise = SILENCE if self._noise is None else self._noise.ahead()
+        search.noise = NO_NOISE if self._noise is None else self._noise.ahead()
 
     @property
     def room(self) -> int:
@@ -92,7 +92,7 @@ class Walk:
         return 1 << 30 if self._max_length is None else self._max_length - self._length
 
     def accept(self, outputs: Outputs, tree: DraftTree) -> tuple[list[int], list[int]]:
-        """Walk one checked tree.
+        """Accept what a verified tree has right.
 
         Args:
             outputs: the target's, at the root and the tree's T - 1 nodes.
@@ -133,7 +133,7 @@ class Walk:
     def _draw(self, probs: torch.Tensor, node: int) -> int:
         """One token from `probs` float32[1, V]."""
         if self._noise is None and noise.known(probs.device, probs.shape[-1]):
-            self._noise = noise.Noise(probs.device, probs.shape[-1])
+            self._noise = noise.NoiseLookahead(probs.device, probs.shape[-1])
         return int(torch.multinomial(probs, num_samples=1))
 
     def _emit(self, token: int) -> None:
@@ -144,13 +144,13 @@ class Walk:
         else:
             self.finished = token in self._eos or self.room <= 0
         if self._streamer is not None:
-            self._unshown.append(token)
+            self._unstreamed.append(token)
 
-    def show(self) -> None:
+    def stream(self) -> None:
         """Give the streamer what was emitted since the last time, token by token."""
-        unshown, self._unshown = self._unshown, []
+        unstreamed, self._unstreamed = self._unstreamed, []
         if self._streamer is not None:
-            for token in unshown:
+            for token in unstreamed:
                 self._streamer.put(torch.tensor([token]))
 
 

@@ -11,7 +11,14 @@ import torch
 from numpy.typing import NDArray
 
 from hf_specplug.hf.attention import FoldedHeads
-from hf_specplug.hf.cache import Rollback, capacity, deliver, growing, holds_state, overwrites
+from hf_specplug.hf.cache import (
+    Rollback,
+    append_slots,
+    capacity,
+    growing_copy,
+    holds_state,
+    overwrites,
+)
 from hf_specplug.hf.positions import SlotPositions
 from hf_specplug.hf.support import RECURRENT, is_generic
 from hf_specplug.verify.engine import Engine
@@ -31,14 +38,14 @@ class EagerEngine(Engine):
         self._working = self.cache
         if overwrites(self.cache, self._config.max_length):
             start = self._past
-            self._working = self._kwargs["past_key_values"] = growing(self.cache, start)
-            self._undo.callback(lambda: deliver(self._working, self.cache, start, self._past))
+            self._working = self._kwargs["past_key_values"] = growing_copy(self.cache, start)
+            self._undo.callback(lambda: append_slots(self._working, self.cache, start, self._past))
         self._capacity = capacity(self._working)
         self._rollback = Rollback(self._working)
         self._undo.callback(self._rollback.close)
         self.drafts = not holds_state(self._working)
         if not self.drafts:
-            self.trouble = RECURRENT
+            self.degraded_reason = RECURRENT
             self._rollback.close()
         if self._tree:
             self._prepare_masks()

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from transformers import GenerationConfig, PreTrainedModel
 
 from hf_specplug.hf.cache import TREE
-from hf_specplug.hf.hidden_states import Watch
+from hf_specplug.hf.hidden_states import HiddenStateHook
 from hf_specplug.hf.positions import position_argument
 from hf_specplug.hf.prompt import Prompt, prefilled
 from hf_specplug.hf.support import Support, device_of
@@ -63,8 +63,8 @@ class Engine(ABC):
         self._past = 0
         self._undo = ExitStack()
         self.drafts = True
-        self.trouble = ""
-        self.watch: Watch | None = None
+        self.degraded_reason = ""
+        self.hidden_states: HiddenStateHook | None = None
 
     @property
     def overlaps(self) -> bool:
@@ -147,11 +147,11 @@ class Engine(ABC):
         self._start()
 
     def _watched(self) -> AbstractContextManager[Any]:
-        return nullcontext() if self.watch is None else self.watch
+        return nullcontext() if self.hidden_states is None else self.hidden_states
 
     def _states(self, count: int) -> torch.Tensor | None:
         """[n, width] of the last `count` tokens of a forward pass, as far as they were seen."""
-        return None if self.watch is None else self.watch.of(0, count)
+        return None if self.hidden_states is None else self.hidden_states.of(0, count)
 
     def _prepare_positions(self, input_ids: torch.Tensor) -> None:
         """Positions go up by one a token from what the model's own preparation makes of the next.

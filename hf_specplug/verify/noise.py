@@ -19,7 +19,7 @@ POSITIONS = 8
 """How far ahead to look; deeper nodes are rarely reached when sampling."""
 
 
-class Noise:
+class NoiseLookahead:
     """The noise of the next positions, drawn once each, from a copy of the generator.
 
     Args:
@@ -27,7 +27,7 @@ class Noise:
         width: how many of them there are.
 
     Example:
-        >>> rows, first = Noise(torch.device("cpu"), 10).ahead()
+        >>> rows, first = NoiseLookahead(torch.device("cpu"), 10).ahead()
         >>> rows.shape, first
         ((8, 10), 0)
     """

@@ -16,14 +16,14 @@ import torch
 from hf_specplug.drafting.search import TreeSearch
 from hf_specplug.errors import OptionError
 from hf_specplug.tree import DraftTree
-from hf_specplug.verify.acceptance import Walk
+from hf_specplug.verify.acceptance import Verifier
 from hf_specplug.verify.outputs import Outputs
 
 
-class RejectionWalk(Walk):
-    """A walk whose picks accept drafted children by rejection sampling; greedy calls are as ever.
+class RejectionVerifier(Verifier):
+    """Accepts drafted children by rejection sampling; greedy calls are as ever.
 
-    Args: those of `Walk`.
+    Args: those of `Verifier`.
     """
 
     def __init__(self, *args: Any) -> None:
@@ -78,20 +78,20 @@ def pick(target: torch.Tensor, proposal: torch.Tensor, drawn: list[int]) -> int:
     return int(torch.multinomial(target, num_samples=1))
 
 
-_WALKS: dict[str, type[Walk]] = {"seeded": Walk, "rejection": RejectionWalk}
+_VERIFIERS: dict[str, type[Verifier]] = {"seeded": Verifier, "rejection": RejectionVerifier}
 
 
-def walk_class(verification: str, published: str | None = None) -> type[Walk]:
-    """The walk of a kind of verification.
+def verifier_class(verification: str, published: str | None = None) -> type[Verifier]:
+    """The verifier of a kind of verification.
 
     Raises:
         OptionError: there is no such kind, or the drafts of a `published` method do not suit it.
     """
-    if verification not in _WALKS:
-        raise OptionError(f"verification must be one of {sorted(_WALKS)}, not {verification!r}")
+    if verification not in _VERIFIERS:
+        raise OptionError(f"verification must be one of {sorted(_VERIFIERS)}, not {verification!r}")
     if verification == "rejection" and published is not None:
         raise OptionError(
             f'verification="rejection" needs drafts drawn at random, which published={published!r} '
             "does not make"
         )
-    return _WALKS[verification]
+    return _VERIFIERS[verification]

@@ -17,7 +17,7 @@ from hf_specplug.verify.outputs import Outputs
 from hf_specplug.verify.packed import PackedLinears
 from hf_specplug.verify.static_forward import StaticForward
 
-WIDTHS = (1, 8, 16, 32, 64)
+PADDED_WIDTHS = (1, 8, 16, 32, 64)
 """Tokens per forward pass; a larger tree is padded to the next power of two."""
 
 _AHEAD = 512  # slots for text to come, at first; there are more when they are needed
@@ -56,7 +56,7 @@ class StaticEngine(Engine):
         names = (self._ids_key, position_key, self._mask_key)
         for name in (*names, "past_key_values"):
             constants.pop(name, None)
-        ahead = min(_AHEAD, max(0, self._config.max_length - self._past)) + WIDTHS[-1]
+        ahead = min(_AHEAD, max(0, self._config.max_length - self._past)) + PADDED_WIDTHS[-1]
         self._forward.open(
             self._model,
             self.cache,
@@ -66,9 +66,9 @@ class StaticEngine(Engine):
             names,
             constants,
             compile_config(self._model, self._config),
-            self.watch,
+            self.hidden_states,
         )
-        self._undo.callback(self._deliver)
+        self._undo.callback(self._append_slots)
         mask = self._prompt_mask
         self._forward.masks.pad(None if mask is None else mask[:, : self._past])
 
@@ -91,7 +91,7 @@ class StaticEngine(Engine):
         offset = self._past - self._first_past
         outputs = self._forward.run(self._model, width, tokens, depths, seen, self._past, offset)
         if self._forward.failure:
-            self.trouble = f"its forward pass cannot be captured ({self._forward.failure})"
+            self.degraded_reason = f"its forward pass cannot be captured ({self._forward.failure})"
         return outputs
 
     def keep(self, visited: Sequence[int]) -> None:
@@ -100,18 +100,18 @@ class StaticEngine(Engine):
 
     def warm(self, max_length: int) -> None:
         self._warm_weights()
-        while self._forward.cache.capacity < max_length + WIDTHS[-1]:
+        while self._forward.cache.capacity < max_length + PADDED_WIDTHS[-1]:
             self._forward.grow(self._model, self._past)
-        for width in WIDTHS:
+        for width in PADDED_WIDTHS:
             self.step(0, DraftTree.path(np.zeros(width - 1, np.int32))).wait()
 
-    def _deliver(self) -> None:
-        self._forward.cache.deliver(self.cache, self._delivered, self._past)
+    def _append_slots(self) -> None:
+        self._forward.cache.append_slots(self.cache, self._delivered, self._past)
 
 
 def padded(count: int) -> int:
     """The width at which `count` tokens are checked."""
-    for width in WIDTHS:
+    for width in PADDED_WIDTHS:
         if width >= count:
             return width
     return 1 << (count - 1).bit_length()

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from transformers import CompileConfig, PreTrainedModel
 
 from hf_specplug.hf.attention import FoldedHeads
-from hf_specplug.hf.hidden_states import Watch
+from hf_specplug.hf.hidden_states import HiddenStateHook
 from hf_specplug.hf.slot_cache import SlotCache
 from hf_specplug.hf.support import is_accelerated
 from hf_specplug.verify.cuda_graphs import Graph, python_state
@@ -65,7 +65,7 @@ class StaticForward:
         names: tuple[str, str, str],
         constants: dict[str, Any],
         compile_config: CompileConfig | None,
-        watch: Watch | None,
+        watch: HiddenStateHook | None,
     ) -> None:
         """Take over a text of `past` tokens, with room for `room` more.
 

@@ -117,7 +117,7 @@ def test_methods_by_their_names() -> None:
     assert [drafter.name for drafter in own.plug.drafters] == [
         "context",
         "recycling",
-        "luck",
+        "gumbel",
         "trigram",
     ]
     assert (own.plug.nodes, own.plug.pack) == (8, False)
@@ -234,7 +234,7 @@ def test_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert set(found["milliseconds"]["by_width"]) == {"1", "8", "16", "32", "64"}
     labels = set(found["ablation"]["rows"])
     assert {"all", "context alone", "without stand"} <= labels
-    assert not any("luck" in label for label in labels)
+    assert not any("gumbel" in label for label in labels)
     assert found["machine"]["cpu"]
     text = capsys.readouterr().out
     assert "3 of 3" in text

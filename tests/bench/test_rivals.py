@@ -18,8 +18,8 @@ from transformers.generation.candidate_generator import PromptLookupCandidateGen
 from hf_specplug.datastore.building.executors import tokenise
 from hf_specplug.drafters.base import TOP_K, Int32, TopK
 from hf_specplug.errors import DraftError, OptionError
-from hf_specplug.replay.record import greedy, traced
-from hf_specplug.replay.recording import Recording, Trace
+from hf_specplug.replay.record import greedy, record_text
+from hf_specplug.replay.recording import RecordedText, Recording
 from hf_specplug.replay.simulate import simulate
 from hf_specplug.replay.teacher_forcing import prompt_ids
 from tests.benchmarks.rivals import memory, texts
@@ -44,7 +44,7 @@ def recording(demo_model: Any, tokenizer: Any) -> Recording:
     for task, text in PROMPTS.items():
         prompt = prompt_ids(tokenizer, text)
         answer = greedy(demo_model, prompt, TOKENS)
-        traces.append(traced(demo_model, task, text, prompt + answer, len(prompt)))
+        traces.append(record_text(demo_model, task, text, prompt + answer, len(prompt)))
     return Recording("built in", demo_model.config.vocab_size, traces)
 
 
@@ -63,9 +63,11 @@ def given(recording: Recording, tokenizer: Any, documents: Path, tmp_path_factor
     return texts.given(recording.vocab_size, folder, str(documents), tokenizer)
 
 
-def trace(tokens: Int32, prompt: int = 1) -> Trace:
+def trace(tokens: Int32, prompt: int = 1) -> RecordedText:
     count = (len(tokens), TOP_K)
-    return Trace("task", "", tokens, prompt, TopK(np.zeros(count, "i4"), np.ones(count, "f4")))
+    return RecordedText(
+        "task", "", tokens, prompt, TopK(np.zeros(count, "i4"), np.ones(count, "f4"))
+    )
 
 
 class Drafts(Rival):
@@ -216,7 +218,7 @@ def test_prompt_lookup_accepts_what_generate_accepts(
         theirs = list(calls)
         calls.clear()
         # generate drafts in its first pass already, the one over the prompt
-        whole = Trace(one.task, one.name, one.tokens, one.prompt_length - 1, one.topk)
+        whole = RecordedText(one.task, one.name, one.tokens, one.prompt_length - 1, one.topk)
         score = Score()
         rival = METHODS["prompt-lookup"].make(Given(recording.vocab_size, Path()))
         replay(rival, whole, 10, recording.vocab_size, score)
@@ -240,7 +242,7 @@ def test_prompt_lookup_takes_the_limit_if_it_has_no_number() -> None:
 def test_every_method_drafts_what_it_has_seen(
     recording: Recording, given: Given, name: str
 ) -> None:
-    """Asked twice, or with the answers among its texts, each guesses some of them."""
+    """CallSettings twice, or with the answers among its texts, each guesses some of them."""
     method = METHODS[name]
     if why := missing(method, given):
         pytest.skip(why)

@@ -46,12 +46,12 @@ def call():
 
 def begin():
     from hf_specplug import attach
-    from hf_specplug.drafting import precompile as rehearsal
+    from hf_specplug.drafting import precompile
     if how == "alone":
-        rehearsal.start = lambda names: None
+        precompile.start = lambda names: None
     attach(model)
     if how == "ahead":
-        for process in rehearsal._processes:
+        for process in precompile._processes:
             process.wait()
 
 first_plain, plain = timed(call), min(timed(call) for _ in range(3))
@@ -59,8 +59,8 @@ before, own = cpu(), time.process_time()
 waited = timed(begin)
 first = timed(call) + (0.0 if how == "ahead" else waited)
 own = time.process_time() - own
-from hf_specplug.drafting import precompile as rehearsal
-for process in rehearsal._processes:
+from hf_specplug.drafting import precompile
+for process in precompile._processes:
     process.wait()
 spent = cpu() - before
 print(json.dumps({

@@ -32,7 +32,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_specplug.bench import environment as report
+from hf_specplug.bench import environment
 from hf_specplug.datastore import manifest
 from hf_specplug.datastore.building.build import write_shard
 from hf_specplug.datastore.building.embedding import SHARD
@@ -244,7 +244,7 @@ def main() -> None:
             shown = f"{value:,.3f}" if isinstance(value, float) else str(value)
             print(f"{name:32} {shown}", flush=True)
     if args.out:
-        report.write(args.out, vars(args), faiss=faiss.__version__, results=results)
+        environment.write(args.out, vars(args), faiss=faiss.__version__, results=results)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.drafters recording.safetensors --datastore my.store --nodes 32
 
-All drafters draft together, as they would, so that each sees the others' nodes. `luck` is given
+All drafters draft together, as they would, so that each sees the others' nodes. `gumbel` is given
 random noise.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_specplug.bench import environment as report
+from hf_specplug.bench import environment
 from hf_specplug.datastore.store import open_all
 from hf_specplug.drafters.base import Drafter, Frontier, Int32, Step
 from hf_specplug.drafting.mixer import Mixer
@@ -64,14 +64,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("recording")
     parser.add_argument("--datastore", action="append", default=[])
-    parser.add_argument("--drafters", default="context,recycling,rest,trigram,stand,phrases,luck")
+    parser.add_argument("--drafters", default="context,recycling,rest,trigram,stand,phrases,gumbel")
     parser.add_argument("--nodes", type=int, default=32)
     parser.add_argument("--texts", type=int, default=60)
     parser.add_argument("--out")
     args = parser.parse_args()
 
     recording = load(args.recording)
-    texts = Recording(recording.model, recording.vocab_size, recording.traces[: args.texts])
+    texts = Recording(recording.model, recording.vocab_size, recording.texts[: args.texts])
     noise = np.random.default_rng(0).random((8, recording.vocab_size))
 
     class Noisy(TreeSearch):
@@ -92,7 +92,7 @@ def main() -> None:
             f"{row['us_per_step_learned_p99']:5.1f}"
         )
     if args.out:
-        report.write(args.out, vars(args), results=results)
+        environment.write(args.out, vars(args), results=results)
 
 
 if __name__ == "__main__":

@@ -26,16 +26,15 @@ import torch
 
 from hf_specplug.datastore.store import Datastore, open_all
 from hf_specplug.drafters.base import Drafter, Int32, create
-from hf_specplug.drafters.gumbel import LuckDrafter
+from hf_specplug.drafters.gumbel import GumbelDrafter
 from hf_specplug.drafters.hierarchy import HierarchyDrafter
 from hf_specplug.drafters.store_drafter import give
 from hf_specplug.drafting.mixer import Mixer
 from hf_specplug.drafting.search import TreeSearch
-from hf_specplug.kernels import dense, ngram, phrases, retrieval, successors, tree, trigram
-from hf_specplug.kernels import gumbel as luck
+from hf_specplug.kernels import dense, gumbel, ngram, phrases, retrieval, successors, tree, trigram
 from hf_specplug.kernels import mixer as mixing
 from hf_specplug.replay import simulate
-from hf_specplug.replay.recording import Recording, Trace, load
+from hf_specplug.replay.recording import RecordedText, Recording, load
 from hf_specplug.tree import DraftTree
 from hf_specplug.verify.noise import POSITIONS, draw
 
@@ -45,7 +44,7 @@ GRIDS = {  # evidence buckets as tables, whose rows go from weaker to stronger e
         (ngram.LENGTHS, ngram.SHORTER_BUCKETS),
     ],
     "dense": [(dense.LENGTHS, dense.KINDS)],
-    "luck": [(1, luck.SCORES)] * luck.RANKS,
+    "gumbel": [(1, gumbel.SCORES)] * gumbel.RANKS,
     "phrases": [(phrases.LENGTHS, phrases.COLUMNS_OF_LENGTH)] * 2,
     "recycling": [(8, 8)],
     "rest": [
@@ -72,7 +71,7 @@ class Counting(TreeSearch):
     place = 1
 
     @classmethod
-    def following(cls, traces: Iterable[Trace]) -> Iterator[Trace]:
+    def following(cls, traces: Iterable[RecordedText]) -> Iterator[RecordedText]:
         """The traces; those called "seed N" with the noise that they were sampled with on a CPU."""
         for trace in traces:
             cls.foreseen = None
@@ -184,7 +183,7 @@ def main() -> None:
     args = parser.parse_args()
     recording = load(args.recording)
     names = args.drafters.split(",")
-    traces = list(recording.traces)
+    traces = list(recording.texts)
     random.Random(0).shuffle(traces)  # else the weights would be those of the last task
     recording = Recording(recording.model, recording.vocab_size, traces)
     stores = open_all(args.datastore)
@@ -204,7 +203,7 @@ def main() -> None:
     if args.only is not None:
         learned = found["mixer"]["drafters"][args.only]
         mixer = {**known["mixer"], "drafters": {**known["mixer"]["drafters"], args.only: learned}}
-        if args.only == LuckDrafter.name:
+        if args.only == GumbelDrafter.name:
             mixer["noise"] = found["mixer"]["noise"]
         found = {**known, args.only: found[args.only], "mixer": mixer}
     if args.out:

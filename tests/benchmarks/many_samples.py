@@ -20,12 +20,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_specplug import SpecPlug
-from hf_specplug.bench import environment as report
-from hf_specplug.replay.record import traced
+from hf_specplug.bench import environment
+from hf_specplug.replay.record import record_text
 from hf_specplug.replay.recording import Recording
 from hf_specplug.replay.teacher_forcing import prompt_ids
 
-OTHERS = ["context", "recycling", "trigram", "luck"]
+OTHERS = ["context", "recycling", "trigram", "gumbel"]
 SETS = [["context"], ["recycling"], ["trigram"], ["stand"], OTHERS, [*OTHERS, "stand"]]
 
 
@@ -55,7 +55,7 @@ def answers(
 
 def record(model: Any, tokenizer: Any, args: argparse.Namespace) -> None:
     traces = [
-        traced(model, f"sample {sample + 1}", f"seed {seed}", tokens, length)
+        record_text(model, f"sample {sample + 1}", f"seed {seed}", tokens, length)
         for sample, seed, tokens, length in answers(model, tokenizer, SpecPlug(), args)
         if len(tokens) > length + 1
     ]
@@ -101,7 +101,7 @@ def main() -> None:
     same = sum(all(other == one for other in others) for one, *others in zip(*texts, strict=True))
     print(f"identical samples: {same} of {len(texts[0])}")
     if args.out:
-        report.write(args.out, vars(args), tokens_per_forward=results, identical=same)
+        environment.write(args.out, vars(args), tokens_per_forward=results, identical=same)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from hf_specplug import SpecPlug, attach
-from hf_specplug.bench import environment as report
+from hf_specplug.bench import environment
 from hf_specplug.replay.teacher_forcing import Answer, measure
 
 WINDOW = 16  # tokens over which drafting is back
@@ -82,7 +82,7 @@ def main() -> None:
     print(f"tokens until drafting is back: {recovery}")
     if args.out:
         figures = {"time over plain": ratios, "recovery": recovery, "seconds": seconds}
-        report.write(args.out, vars(args), **figures)
+        environment.write(args.out, vars(args), **figures)
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ def main() -> None:
             "ms forward": round(1e3 * sum(inside[1:]) / steps, 2),
             "us own": round(1e6 * own / steps),
             "of it: masks and inputs": round(1e6 * launch / steps),
-            "walk and cache": round(1e6 * seconds["accept"] / steps),
+            "verifier and cache": round(1e6 * seconds["accept"] / steps),
             "counting": round(1e6 * seconds["observe"] / steps),
         }
         print(json.dumps(report))

@@ -18,7 +18,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_specplug import SpecPlug, attach
-from hf_specplug.bench import environment as report
+from hf_specplug.bench import environment
 from hf_specplug.datastore.store import open_all
 from hf_specplug.drafters.base import create
 from hf_specplug.drafters.store_drafter import give
@@ -72,7 +72,7 @@ def main() -> None:
         args.model, dtype=getattr(torch, args.dtype)
     ).eval()
     attach(model)
-    traces = load(args.traces, tokenizer, args.per_task, args.tokens, args.seed)
+    traces = load(args.texts, tokenizer, args.per_task, args.tokens, args.seed)
     table = methods(args.sizes.split(","), args.datastore, args.drafters)
     for arguments, plug in table.values():  # compile kernels, touch memory, pack
         measure(model.generate, traces[0], arguments)
@@ -104,7 +104,7 @@ def main() -> None:
             print(plug.stats)
     if args.out:
         stats = {name: plug.stats.to_dict() for name, (_, plug) in table.items() if plug}
-        report.write(args.out, vars(args), ratios=ratios, rows=rows, stats=stats)
+        environment.write(args.out, vars(args), ratios=ratios, rows=rows, stats=stats)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hf_specplug.bench import environment as report
+from hf_specplug.bench import environment
 from hf_specplug.datastore.store import Datastore
 from hf_specplug.drafters.base import Context, Step
 from hf_specplug.drafters.rest import RestDrafter
@@ -35,7 +35,7 @@ def lookups(store: Datastore, path: str, nodes: int, most: int) -> dict[str, flo
     mixer = Mixer([drafter.name])
     spent, whole = [], []
     none = np.empty(0, np.int32)
-    for trace in load(path).traces:
+    for trace in load(path).texts:
         tokens = np.asarray(trace.tokens, np.int32)
         if len(spent) >= most:
             break
@@ -88,7 +88,7 @@ def main() -> None:
     for name, value in figures.items():
         print(f"{name:40} {value:,.3f}")
     if args.out:
-        report.write(args.out, vars(args), figures=figures)
+        environment.write(args.out, vars(args), figures=figures)
 
 
 if __name__ == "__main__":

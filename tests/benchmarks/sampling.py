@@ -17,9 +17,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_specplug import SpecPlug
-from hf_specplug.bench import environment as report
+from hf_specplug.bench import environment
 from hf_specplug.plug import DEFAULT_DRAFTERS
-from hf_specplug.verify.acceptance import Walk
+from hf_specplug.verify.acceptance import Verifier
 from tests.benchmarks.free_running import load
 
 
@@ -62,7 +62,7 @@ def main() -> None:
             settings = {"temperature": temperature, "max_new_tokens": args.tokens}
             for seed, (_, inputs) in enumerate(prompts):
                 outputs = {"peeking": answer(model, inputs, plugs["peeking"], seed, **settings)}
-                with patch.object(Walk, "guide", lambda *_: None):
+                with patch.object(Verifier, "guide", lambda *_: None):
                     outputs["blind"] = answer(model, inputs, plugs["blind"], seed, **settings)
                 expected = outputs["blind"]
                 if args.plain:
@@ -84,7 +84,7 @@ def main() -> None:
             accepted = {f"accepted_{name}": value for name, value in per.items()}
             results.append({**row, **accepted, "gain": gain, "identical": dict(same)})
     if args.out:
-        report.write(args.out, vars(args), results=results)
+        environment.write(args.out, vars(args), results=results)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_specplug import DEMO_MODEL, SpecPlug
-from hf_specplug.bench import environment as report
+from hf_specplug.bench import environment
 from hf_specplug.replay.teacher_forcing import prompt_ids
 
 PROMPTS = (
@@ -117,7 +117,7 @@ def main() -> None:
         print(f"{name:22}{least:7.2f} s  {best['plain, in a row'] / least:5.2f}x{length}")
     print("identical" if same else "DIFFERENT")
     if args.out:
-        report.write(args.out, vars(args), seconds=seconds, best=best, identical=same)
+        environment.write(args.out, vars(args), seconds=seconds, best=best, identical=same)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import pytest
 from hf_specplug import DEMO_MODEL
 from hf_specplug.cli import datastores as stores
 from hf_specplug.datastore.building import build as build_module
-from hf_specplug.datastore.building import executors as engines
+from hf_specplug.datastore.building import executors
 from hf_specplug.datastore.building.build import Plan, build
 from hf_specplug.datastore.building.corpus import Corpus, find
 from hf_specplug.datastore.store import Datastore
@@ -77,7 +77,7 @@ def kill_once(marker: Path, parent: int) -> None:
 
 
 @pytest.fixture
-def cluster(request: pytest.FixtureRequest) -> Iterator[engines.OnRay]:
+def cluster(request: pytest.FixtureRequest) -> Iterator[executors.OnRay]:
     """Two workers on this machine, or what a test asks for."""
     ray = pytest.importorskip("ray")
     size = getattr(request, "param", {"num_cpus": 2})
@@ -86,7 +86,7 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[engines.OnRay]:
     except Exception as error:
         pytest.skip(f"no cluster can be started on this machine: {error}")
     try:
-        yield engines.OnRay()
+        yield executors.OnRay()
     finally:
         ray.shutdown()
 
@@ -94,7 +94,7 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[engines.OnRay]:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of ray
 def test_a_cluster_builds_the_same_files(
-    tmp_path: Path, cluster: engines.OnRay, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, cluster: executors.OnRay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(build_module, "_BATCH", 300)  # many small tasks
     corpus = Corpus(find([str(texts(tmp_path / "texts", 40))]))
@@ -120,7 +120,7 @@ def test_a_cluster_builds_the_same_files(
     ids=["cores", "one core", "gpus"],
 )
 def test_few_workers_load_a_model_and_keep_it(
-    tmp_path: Path, cluster: engines.OnRay, workers: list[str]
+    tmp_path: Path, cluster: executors.OnRay, workers: list[str]
 ) -> None:
     corpus = Corpus(find([str(texts(tmp_path / "texts"))]))
     plan = Plan(shard_tokens=400)
@@ -178,12 +178,12 @@ def test_workers_must_know_how_states_are_projected(tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
 
 
-class Late(engines.Local):
+class Late(executors.Local):
     """Indexes only when the result is wanted, several shards later, as a cluster may."""
 
     ahead = 3
 
-    def indexing(self, build: engines.Build, tokens: Any, vocab: int) -> Any:
+    def indexing(self, build: executors.Build, tokens: Any, vocab: int) -> Any:
         return lambda: build(tokens, vocab)
 
 
@@ -208,13 +208,13 @@ def test_shards_that_come_late_are_listed_in_order(tmp_path: Path) -> None:
 
 
 def test_engines_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert isinstance(engines.make("local"), engines.Local)
+    assert isinstance(executors.make("local"), executors.Local)
     with pytest.raises(StoreError, match="local, ray, not 'spark'"):
-        engines.make("spark")
+        executors.make("spark")
 
     def missing(name: str) -> None:
         raise ImportError(name)
 
-    monkeypatch.setattr(engines, "import_module", missing)
+    monkeypatch.setattr(executors, "import_module", missing)
     with pytest.raises(StoreError, match=r"pip install 'hf-specplug\[ray\]'"):
-        engines.make("ray")
+        executors.make("ray")

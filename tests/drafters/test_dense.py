@@ -28,7 +28,7 @@ from hf_specplug.errors import OptionError, StoreError
 from hf_specplug.hf.hidden_states import signature
 from hf_specplug.kernels import dense as kernels
 from hf_specplug.tree import DraftTree
-from tests.helpers import twins as reference
+from tests.helpers import twins
 from tests.helpers.runs import assert_harmless, plain
 from tests.helpers.stores import documents, make, texts, told
 from tests.helpers.zoo import make as make_model
@@ -54,15 +54,15 @@ def pairs(near: tuple[Any, Any]) -> Any:
     return zip(near[0].tolist(), near[1].tolist(), strict=True)
 
 
-def pointing(rng: Any) -> tuple[list[list[int]], list[reference.Pointer]]:
+def pointing(rng: Any) -> tuple[list[list[int]], list[twins.Pointer]]:
     """Some shards, and pointers that arrived in them, or anywhere."""
-    shards, held = [], list[reference.Pointer]()
+    shards, held = [], list[twins.Pointer]()
     for number in range(rng.integers(1, 4)):
         tokens = rng.integers(0, VOCAB, rng.integers(0, 40))
         tokens[rng.random(len(tokens)) < 0.05] = VOCAB  # separates documents
         shards.append(tokens.tolist())
         root = int(rng.integers(-1, VOCAB))
-        held = reference.arrived(held, number, shards[-1], pairs(neighbours(rng)), root)
+        held = twins.arrived(held, number, shards[-1], pairs(neighbours(rng)), root)
     for one in held:
         one.agreed = int(rng.integers(1, 12))
         if rng.random() < 0.1:
@@ -70,7 +70,7 @@ def pointing(rng: Any) -> tuple[list[list[int]], list[reference.Pointer]]:
     return shards, list({(one.shard, one.place): one for one in held}.values())
 
 
-def gathered(held: list[reference.Pointer]) -> tuple[Any, Any, int]:
+def gathered(held: list[twins.Pointer]) -> tuple[Any, Any, int]:
     """As kernels keep them: (pointers, cosines, count)."""
     pointers = np.zeros((kernels.MOST, kernels.COLUMNS), np.int64)
     cosines = np.zeros(kernels.MOST, np.float32)
@@ -79,7 +79,7 @@ def gathered(held: list[reference.Pointer]) -> tuple[Any, Any, int]:
     return pointers, cosines, len(held)
 
 
-def assert_same(pointers: Any, cosines: Any, count: int, held: list[reference.Pointer]) -> None:
+def assert_same(pointers: Any, cosines: Any, count: int, held: list[twins.Pointer]) -> None:
     rows = zip(pointers[:count].tolist(), cosines[:count].tolist(), strict=True)
     assert [(*row, cosine) for row, cosine in rows] == [astuple(one) for one in held]
 
@@ -92,24 +92,24 @@ def test_pointers_follow_and_arrive_as_in_plain_python(rng: Any) -> None:
     emitted, root = rng.integers(-2, VOCAB + 1, rng.integers(0, 3)), int(rng.integers(-1, VOCAB))
     for number, tokens in enumerate(arrays):
         kernels.follow(tokens, number, pointers, count, emitted.astype(np.int32))
-        held = reference.followed(held, number, shards[number], emitted.tolist())
+        held = twins.followed(held, number, shards[number], emitted.tolist())
     count = kernels.compact(pointers, cosines, count)
     assert_same(pointers, cosines, count, held)
     near = neighbours(rng)
     for number, tokens in enumerate(arrays):
         count = kernels.arrive(tokens, number, *near, root, pointers, cosines, count)
-        held = reference.arrived(held, number, shards[number], pairs(near), root)
+        held = twins.arrived(held, number, shards[number], pairs(near), root)
     assert_same(pointers, cosines, count, held)
 
 
 def test_only_the_weakest_make_room() -> None:
     """Those that are less alike, and have not proved themselves."""
-    rng, held = np.random.default_rng(0), list[reference.Pointer]()
+    rng, held = np.random.default_rng(0), list[twins.Pointer]()
     pointers, cosines, count = gathered(held)
     for _ in range(12):
         near, ones = (rng.choice(500, 30), rng.random(30, np.float32)), np.ones(500, np.uint16)
         count = kernels.arrive(ones, 0, *near, 1, pointers, cosines, count)
-        held = reference.arrived(held, 0, ones.tolist(), pairs(near), 1)
+        held = twins.arrived(held, 0, ones.tolist(), pairs(near), 1)
         for place in rng.choice(count, 4).tolist():
             pointers[place, kernels.AGREED] = held[place].agreed = 2
         assert_same(pointers, cosines, count, held)
@@ -124,7 +124,7 @@ def test_votes_are_counted_as_in_plain_python(rng: Any, limit: int) -> None:
     ahead = np.full((kernels.MOST, kernels.AHEAD), -7, np.int32)
     for number, tokens in enumerate(shards):
         kernels.look(np.array(tokens, np.uint16), VOCAB, number, pointers, count, ahead)
-    reading = [reference.continuation(one, shards[one.shard], VOCAB) for one in held]
+    reading = [twins.continuation(one, shards[one.shard], VOCAB) for one in held]
     for row, tokens in zip(ahead[:count].tolist(), reading, strict=True):
         assert row == tokens + [-1] * (kernels.AHEAD - len(tokens))
     paths: list[list[int]] = [[]]
@@ -137,7 +137,7 @@ def test_votes_are_counted_as_in_plain_python(rng: Any, limit: int) -> None:
     for node, path in enumerate(paths):
         nodes = np.array([node], np.int32)
         rows = kernels.expand(pointers, cosines, count, ahead, alive, pool, nodes, limit, out)
-        expected = reference.voted(held, reading, path)
+        expected = twins.voted(held, reading, path)
         named = out[:rows, 1].tolist()
         left = sorted(entry.votes for token, entry in expected.items() if token not in named)
         order = [*(expected[token].votes for token in named), *left[-1:]]
@@ -154,7 +154,7 @@ def test_states_are_projected_as_the_stored_ones_were(state: list[float]) -> Non
     transform = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
     out = np.empty(3, np.float32)
     usable = kernels.project(np.array(state, np.float32), transform, out)
-    expected = reference.projected(state, transform)
+    expected = twins.projected(state, transform)
     assert usable == (expected is not None)
     if expected is not None:
         assert out == pytest.approx(expected, abs=1e-5)
@@ -239,7 +239,7 @@ class Speech:
         said = sum(0.5**back * self.meaning[back, np.roll(tokens, back)] for back in range(3))
         return (said + 0.2 * self.rng.normal(size=said.shape)).astype(np.float32)
 
-    def drafters(self, *sizes: int) -> tuple[DenseDrafter, reference.DenseTwin]:
+    def drafters(self, *sizes: int) -> tuple[DenseDrafter, twins.DenseTwin]:
         """For shards of so many tokens."""
         parts = [self.text(size, end=(self.vocab,)) for size in sizes]
         states = [self.states(tokens) for tokens in parts]
@@ -249,7 +249,7 @@ class Speech:
         twins = list(zip((tokens.tolist() for tokens in parts), kept, strict=True))
         made = drafter(*shards, vocab=self.vocab)
         made.priors = self.rng.uniform(0.02, 0.98, kernels.BUCKETS).astype(np.float32)
-        return made, reference.DenseTwin(twins, transform, self.vocab, made.priors)
+        return made, twins.DenseTwin(twins, transform, self.vocab, made.priors)
 
 
 def same(one: DraftTree, other: DraftTree) -> bool:

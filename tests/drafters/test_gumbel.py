@@ -1,4 +1,4 @@
-"""Luck: it names what noise favours, says nothing without it, and is bounded by the vocabulary."""
+"""The drafter gumbel names what noise favours, and nothing without it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_specplug.drafters.base import TOP_K, Context, Frontier, Step, TopK
-from hf_specplug.drafters.gumbel import LuckDrafter
+from hf_specplug.drafters.gumbel import GumbelDrafter
 from hf_specplug.errors import StateError
 from hf_specplug.kernels import gumbel as kernels
 
@@ -21,9 +21,9 @@ POOL[1:, 0] = 5, 6
 POOL[1:, 2] = 1, 2
 
 
-def said(*tokens: int) -> tuple[LuckDrafter, Context]:
+def said(*tokens: int) -> tuple[GumbelDrafter, Context]:
     """A drafter of a model that said these tokens."""
-    drafter, context = LuckDrafter(), Context([], VOCAB)
+    drafter, context = GumbelDrafter(), Context([], VOCAB)
     drafter.begin(context)
     context.append(tokens)
     drafter.observe(Step.of_text(np.empty(0, np.int32), 0, [], tokens, None))

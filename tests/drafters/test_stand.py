@@ -14,7 +14,7 @@ from hf_specplug.drafters.base import TOP_K, Context, Frontier, Step, TopK
 from hf_specplug.drafters.stand import WIDTH, StandDrafter
 from hf_specplug.errors import OptionError, StateError
 from hf_specplug.kernels import successors
-from tests.helpers import twins as reference
+from tests.helpers import twins
 from tests.helpers.runs import plain, plugged
 from tests.helpers.zoo import make, prompt
 
@@ -53,7 +53,7 @@ def test_mean_is_the_running_mean(shown: list[list[tuple[int, float]]]) -> None:
         successors.mean(
             ids, probs, visits, 0, tokens, np.array([prob for _, prob in new], np.float32)
         )
-        known = reference.averaged(known, new, k, 3)
+        known = twins.averaged(known, new, k, 3)
         found = row_of(ids, probs)
         assert [weight for _, weight in found] == [weight for _, weight in known]
         assert sorted(found) == sorted(known)  # rounding may make equals of two, in either order
@@ -66,7 +66,7 @@ def test_decayed_counts(tokens: list[int], decay: float) -> None:
     known: list[tuple[int, float]] = []
     for token in tokens:
         successors.decayed(ids, probs, visits, 0, token, decay)
-        known = reference.decayed(known, token, decay, 3)
+        known = twins.decayed(known, token, decay, 3)
         assert row_of(ids, probs) == known
     assert visits[0] == len(tokens)
 
@@ -144,7 +144,7 @@ def test_learns_along_all_paths_and_looks_up_the_longest(
 
     drafter, context = StandDrafter(1 << 10), Context(text, VOCAB)
     drafter.begin(context)
-    twin = reference.Grams(WIDTH)
+    twin = twins.Grams(WIDTH)
     shown = rows(seen)
     first, *later = steps
     context.append(first[:1])

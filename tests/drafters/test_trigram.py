@@ -33,7 +33,7 @@ from hf_specplug.published import completed
 from hf_specplug.published.aded import Aded
 from hf_specplug.tree import DraftTree
 from tests.drafters.test_rest import store_of
-from tests.helpers import twins as reference
+from tests.helpers import twins
 from tests.helpers.runs import assert_harmless, new_tokens, plain
 from tests.helpers.stores import make, silent, texts
 from tests.helpers.zoo import make as make_model
@@ -94,7 +94,7 @@ def named(made: TrigramDrafter, root: int) -> list[tuple[int, int]]:
 
 @given(DOCUMENTS)
 def test_an_index_counts_as_plain_python_does(tokens: list[int]) -> None:
-    assert read(index(tokens)) == reference.trigrams(tokens, VOCAB)
+    assert read(index(tokens)) == twins.trigrams(tokens, VOCAB)
 
 
 @given(st.lists(DOCUMENTS, min_size=1, max_size=4))
@@ -231,14 +231,14 @@ def test_corpora_and_text_are_one_distribution(
         found = rows[rows[:, 0] == node]
         pair = tuple([*text, *more[:node]][-2:])
         expected = (
-            reference.trigram_chances(
+            twins.trigram_chances(
                 stores, VOCAB, text, pair, kernels.CORPUS, drafting.DECAY, kernels.WIDTH
             )
             if len(pair) == 2
             else {}
         )
         assert set(found[:, 1].tolist()) == set(expected)
-        total = sum(reference.trigrams(tokens, VOCAB).get(pair, (0, []))[0] for tokens in stores)
+        total = sum(twins.trigrams(tokens, VOCAB).get(pair, (0, []))[0] for tokens in stores)
         support = (total > 0) + 0 + (total > 3) + (total > 15)
         chances = [expected[token][0] for token in found[:, 1].tolist()]
         assert sum(chances) <= 1 + 1e-6
@@ -392,7 +392,7 @@ def test_the_published_search_draws_a_tree(shards: int) -> None:
     made.begin(Context(text, 30))
     pairs: dict[tuple[int, int], set[int]] = {}
     for tokens in (*corpora, text):
-        for (first, second), (_, rows) in reference.trigrams(tokens, 30).items():
+        for (first, second), (_, rows) in twins.trigrams(tokens, 30).items():
             pairs.setdefault((first, second), set()).update(token for token, _ in rows)
     for limit, depth in ((1, 9), (7, 9), (40, 9), (40, 2), (100, 5)):
         tree, again = (aded(made, 30).grow(text[-1], limit, depth) for _ in range(2))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hf_specplug import DraftTree
-from hf_specplug.drafting.budget import WIDTHS, Budget, Turns
+from hf_specplug.drafting.budget import WIDTHS, Budget, DrafterScheduler
 
 
 def draft(prob: float, size: int) -> DraftTree:
@@ -107,7 +107,7 @@ def test_fixed(nodes: int) -> None:
 
 
 def asked(
-    turns: Turns, steps: int, saved: float, spent: tuple[float, float], sources: int
+    turns: DrafterScheduler, steps: int, saved: float, spent: tuple[float, float], sources: int
 ) -> np.ndarray:
     """How often each of two drafters is asked, when the trees of `sources` save `saved`."""
     count = np.zeros(2)
@@ -122,7 +122,7 @@ def asked(
 
 
 def test_drafters_are_asked_as_often_as_they_earn() -> None:
-    turns = Turns(2)
+    turns = DrafterScheduler(2)
     assert asked(turns, 320, 0.1, (0.01, 0.01), 3).tolist() == [320, 320]
     only_first = asked(turns, 320, 0.1, (0.01, 0.01), 1)
     assert only_first[0] == 320
@@ -132,17 +132,17 @@ def test_drafters_are_asked_as_often_as_they_earn() -> None:
 
 
 def test_what_costs_nothing_is_always_asked() -> None:
-    assert asked(Turns(2), 100, 0.0, (0.0001, 0.5), 3).tolist()[0] == 100
+    assert asked(DrafterScheduler(2), 100, 0.0, (0.0001, 0.5), 3).tolist()[0] == 100
 
 
 def test_an_expensive_drafter_must_earn_more() -> None:
-    count = asked(Turns(2), 320, 0.1, (0.01, 0.2), 3)
+    count = asked(DrafterScheduler(2), 320, 0.1, (0.01, 0.2), 3)
     assert count[0] == 320
     assert count[1] < 50
 
 
 def test_compiling_kernels_at_the_first_call_is_no_cost() -> None:
-    turns = Turns(2)
+    turns = DrafterScheduler(2)
     tree = draft(0.5, 4)
     tree.sources[:] = 3
     turns.observe(turns.next(), [5.0, 5.0], tree, 0.1, 1.0)

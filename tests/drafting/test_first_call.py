@@ -14,15 +14,15 @@ import pytest
 
 from hf_specplug import DEMO_MODEL, SpecPlug
 from hf_specplug.drafters.base import Drafter
-from hf_specplug.drafting import precompile as rehearsal
-from hf_specplug.kernels import compile_cache as cache
+from hf_specplug.drafting import precompile
+from hf_specplug.kernels import compile_cache
 
 RUN = """
 import json, pkgutil, sys, torch
 from importlib import import_module
 from transformers import AutoModelForCausalLM
 from hf_specplug import attach, kernels
-from hf_specplug.drafting import precompile as rehearsal
+from hf_specplug.drafting import precompile
 
 torch.set_num_threads(1)
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32).eval()
@@ -45,7 +45,7 @@ def signatures():
 
 plain = list(answers())
 plug = attach(model, **json.loads(sys.argv[2]))
-report = {"started": len(rehearsal._processes)}
+report = {"started": len(precompile._processes)}
 if "warmup" in sys.argv:
     plug.warmup()
 before = signatures()
@@ -54,7 +54,7 @@ report["signatures"], report["after warmup"] = signatures(), before
 report["drafted"] = plug.stats.forwards, plug.stats.accept_length
 report["misses"] = [name for name, kernel in dispatchers() if kernel.stats.cache_misses]
 report["hits"] = [name for name, kernel in dispatchers() if kernel.stats.cache_hits]
-report["ended"] = [process.wait(300) for process in rehearsal._processes]
+report["ended"] = [process.wait(300) for process in precompile._processes]
 print(json.dumps(report))
 """
 NO_FOLDER = """
@@ -119,36 +119,36 @@ class Started(list[list[str]]):
 @pytest.fixture
 def mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     mark = tmp_path / "all.compiled"
-    monkeypatch.setattr(cache, "mark", lambda names: mark)
+    monkeypatch.setattr(compile_cache, "mark", lambda names: mark)
     return mark
 
 
 @pytest.fixture
 def started(mark: Path, monkeypatch: pytest.MonkeyPatch) -> Started:
     started = Started()
-    monkeypatch.setattr(rehearsal, "_Process", started)
+    monkeypatch.setattr(precompile, "_Process", started)
     return started
 
 
 def test_a_plug_starts_one_process_if_the_cache_is_not_filled(mark: Path, started: Started) -> None:
-    SpecPlug(drafters=["context", "luck"])
-    assert [command[-2:] for command in started] == [["context", "luck"]]
+    SpecPlug(drafters=["context", "gumbel"])
+    assert [command[-2:] for command in started] == [["context", "gumbel"]]
     mark.with_suffix(".lock").touch()  # it is at it
-    SpecPlug(drafters=["context", "luck"])
+    SpecPlug(drafters=["context", "gumbel"])
     mark.with_suffix(".lock").unlink()
     mark.touch()  # it is done
-    SpecPlug(drafters=["context", "luck"])
+    SpecPlug(drafters=["context", "gumbel"])
     assert len(started) == 1
 
 
 def test_who_was_killed_is_forgotten(mark: Path, started: Started) -> None:
     lock = mark.with_suffix(".lock")
     lock.touch()
-    long_ago = time.time() - 2 * rehearsal._LONGEST
+    long_ago = time.time() - 2 * precompile._LONGEST
     os.utime(lock, (long_ago, long_ago))
-    rehearsal.start(["context"])
+    precompile.start(["context"])
     assert len(started) == 1
-    with rehearsal._alone(mark) as alone, rehearsal._alone(mark) as other:
+    with precompile._alone(mark) as alone, precompile._alone(mark) as other:
         assert (alone, other) == (True, False)
     assert not lock.exists()
 
@@ -160,13 +160,13 @@ def test_only_an_interpreter_is_started(
     executable: str | None, started: Started, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", executable)
-    rehearsal.start(["context"])
+    precompile.start(["context"])
     assert not started
 
 
 def test_no_frozen_program_is_started(started: Started, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "frozen", True, raising=False)
-    rehearsal.start(["context"])
+    precompile.start(["context"])
     assert not started
 
 
@@ -174,7 +174,7 @@ def test_a_process_that_cannot_be_started_is_no_error(
     mark: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", str(mark.parent / "python-that-is-gone"))
-    rehearsal.start(["context"])
+    precompile.start(["context"])
     assert not mark.exists()
 
 
@@ -185,22 +185,29 @@ def test_only_built_in_drafters_are_rehearsed() -> None:
         def expand(self, frontier: Any) -> Any:
             raise AssertionError
 
-    plug = SpecPlug(drafters=["luck", Own(), "context"])
-    assert rehearsal.built_in(plug.drafters) == ["luck", "context"]
+    plug = SpecPlug(drafters=["gumbel", Own(), "context"])
+    assert precompile.built_in(plug.drafters) == ["gumbel", "context"]
 
 
 def test_the_mark_changes_with_what_code_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drafters, releases, processor and sources."""
-    marks = [cache.mark(["context"]), cache.mark(["luck"]), cache.mark(["luck", "context"])]
-    for target, name in ((cache.numba, "__version__"), (cache.llvm, "get_host_cpu_name")):
+    marks = [
+        compile_cache.mark(["context"]),
+        compile_cache.mark(["gumbel"]),
+        compile_cache.mark(["gumbel", "context"]),
+    ]
+    for target, name in (
+        (compile_cache.numba, "__version__"),
+        (compile_cache.llvm, "get_host_cpu_name"),
+    ):
         with monkeypatch.context() as patch:
             patch.setattr(target, name, "0.0" if name == "__version__" else lambda: "other")
-            cache._version.cache_clear()
-            marks.append(cache.mark(["context"]))
+            compile_cache._version.cache_clear()
+            marks.append(compile_cache.mark(["context"]))
     with monkeypatch.context() as patch:
-        patch.setattr(cache, "__file__", __file__)
-        cache._version.cache_clear()
-        marks.append(cache.mark(["context"]))
-    cache._version.cache_clear()
+        patch.setattr(compile_cache, "__file__", __file__)
+        compile_cache._version.cache_clear()
+        marks.append(compile_cache.mark(["context"]))
+    compile_cache._version.cache_clear()
     assert len(set(marks)) == len(marks)
-    assert cache.mark(["context"]) == marks[0]
+    assert compile_cache.mark(["context"]) == marks[0]

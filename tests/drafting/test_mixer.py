@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_specplug.drafters.base import SILENCE, Drafter, Frontier, Int32
+from hf_specplug.drafters.base import NO_NOISE, Drafter, Frontier, Int32
 from hf_specplug.drafting.mixer import Mixer
 from hf_specplug.drafting.search import TreeSearch
 from hf_specplug.errors import StateError
 from hf_specplug.kernels import mixer as kernels
 from hf_specplug.kernels import tree
 from hf_specplug.telemetry.calibration import Calibration
-from tests.helpers import twins as reference
+from tests.helpers import twins
 
 PRIORS = [0.02, 0.1, 0.3, 0.6, 0.95]
 # what each of three drafters says of a candidate: a bucket, or nothing
@@ -29,8 +29,8 @@ def siblings(candidates: list[tuple[int | None, ...]]) -> tuple[np.ndarray, ...]
     """Search arrays in which the root has these children: node i + 1 carries token i."""
     size = len(candidates) + 1
     pool = np.zeros((size, tree.COLUMNS), np.int32)
-    chance = np.ones((size, tree.CHANCES), np.float32)
-    chance[:, tree.NOISE] = 0
+    probs = np.ones((size, tree.PROB_COLUMNS), np.float32)
+    probs[:, tree.NOISE] = 0
     evidence = np.zeros((size, 3), np.int32)
     pool[0, tree.FIRST] = pool[0, tree.ROUND] = 1
     for i, said in enumerate(candidates, start=1):
@@ -40,10 +40,10 @@ def siblings(candidates: list[tuple[int | None, ...]]) -> tuple[np.ndarray, ...]
     table[1:, kernels.PRIOR] = PRIORS
     table[1:, kernels.LOGIT] = [math.log(p / (1 - p)) for p in PRIORS]
     table[1:, kernels.SET] = [0, 1, 2, 3, 3]
-    return pool, chance, evidence, table
+    return pool, probs, evidence, table
 
 
-def in_words(candidates: list[tuple[int | None, ...]]) -> tuple[list[reference.Named], list[int]]:
+def in_words(candidates: list[tuple[int | None, ...]]) -> tuple[list[twins.Named], list[int]]:
     named = [
         {d: PRIORS[bucket] for d, bucket in enumerate(said) if bucket is not None}
         for said in candidates
@@ -58,24 +58,24 @@ def in_words(candidates: list[tuple[int | None, ...]]) -> tuple[list[reference.N
     st.booleans(),
 )
 def test_mix_is_the_formula(candidates: list, numbers: list[float], noisy: bool) -> None:
-    pool, chance, evidence, table = siblings(candidates)
+    pool, probs, evidence, table = siblings(candidates)
     weights = np.array(numbers).reshape(4, 12)
     apm = Mixer([]).apm
     apm[0, ::3] *= 0.5
-    chance[0, tree.PATH] = 0.5
+    probs[0, tree.PATH] = 0.5
     root = np.zeros(1, np.int32)
     noise = None
     if noisy:
         rows = np.random.default_rng(0).random((3, 8))  # the second is that of the next pick
         noise = (-np.log1p(-rows[1, : len(candidates)])).tolist()
-    known = (rows, 1) if noisy else SILENCE
-    kernels.mix(pool, chance, evidence, root, table, weights, apm, *known, np.empty((2, 12)))
-    expected = reference.mixed(*in_words(candidates), weights.tolist(), noise)
-    np.testing.assert_allclose(chance[1:, tree.RAW], expected, rtol=1e-4)
+    known = (rows, 1) if noisy else NO_NOISE
+    kernels.mix(pool, probs, evidence, root, table, weights, apm, *known, np.empty((2, 12)))
+    expected = twins.mixed(*in_words(candidates), weights.tolist(), noise)
+    np.testing.assert_allclose(probs[1:, tree.RAW], expected, rtol=1e-4)
     assert sum(expected) < 1
-    refined = [reference.recalibrated(prob, apm[0].tolist()) for prob in expected]
-    np.testing.assert_allclose(chance[1:, tree.PROB], refined, rtol=1e-3, atol=2e-6)
-    np.testing.assert_allclose(chance[1:, tree.PATH], 0.5 * chance[1:, tree.PROB], rtol=1e-6)
+    refined = [twins.recalibrated(prob, apm[0].tolist()) for prob in expected]
+    np.testing.assert_allclose(probs[1:, tree.PROB], refined, rtol=1e-3, atol=2e-6)
+    np.testing.assert_allclose(probs[1:, tree.PATH], 0.5 * probs[1:, tree.PROB], rtol=1e-6)
 
 
 @given(
@@ -93,22 +93,22 @@ def test_learning_follows_the_gradient(
     """
     rows = np.random.default_rng(0).random((1, 8)) if noisy else np.empty((0, 0))
     noise = (-np.log1p(-rows[0, : len(candidates)])).tolist() if noisy else None
-    pool, chance, evidence, table = siblings(candidates)
+    pool, probs, evidence, table = siblings(candidates)
     weights = np.array(numbers).reshape(4, 12)
     named, sets = in_words(candidates)
 
     def likelihood(changed: np.ndarray) -> float:
-        probs = reference.mixed(named, sets, changed.tolist(), noise)
+        probs = twins.mixed(named, sets, changed.tolist(), noise)
         return math.log(probs[token] if token < len(probs) else 1 - sum(probs))
 
     apm = Mixer([]).apm
     root = np.zeros(1, np.int32)
     room = np.empty((2, 12))
-    kernels.mix(pool, chance, evidence, root, table, weights, apm, rows, 0, room)
+    kernels.mix(pool, probs, evidence, root, table, weights, apm, rows, 0, room)
     after = weights.copy()
     rates = np.array([0.5, 2.0, 0.1])
     emitted = np.array([token], np.int32)
-    assert kernels.learn(pool, chance, evidence, emitted, table, after, apm, rates, room) == 1
+    assert kernels.learn(pool, probs, evidence, emitted, table, after, apm, rates, room) == 1
     expected = np.zeros((4, 12))
     for place in np.ndindex(4, 12):
         near = weights.copy()

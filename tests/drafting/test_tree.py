@@ -13,7 +13,7 @@ from hf_specplug.drafters.base import Context, Drafter, Frontier, Int32, create
 from hf_specplug.drafting.mixer import Mixer
 from hf_specplug.drafting.search import TreeSearch
 from hf_specplug.tree import EMPTY
-from tests.helpers import twins as reference
+from tests.helpers import twins
 
 VOCAB = 40
 
@@ -54,7 +54,7 @@ def all_paths(
     for _ in range(depth):
         following: list[tuple[int, ...]] = []
         for path in edge:
-            children: dict[int, reference.Named] = {}
+            children: dict[int, twins.Named] = {}
             for d, table in enumerate(tables):
                 for token, bucket in table.successors.get(path[-1] if path else root, []):
                     children.setdefault(token, {})[d] = float(table.priors[bucket])
@@ -62,10 +62,10 @@ def all_paths(
                 continue
             named = list(children.values())
             sets = [sum(max(one.values()) >= edge for edge in (0.1, 0.35, 0.7)) for one in named]
-            probs = reference.mixed(named, sets, weights)
+            probs = twins.mixed(named, sets, weights)
             for token, prob in zip(children, probs, strict=True):
                 depth_row = 0 if not path else 1
-                prob = reference.recalibrated(prob, apm[depth_row])
+                prob = twins.recalibrated(prob, apm[depth_row])
                 paths[(*path, token)] = paths[path] * prob
                 following.append((*path, token))
         edge = sorted(following, key=lambda path: -paths[path])[: limit + 1]

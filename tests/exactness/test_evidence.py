@@ -84,9 +84,9 @@ def test_short_formats_are_not_taken_for_mistakes(
 def test_a_trial_is_made_once_for_what_is_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evidence, "PROVEN", frozenset())
     tried: list[bool] = []
-    outcome = trial.outcome
+    run_trial = trial.run_trial
     monkeypatch.setattr(
-        trial, "outcome", lambda *arguments: tried.append(True) or outcome(*arguments)
+        trial, "run_trial", lambda *arguments: tried.append(True) or run_trial(*arguments)
     )
     model = fresh()
     for _ in range(3):  # by another plug each
@@ -111,7 +111,7 @@ def test_what_is_proven_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
 
     model = fresh()
     assert evidence.is_stock(model)
-    monkeypatch.setattr(trial, "outcome", never)
+    monkeypatch.setattr(trial, "run_trial", never)
     plug = assert_exact(model)
     assert not plug.stats.fallbacks
 
@@ -347,9 +347,9 @@ class Random(tf.LlamaForCausalLM):  # type: ignore[misc]
 def test_models_that_draw_random_numbers(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fewer passes would leave another state. Beside other threads nothing is concluded from it."""
     tried: list[bool] = []
-    outcome = trial.outcome
+    run_trial = trial.run_trial
     monkeypatch.setattr(
-        trial, "outcome", lambda *arguments: tried.append(True) or outcome(*arguments)
+        trial, "run_trial", lambda *arguments: tried.append(True) or run_trial(*arguments)
     )
     monkeypatch.setattr(threading, "active_count", lambda: threads)
     model = fresh(kind=Random)

@@ -15,7 +15,7 @@ import numpy as np
 from hf_specplug.datastore.building.build import Plan, build
 from hf_specplug.datastore.building.corpus import Corpus, find
 from hf_specplug.datastore.building.executors import Build
-from hf_specplug.datastore.building.store_corpus import Retold
+from hf_specplug.datastore.building.store_corpus import StoreCorpus
 from hf_specplug.datastore.dense import DenseIndex, fitted, transformed
 from hf_specplug.datastore.index import Arrays
 from hf_specplug.datastore.manifest import Manifest
@@ -87,7 +87,7 @@ def retold(store: Path, source: Path, **plan: Any) -> Datastore:
     index = None
     if plan.get("kind") == "dense":
         index, plan["settings"] = tabled, SETTINGS
-    corpus = Retold((str(source),))
+    corpus = StoreCorpus((str(source),))
     build(store, corpus, Letters(), Plan(**plan), stop, silent, False, None, index)
     return Datastore(store)
 

@@ -22,7 +22,7 @@ from hf_specplug.datastore.building.embedding import Embedding
 from hf_specplug.drafters.base import Context, Drafter, Frontier, Int32, Step
 from hf_specplug.drafters.dense import DenseDrafter
 from hf_specplug.hf import support
-from hf_specplug.hf.hidden_states import LAST, Watch, signature
+from hf_specplug.hf.hidden_states import LAST, HiddenStateHook, signature
 from hf_specplug.hf.positions import position_argument
 from hf_specplug.verify import static_forward as forward_module
 from tests.drafters.test_dense import States, dense_store, described
@@ -73,7 +73,7 @@ def whole(model: Any, inputs: dict[str, Any], output: Any, layer: int) -> Any:
         inputs = {"input_ids": output, "attention_mask": mask}
         if position_argument(model):
             inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
-    with torch.no_grad(), Watch(model, layer) as watch:
+    with torch.no_grad(), HiddenStateHook(model, layer) as watch:
         model(**inputs)
     assert watch.states is not None
     return watch.states[0].float().numpy()
@@ -116,7 +116,7 @@ def shown(
 @pytest.mark.parametrize("layer", [LAST, 0])
 def test_what_is_watched_is_what_transformers_shows(name: str, layer: int) -> None:
     model = copy.deepcopy(make(name))  # transformers leaves hooks of its own
-    with torch.no_grad(), Watch(model, layer) as watch:
+    with torch.no_grad(), HiddenStateHook(model, layer) as watch:
         output = model(**prompt(model), output_hidden_states=True)
     expected = output.hidden_states[layer if layer == LAST else layer + 1]
     torch.testing.assert_close(watch.states, expected)
@@ -139,7 +139,7 @@ def test_no_hook_is_left(layer: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model.lm_head, "forward", lambda states: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         model.generate(**prompt(model), **GREEDY, custom_generate=SpecPlug(drafters=[Recorder()]))
-    with pytest.raises(ZeroDivisionError), Watch(model, layer):
+    with pytest.raises(ZeroDivisionError), HiddenStateHook(model, layer):
         model(**prompt(model))
     assert hooks(model) == before
 
@@ -161,7 +161,7 @@ HOW: dict[str, dict[str, Any]] = {
     "sampling": {"do_sample": True, "top_k": 9},
     "sampling static": {"do_sample": True, "top_k": 9, **STATIC},
     "rejection": {"do_sample": True, "top_k": 9, "verification": "rejection"},
-    "with others": {"drafters": ["context", "recycling", "luck"]},
+    "with others": {"drafters": ["context", "recycling", "gumbel"]},
     "with others static": {"drafters": ["recycling"], **STATIC},
 }
 

@@ -11,7 +11,7 @@ from hf_specplug.drafters.base import Context, Frontier, Step, TopK
 from hf_specplug.drafters.context import ContextDrafter
 from hf_specplug.drafters.recycling import WIDTH, RecyclingDrafter
 from hf_specplug.kernels import adjacency, ngram, topk, tree
-from tests.helpers import twins as reference
+from tests.helpers import twins
 
 TEXT = st.lists(st.integers(0, 5), min_size=1, max_size=70)
 PATH = st.lists(st.integers(0, 5), max_size=20)
@@ -57,7 +57,7 @@ def test_context_names_what_followed_every_suffix(
         context.append([token])
         drafter.observe(step)
     rows = expand_path(drafter, path, text[-1])
-    expected = reference.continuations(text, path)[: drafter.rows_per_node]
+    expected = twins.continuations(text, path)[: drafter.rows_per_node]
     longest = max((entry[1] for entry in expected), default=0)
     assert rows == [
         (token, bucket(length, count, total, latest, length == longest))
@@ -77,7 +77,7 @@ def test_context_grows_and_keeps_its_index() -> None:
         none = np.empty(0, np.int32)
         two.observe(Step.of_text(none, 0, [], part, None))
     assert expand_path(one, [1, 2], text[-1]) == expand_path(two, [1, 2], text[-1])
-    expected = reference.continuations(text, [1, 2])
+    expected = twins.continuations(text, [1, 2])
     assert [token for token, _ in expand_path(one, [1, 2], text[-1])] == [e[0] for e in expected]
 
 
@@ -86,7 +86,7 @@ def test_ancestors(start: list[int], data: st.DataObject) -> None:
     parents = [-1] if start else []
     for i in range(1, data.draw(st.integers(0, 12))):
         parents.append(data.draw(st.integers(-1, min(i, len(parents)) - 1)))
-    assert tree.ancestors(np.array(parents, np.int32)).tolist() == reference.ancestors(parents)
+    assert tree.ancestors(np.array(parents, np.int32)).tolist() == twins.ancestors(parents)
 
 
 @given(
@@ -97,12 +97,12 @@ def test_best_takes_the_highest_path_probabilities(paths: list[float], limit: in
     size = len(paths) + 1
     pool = np.zeros((size, tree.COLUMNS), np.int32)
     pool[:, tree.DEPTH] = 1
-    chance = np.ones((size, tree.CHANCES), np.float32)
-    chance[1:, tree.PATH] = paths
+    probs = np.ones((size, tree.PROB_COLUMNS), np.float32)
+    probs[1:, tree.PATH] = paths
     chosen, frontier = np.empty(limit, np.int32), np.empty(limit, np.int32)
     top = np.empty(limit, np.float32)
-    number, waiting = tree.best(pool, chance, size, limit, 9, 2, chosen, frontier, top)
-    assert chosen[:number].tolist() == reference.best(paths, limit)
+    number, waiting = tree.best(pool, probs, size, limit, 9, 2, chosen, frontier, top)
+    assert chosen[:number].tolist() == twins.best(paths, limit)
     full = len(paths) >= limit
     least = min(paths[node - 1] for node in chosen[:number])
     reaching = [node for node in chosen[:number] if not full or paths[node - 1] > np.float32(least)]
@@ -121,7 +121,7 @@ NUMBERS = st.one_of(st.integers(-3, 3).map(float), st.sampled_from([np.nan, np.i
 @given(st.lists(NUMBERS, min_size=1, max_size=30), st.integers(1, 9))
 def test_top_k(row: list[float], k: int) -> None:
     ids, values = topk.top_k(np.array([row, row], np.float32), k)
-    assert ids[0].tolist() == ids[1].tolist() == reference.top_k(row, k)
+    assert ids[0].tolist() == ids[1].tolist() == twins.top_k(row, k)
     assert [row[i] for i in ids[0] if i >= 0] == values[0][ids[0] >= 0].tolist()
 
 
@@ -147,7 +147,7 @@ def test_recycling_keeps_the_accepted_row(steps: list, data: st.DataObject) -> N
                 TopK(np.array(rows, np.int32), np.full((len(rows), WIDTH), 0.05, np.float32)),
             )
         )
-    matrix = reference.recycled(history)
+    matrix = twins.recycled(history)
     pool = chain_pool([3])
     for token in range(8):
         rows = drafter.expand(Frontier(np.array([0], np.int32), pool, token))
@@ -177,10 +177,10 @@ def test_recycling_is_small() -> None:
 def test_insert_checks_every_row(row: tuple[int, int, int], answer: int) -> None:
     pool = np.zeros((8, tree.COLUMNS), np.int32)
     pool[0, tree.ROUND] = 1
-    chance = np.ones((8, tree.CHANCES), np.float32)
+    probs = np.ones((8, tree.PROB_COLUMNS), np.float32)
     evidence = np.zeros((8, 3), np.int32)
     rows = np.array([row], np.int32)
-    assert tree.insert(pool, chance, evidence, 1, rows, 2, 5, 7, 9, 1) == answer
+    assert tree.insert(pool, probs, evidence, 1, rows, 2, 5, 7, 9, 1) == answer
     if answer == 2:
         assert pool[1, tree.TOKEN] == 1
         assert pool[1, tree.SOURCES] == 4

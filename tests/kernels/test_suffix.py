@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hf_specplug.drafters.base import Context, Frontier, Step
 from hf_specplug.drafters.rest import RestDrafter, _Matches
 from hf_specplug.kernels import retrieval, suffix
-from tests.helpers import twins as reference
+from tests.helpers import twins
 from tests.helpers.runs import assert_harmless
 
 VOCAB = 4
@@ -37,13 +37,13 @@ def drafter(shards: list[Any]) -> RestDrafter:
 def test_suffix_array(text: list[int]) -> None:
     array = np.array(text, np.int32)
     suffixes = suffix.suffix_array(array, VOCAB)
-    assert suffixes.tolist() == reference.suffix_array(text)
+    assert suffixes.tolist() == twins.suffix_array(text)
     assert suffix.is_sorted(array, suffixes)
 
 
 @given(st.lists(st.integers(0, 1), min_size=2, max_size=300))
 def test_suffix_array_of_repetitions(text: list[int]) -> None:
-    assert suffix.suffix_array(np.array(text, np.int32), 2).tolist() == reference.suffix_array(text)
+    assert suffix.suffix_array(np.array(text, np.int32), 2).tolist() == twins.suffix_array(text)
 
 
 def test_suffix_array_against_another_implementation() -> None:
@@ -79,7 +79,7 @@ def test_retrieval(shards: list[list[int]], text: list[int], path: list[int]) ->
         pool[i, :3] = token, i - 1, i
     for node in range(len(path) + 1):
         rows = made.expand(Frontier(np.array([node], np.int32), pool, text[-1] if text else -1))
-        expected = reference.retrieved(
+        expected = twins.retrieved(
             shards,
             VOCAB,
             [*text, *path[:node]],

@@ -15,7 +15,7 @@ from hf_specplug import DEMO_MODEL
 from hf_specplug.drafters.base import TOP_K, TopK
 from hf_specplug.errors import RecordingError
 from hf_specplug.replay import record
-from hf_specplug.replay.recording import FORMAT, Recording, Trace, load
+from hf_specplug.replay.recording import FORMAT, RecordedText, Recording, load
 
 TEXTS = [
     {
@@ -28,11 +28,11 @@ TEXTS = [
 ]
 
 
-def trace(name: str, task: str, tokens: list[int], prompt: int) -> Trace:
+def trace(name: str, task: str, tokens: list[int], prompt: int) -> RecordedText:
     rng = np.random.default_rng(len(tokens))
     ids = rng.integers(0, 50, (len(tokens), TOP_K)).astype(np.int32)
     probs = rng.random((len(tokens), TOP_K)).astype(np.float16).astype(np.float32)
-    return Trace(task, name, np.array(tokens, np.int32), prompt, TopK(ids, probs))
+    return RecordedText(task, name, np.array(tokens, np.int32), prompt, TopK(ids, probs))
 
 
 def recording() -> Recording:
@@ -99,13 +99,13 @@ def test_a_model_is_recorded(tmp_path: Path) -> None:
     back = load(out)
     tokenizer = AutoTokenizer.from_pretrained(DEMO_MODEL)
     model = AutoModelForCausalLM.from_pretrained(DEMO_MODEL, dtype=torch.float32)
-    assert tokenizer.decode(back.traces[0].answer) == TEXTS[0]["response"]
+    assert tokenizer.decode(back.texts[0].answer) == TEXTS[0]["response"]
     for one in back:
         with torch.no_grad():
             probs = model(torch.tensor(one.tokens[None]).long()).logits[0].softmax(-1)
         best = probs.topk(TOP_K)
         np.testing.assert_allclose(one.topk.probs, best.values, atol=1e-3)
-        if one is not back.traces[0]:  # its own answer: the likeliest token each time
+        if one is not back.texts[0]:  # its own answer: the likeliest token each time
             assert (one.topk.ids[one.prompt_length - 1 : -1, 0] == one.answer).all()
 
 
@@ -116,7 +116,7 @@ def test_an_interrupted_recording_goes_on(tmp_path: Path, monkeypatch: pytest.Mo
     make = record._trace
     done = []
 
-    def interrupted(*given: object) -> Trace | None:
+    def interrupted(*given: object) -> RecordedText | None:
         if len(done) == 2:
             raise KeyboardInterrupt
         done.append(given[2])

@@ -20,8 +20,8 @@ from hf_specplug.errors import OptionError, RecordingError
 from hf_specplug.published.rasd import fuse
 from hf_specplug.published.static_tree import static_tree
 from hf_specplug.published.token_recycling import LEVELS, TokenRecycling
-from hf_specplug.replay.recording import Recording, Trace
-from hf_specplug.replay.simulate import Cost, cost_curve, simulate, walk
+from hf_specplug.replay.recording import RecordedText, Recording
+from hf_specplug.replay.simulate import Cost, accepted_path, cost_curve, simulate
 from hf_specplug.tree import DraftTree
 from tests.helpers.runs import plain, plugged
 from tests.helpers.zoo import make, prompt
@@ -42,7 +42,7 @@ def recording(kind: str, texts: int = 4, length: int = 300) -> Recording:
         if kind != "random":
             ids[:-1, 1] = tokens[1:]
         probs = np.full((length, TOP_K), 0.1, np.float32)
-        traces.append(Trace(kind, str(number), tokens, 50, TopK(ids, probs)))
+        traces.append(RecordedText(kind, str(number), tokens, 50, TopK(ids, probs)))
     return Recording("none", VOCAB, traces)
 
 
@@ -69,13 +69,13 @@ def test_random_text_costs_hardly_anything() -> None:
 
 def test_drafting_comes_back_within_64_tokens() -> None:
     random, repeats = recording("random", 1), recording("repeats", 1)
-    tokens = np.concatenate([random.traces[0].tokens, repeats.traces[0].tokens])
+    tokens = np.concatenate([random.texts[0].tokens, repeats.texts[0].tokens])
     rows = TopK(
-        np.concatenate([random.traces[0].topk.ids, repeats.traces[0].topk.ids]),
-        np.concatenate([random.traces[0].topk.probs, repeats.traces[0].topk.probs]),
+        np.concatenate([random.texts[0].topk.ids, repeats.texts[0].topk.ids]),
+        np.concatenate([random.texts[0].topk.probs, repeats.texts[0].topk.probs]),
     )
     cost = Cost(np.array([1, 64]), np.array([0.015, 0.060]))
-    mixed = Recording("none", VOCAB, [Trace("mixed", "1", tokens, 50, rows)])
+    mixed = Recording("none", VOCAB, [RecordedText("mixed", "1", tokens, 50, rows)])
     both = simulate(mixed, ["context"], "auto", cost).total
     dull = simulate(random, ["context"], "auto", cost).total
     # the first repetition, 37 tokens, cannot be guessed by copying; then 64 may pass
@@ -110,11 +110,11 @@ def tree(*nodes: tuple[int, int]) -> DraftTree:
     )
 
 
-def test_walk() -> None:
+def test_accepted_path() -> None:
     one = tree((-1, 7), (-1, 8), (1, 9), (2, 7))
-    assert walk(one, np.array([8, 9, 1], np.int32)) == [0, 2, 3]
-    assert walk(one, np.array([8, 9], np.int32)) == [0, 2]  # the text ends there
-    assert walk(one, np.array([5], np.int32)) == [0]
+    assert accepted_path(one, np.array([8, 9, 1], np.int32)) == [0, 2, 3]
+    assert accepted_path(one, np.array([8, 9], np.int32)) == [0, 2]  # the text ends there
+    assert accepted_path(one, np.array([5], np.int32)) == [0]
 
 
 def paths(tree: DraftTree) -> set[tuple[int, ...]]:
@@ -198,7 +198,7 @@ def test_simulation_is_what_generate_does() -> None:
     none = TopK(np.zeros((len(tokens), TOP_K), np.int32), np.zeros((len(tokens), TOP_K), "f4"))
     length = inputs["input_ids"].shape[1]
     vocab = model.config.vocab_size
-    texts = Recording("llama", vocab, [Trace("own", "1", tokens, length, none)])
+    texts = Recording("llama", vocab, [RecordedText("own", "1", tokens, length, none)])
     result = simulate(texts, ["context"], 12)
     assert result.total.lengths == plug.stats.lengths
     assert result.total.drafted == plug.stats.drafted

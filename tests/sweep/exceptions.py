@@ -112,7 +112,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "mllama_vision_model": {"intermediate_layers_indices": [0, 1], "vision_output_dim": 96},
     "vipllava": {"vision_feature_layers": [-2, -1]},
     "shieldgemma2": {"mm_tokens_per_image": 4},
-    # Words that a model looks up by name.
+    # TokenText that a model looks up by name.
     "chameleon": {
         "vocabulary_map": {
             "<image>": 120,

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from hf_specplug import DraftTree, SpecPlug, attach, detach
 from hf_specplug.errors import OptionError, PlotError
-from hf_specplug.telemetry.history import KEPT, CheckedStep, Tape, visible
+from hf_specplug.telemetry.history import KEPT, CheckedStep, History, visible
 from hf_specplug.telemetry.trace import SHOWN, Trace
 from tests.helpers.oracle import Replay
 from tests.helpers.runs import new_tokens, plain, plugged
@@ -244,14 +244,14 @@ def test_files(tmp_path: Path) -> None:
 
 
 def test_a_tape_keeps_the_last_steps() -> None:
-    tape = Tape(NAMES)
+    history = History(NAMES)
     for token in range(KEPT + 10):
-        tape.append(step(token, [], [0], [token + 1]))
-    trace = Trace.of(tape)
+        history.append(step(token, [], [0], [token + 1]))
+    trace = Trace.of(history)
     assert len(trace) == KEPT
     assert (trace.numbers[0], trace.numbers[-1]) == (11, KEPT + 10)
     assert str(trace[0]) == "step 11: plain: 11"
-    tape.append(PLAIN)
+    history.append(PLAIN)
     assert trace.numbers[-1] == KEPT + 10  # a snapshot
 
 

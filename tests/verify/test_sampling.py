@@ -19,9 +19,9 @@ from hf_specplug.drafting.search import TreeSearch
 from hf_specplug.errors import OptionError
 from hf_specplug.tree import EMPTY
 from hf_specplug.verify import noise
-from hf_specplug.verify.acceptance import Walk
+from hf_specplug.verify.acceptance import Verifier
 from hf_specplug.verify.outputs import Outputs
-from hf_specplug.verify.rejection import RejectionWalk, pick
+from hf_specplug.verify.rejection import RejectionVerifier, pick
 from tests.helpers.runs import plain
 from tests.helpers.zoo import make, prompt
 
@@ -52,7 +52,7 @@ class Everything(Drafter):
 def test_the_next_picks_are_foreseen(width: int) -> None:
     assert noise.known(CPU, width)
     probs = torch.softmax(torch.randn(1, width, generator=torch.Generator().manual_seed(0)), -1)
-    ahead = noise.Noise(CPU, width)
+    ahead = noise.NoiseLookahead(CPU, width)
     torch.manual_seed(7)
     for turn in range(12):
         rows, first = ahead.ahead()
@@ -84,7 +84,7 @@ def test_noise_says_which_of_many_likely_tokens_comes() -> None:
                 expected, _ = plain(model, inputs, seed, do_sample=True, **settings)
                 assert output.tolist() == expected.tolist()
             accepted[name] = plug.stats.accepted
-            patch.setattr(Walk, "guide", lambda *_: None)
+            patch.setattr(Verifier, "guide", lambda *_: None)
     assert accepted["peeking"] > 5 * accepted["blind"]
 
 
@@ -115,7 +115,7 @@ def test_where_sampling_works_otherwise_drafts_are_blind(
     settings = {"max_new_tokens": 40, "top_k": 0}
     expected, state = plain(model, inputs, 3, do_sample=True, **settings)
     plug = SpecPlug([Everything()], nodes=4)
-    monkeypatch.setattr(noise.Noise, "ahead", None)
+    monkeypatch.setattr(noise.NoiseLookahead, "ahead", None)
     assert run(model, inputs, plug, 3, **settings).tolist() == expected.tolist()
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -221,14 +221,14 @@ def first_two(odds: list[float], nodes: int, runs: int, chain: bool) -> tuple[An
         torch.manual_seed(seed)
         criteria = StoppingCriteriaList([MaxLengthCriteria(3)])
         start = torch.zeros((1, 1), dtype=torch.int64)
-        walk = RejectionWalk(start, LogitsProcessorList(), criteria, config, None)
+        verifier = RejectionVerifier(start, LogitsProcessorList(), criteria, config, None)
         emitted = [0]
         drafter.begin(Context([0], SIZE))
-        while not walk.finished:
-            walk.guide(search)
+        while not verifier.finished:
+            verifier.guide(search)
             tree = search.grow(emitted[-1], nodes, 2, chain)
             rows = [emitted[-1], *tree.tokens.tolist()]
-            emitted += walk.accept(Outputs(logits[rows]), tree)[1]
+            emitted += verifier.accept(Outputs(logits[rows]), tree)[1]
         counts[emitted[1], emitted[2]] += 1
     return counts.ravel(), (probs[0][:, None] * probs).ravel()
 
@@ -253,21 +253,21 @@ def test_what_an_earlier_step_drew_is_not_used_again(monkeypatch: pytest.MonkeyP
     search = TreeSearch([drafter], Mixer([drafter.name]), SIZE, lambda *_: None)
     config, start = GenerationConfig(do_sample=True), torch.zeros((1, 1), dtype=torch.int64)
     criteria = StoppingCriteriaList([MaxLengthCriteria(9)])
-    walk = RejectionWalk(start, LogitsProcessorList(), criteria, config, None)
-    walk.guide(search)
+    verifier = RejectionVerifier(start, LogitsProcessorList(), criteria, config, None)
+    verifier.guide(search)
     tree = search.grow(0, 3, 2)
-    walk.accept(Outputs(torch.zeros(len(tree) + 1, SIZE)), tree)
+    verifier.accept(Outputs(torch.zeros(len(tree) + 1, SIZE)), tree)
     monkeypatch.setattr(TreeSearch, "proposal", None)
-    assert walk.accept(Outputs(torch.zeros(1, SIZE)), EMPTY)[0] == [0]
+    assert verifier.accept(Outputs(torch.zeros(1, SIZE)), EMPTY)[0] == [0]
 
 
 def test_ranked_trees_would_not(monkeypatch: pytest.MonkeyPatch) -> None:
     """The control: the same acceptance, but the likeliest children instead of drawn ones."""
 
-    def rank(self: RejectionWalk, search: TreeSearch) -> None:
+    def rank(self: RejectionVerifier, search: TreeSearch) -> None:
         self._search = search
 
-    monkeypatch.setattr(RejectionWalk, "guide", rank)
+    monkeypatch.setattr(RejectionVerifier, "guide", rank)
     counts, expected = first_two([0.4, 0.2, 0.1, 0.1], 3, 5000, False)
     assert improbable(counts, expected)
 

@@ -29,7 +29,7 @@ from hf_specplug.verify import static as static_module
 from hf_specplug.verify import static_forward as forward_module
 from hf_specplug.verify.cuda_graphs import python_state
 from hf_specplug.verify.masks import SlotMasks, TreeMasks
-from hf_specplug.verify.static import WIDTHS, StaticEngine, padded
+from hf_specplug.verify.static import PADDED_WIDTHS, StaticEngine, padded
 from hf_specplug.verify.static_forward import StaticForward
 from tests.helpers.oracle import Replay
 from tests.helpers.runs import new_tokens, plain, plugged
@@ -108,7 +108,7 @@ def test_every_family(name: str, runs: list[int]) -> None:
         assert plug.stats.forwards < 39
     output, _, _ = plugged(model, inputs, ["context", "recycling"], nodes=16, **settings)
     assert output.tolist() == expected.tolist()
-    assert set(runs) <= set(WIDTHS)
+    assert set(runs) <= set(PADDED_WIDTHS)
     assert max(runs) > 1
 
 
@@ -273,7 +273,7 @@ def test_captured(name: str, captured: type[Repeated]) -> None:
                     torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
                 output, expected = output.sequences, expected.sequences
             assert output.tolist() == expected.tolist()
-    assert 0 < captured.made <= len(WIDTHS)
+    assert 0 < captured.made <= len(PADDED_WIDTHS)
     assert plug.stats.prepared == captured.made
     assert "prepared" in repr(plug.stats)
     assert not plug.stats.fallbacks
@@ -413,7 +413,7 @@ def test_nothing_is_compiled_after_warmup() -> None:
     plug = attach(model)
     try:
         plug.warmup(max_length=220, **how)
-        assert backend.count == len(WIDTHS)
+        assert backend.count == len(PADDED_WIDTHS)
         for seed in range(50):
             inputs = prompt(model, length=3 + 4 * seed, seed=seed)
             plug.nodes = [1, 8, 16, 32, 64][seed % 5]
@@ -422,8 +422,8 @@ def test_nothing_is_compiled_after_warmup() -> None:
             model.generate(**inputs, max_new_tokens=6, do_sample=seed % 2 == 0, **how)
     finally:
         detach(model)
-    assert backend.count == len(WIDTHS)
-    assert plug._sessions[model]._forward.prepared == len(WIDTHS)
+    assert backend.count == len(PADDED_WIDTHS)
+    assert plug._sessions[model]._forward.prepared == len(PADDED_WIDTHS)
 
 
 @pytest.mark.slow
@@ -618,9 +618,9 @@ def test_warmup(static: bool, request: pytest.FixtureRequest) -> None:
         assert plug.warmup(max_length=2000) > 0
         assert (plug.mixer.weights == before).all()
         assert plug.stats.tokens == 0
-        assert plug.stats.prepared == (len(WIDTHS) if static else 0)
+        assert plug.stats.prepared == (len(PADDED_WIDTHS) if static else 0)
         output = model.generate(**inputs, max_new_tokens=40, do_sample=False)
         assert output.tolist() == expected.tolist()
-        assert plug.stats.prepared == (len(WIDTHS) if static else 0)
+        assert plug.stats.prepared == (len(PADDED_WIDTHS) if static else 0)
     finally:
         detach(model)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from hf_specplug.datastore import arrays, manifest
 from hf_specplug.datastore.building.corpus import STDIN, Corpus, Document
-from hf_specplug.datastore.building.executors import Batch, Build, Engine, Local
+from hf_specplug.datastore.building.executors import Batch, Build, Executor, Local
 from hf_specplug.datastore.index import Arrays, token_dtype
 from hf_specplug.datastore.kinds import KINDS
 from hf_specplug.datastore.manifest import Manifest, Shard
@@ -116,7 +116,7 @@ def build(
     on_error: Callable[[CorpusError], None],
     progress: Progress,
     append: bool = False,
-    engine: Engine | None = None,
+    engine: Executor | None = None,
     index: Build | None = None,
 ) -> Manifest:
     """Make a store of a corpus, or go on with one that was interrupted.
@@ -235,7 +235,7 @@ class _Shards:
     """Writes shards in order, some of them still being indexed when the next ones are filled."""
 
     def __init__(
-        self, folder: Path, state: Manifest, engine: Engine, plan: Plan, index: Build | None
+        self, folder: Path, state: Manifest, engine: Executor, plan: Plan, index: Build | None
     ) -> None:
         self.state, self.engine = state, engine
         self._folder = folder

@@ -18,8 +18,8 @@ from hf_specplug.datastore.building.executors import tokenise
 from hf_specplug.datastore.dense import DIMS, DenseIndex, fitted, transformed
 from hf_specplug.datastore.index import Arrays
 from hf_specplug.errors import CorpusError, OptionError
-from hf_specplug.hf import loading as pretrained
-from hf_specplug.hf.hidden_states import LAST, Stop, Watch, rows, signature
+from hf_specplug.hf import loading
+from hf_specplug.hf.hidden_states import LAST, HiddenStateHook, Stop, rows, signature
 
 WINDOW = 1024
 """Tokens of a long document that the model reads at a time, if it can read as many."""
@@ -66,7 +66,7 @@ class Embedding:
         alone: bool = True,
     ) -> None:
         self._name, self._layer, self.transform, self._alone = model, layer, transform, alone
-        Watch(_loaded(model), layer)
+        HiddenStateHook(_loaded(model), layer)
 
     @property
     def dims(self) -> int:
@@ -139,7 +139,7 @@ class Embedding:
             ids = torch.zeros((len(batch), width), dtype=torch.int64)
             for row, (tokens, _, _) in zip(ids, batch, strict=True):
                 row[: len(tokens)] = torch.from_numpy(tokens)
-            watch = Watch(model, self._layer, stop=True)
+            watch = HiddenStateHook(model, self._layer, stop=True)
             with torch.inference_mode(), watch, suppress(Stop):
                 model(ids.to(model.device), use_cache=False)
             for i, (tokens, first, place) in enumerate(batch):
@@ -159,7 +159,7 @@ def _loaded(name: str) -> Any:
     except ValueError as error:
         raise OptionError(f"{name} is no causal language model: {error}") from error
     except Exception as error:  # damaged files fail in many ways
-        raise pretrained.model_error(name, error) from error
+        raise loading.model_error(name, error) from error
     if torch.cuda.is_available():
         return model.to("cuda")
     fast = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()

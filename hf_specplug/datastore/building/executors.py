@@ -34,7 +34,7 @@ LOCAL = "local"
 """The engine that is this process."""
 
 
-class Engine(Protocol):
+class Executor(Protocol):
     """What a build needs done.
 
     Attributes:
@@ -136,13 +136,13 @@ class _Worker:
         return build(tokens, vocab)
 
 
-def make(name: str) -> Engine:
+def make(name: str) -> Executor:
     """The engine of a name: "local" or "ray".
 
     Raises:
         StoreError: another name, or what it needs is missing.
     """
-    engines: dict[str, Callable[[], Engine]] = {LOCAL: Local, "ray": OnRay}
+    engines: dict[str, Callable[[], Executor]] = {LOCAL: Local, "ray": OnRay}
     if name not in engines:
         raise StoreError(f"--engine is one of {', '.join(engines)}, not {name!r}")
     return engines[name]()

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_specplug.datastore.building.corpus import HUB, STDIN, Corpus, find
-from hf_specplug.datastore.building.store_corpus import Retold, is_store
+from hf_specplug.datastore.building.store_corpus import StoreCorpus, is_store
 from hf_specplug.errors import CorpusError
 
 _KEYS = {
@@ -65,7 +65,7 @@ def load(
             raw.get("kind", "suffix"),
         )
     if is_store(given):
-        corpus = Retold(tuple(given))
+        corpus = StoreCorpus(tuple(given))
         return Recipe(corpus, max_tokens, dedup, corpus.store.manifest.tokenizer["name"])
     return Recipe(Corpus(find(given), text_field), max_tokens, dedup)
 

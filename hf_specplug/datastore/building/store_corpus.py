@@ -21,7 +21,7 @@ _WITH_TEXTS = (SuffixIndex.kind, DenseIndex.kind)
 
 
 @dataclass(frozen=True)
-class Retold(Corpus):
+class StoreCorpus(Corpus):
     """The documents of one datastore that keeps its tokens, as tokens.
 
     Raises:

@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
-from hf_specplug.bench import environment as report
+from hf_specplug.bench import environment
 from hf_specplug.errors import OptionError, SpecPlugError
-from hf_specplug.hf import loading as pretrained
+from hf_specplug.hf import loading
 from hf_specplug.replay.recording import Recording, load
 from tests.benchmarks.rivals import memory, tables, texts
 from tests.benchmarks.rivals.base import Given, Rival
@@ -80,7 +80,7 @@ def taken(recording: Recording, plans: list[Plan], given: Given) -> dict[str, in
     def held(size: int, method: Method) -> int | None:
         def work() -> Rival:
             rival = method.make(given)
-            for trace in recording.traces[::_PART]:
+            for trace in recording.texts[::_PART]:
                 replay(rival, trace, size - 1, recording.vocab_size, Score())
             return rival
 
@@ -94,7 +94,7 @@ def run(args: argparse.Namespace, folder: Path) -> None:
     sizes = numbers(args.nodes)
     tokenizer: Any = None
     if args.stores_texts:
-        tokenizer = pretrained.tokenizer(args.tokenizer or recording.model)
+        tokenizer = loading.tokenizer(args.tokenizer or recording.model)
     given = texts.given(recording.vocab_size, folder, args.stores_texts, tokenizer)
     methods = chosen([name for name in args.rivals.split(",") if name])
     for name, method in list(methods.items()):
@@ -114,7 +114,7 @@ def run(args: argparse.Namespace, folder: Path) -> None:
             {"method": name, "nodes": size, "bytes": held[name], **score.to_dict()}
             for (name, size), score in scores.items()
         ]
-        report.write(args.out, vars(args), tasks=[t.task for t in recording], methods=figures)
+        environment.write(args.out, vars(args), tasks=[t.task for t in recording], methods=figures)
 
 
 def main(arguments: list[str] | None = None) -> None:

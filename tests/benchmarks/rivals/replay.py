@@ -12,8 +12,8 @@ import numpy as np
 
 from hf_specplug.drafters.base import TopK
 from hf_specplug.errors import DraftError
-from hf_specplug.replay.recording import Trace
-from hf_specplug.replay.simulate import walk
+from hf_specplug.replay.recording import RecordedText
+from hf_specplug.replay.simulate import accepted_path
 from hf_specplug.tree import DraftTree
 from tests.benchmarks.rivals.base import Drawn, Rival
 
@@ -83,7 +83,7 @@ class Score:
         }
 
 
-def replay(rival: Rival, trace: Trace, limit: int, vocab_size: int, score: Score) -> None:
+def replay(rival: Rival, trace: RecordedText, limit: int, vocab_size: int, score: Score) -> None:
     """Draft one answer, taking its tokens for the target's, and add it to `score`.
 
     Raises:
@@ -100,7 +100,7 @@ def replay(rival: Rival, trace: Trace, limit: int, vocab_size: int, score: Score
         draft = rival.draft(limit, depth)
         seconds = time.perf_counter() - start
         tree = checked(rival.tree(draft), depth, vocab_size)
-        visited = walk(tree, answer[place:])
+        visited = accepted_path(tree, answer[place:])
         emitted = answer[place : place + len(visited)]
         fed = prompt + place - 1
         rows = rival.rows(_topk(trace, fed, fed + len(visited)))
@@ -112,7 +112,7 @@ def replay(rival: Rival, trace: Trace, limit: int, vocab_size: int, score: Score
     score.texts.append((trace.task, count))
 
 
-def _topk(trace: Trace, begin: int, end: int) -> TopK:
+def _topk(trace: RecordedText, begin: int, end: int) -> TopK:
     return TopK(trace.topk.ids[begin:end], trace.topk.probs[begin:end])
 
 
