@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hf_specplug.attachment import attach, detach
-    from hf_specplug.drafters.base import Drafter, register
+    from hf_specplug.datastore.store import Datastore
+    from hf_specplug.drafters.contract import Context, Drafter, Frontier, Step, TopK
+    from hf_specplug.drafters.registry import register
     from hf_specplug.errors import SpecPlugError
     from hf_specplug.plug import SpecPlug
     from hf_specplug.telemetry.stats import Stats
@@ -26,23 +28,33 @@ DEMO_MODEL = Path(__file__).parent / "demo_model"
 """The built-in model of `specplug demo`: a folder as `save_pretrained` writes it."""
 
 _HOME = {
+    "Context": "drafters.contract",
+    "Datastore": "datastore.store",
     "DraftTree": "tree",
-    "Drafter": "drafters.base",
+    "Drafter": "drafters.contract",
+    "Frontier": "drafters.contract",
     "SpecPlug": "plug",
     "SpecPlugError": "errors",
     "Stats": "telemetry.stats",
+    "Step": "drafters.contract",
+    "TopK": "drafters.contract",
     "attach": "attachment",
     "detach": "attachment",
-    "register": "drafters.base",
+    "register": "drafters.registry",
 }
 
 __all__ = [
     "DEMO_MODEL",
+    "Context",
+    "Datastore",
     "DraftTree",
     "Drafter",
+    "Frontier",
     "SpecPlug",
     "SpecPlugError",
     "Stats",
+    "Step",
+    "TopK",
     "attach",
     "detach",
     "register",

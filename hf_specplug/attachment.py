@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
 from hf_specplug.datastore.store import Datastore
-from hf_specplug.drafters.base import Drafter
+from hf_specplug.drafters.contract import Drafter
 from hf_specplug.errors import OptionError
 from hf_specplug.hf.call_settings import ask_for_cache, build_stop_strings, left_to_transformers
 from hf_specplug.plug import DEFAULT_DRAFTERS, SpecPlug

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hf_specplug.decode import observe
-from hf_specplug.drafters.base import Context, Step
+from hf_specplug.drafters.contract import Context, Step
 from hf_specplug.drafting.search import TreeSearch
 
 LONGEST = 10

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
-from hf_specplug.drafters.base import Context, Float32, Step
+from hf_specplug.drafters.contract import Context, Float32, Step
 from hf_specplug.drafting.budget import Budget
 from hf_specplug.drafting.search import TreeSearch
 from hf_specplug.telemetry.history import CheckedStep, History

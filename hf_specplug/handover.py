@@ -15,7 +15,7 @@ from transformers.generation.utils import (
     GenerateEncoderDecoderOutput,
 )
 
-from hf_specplug.drafters.base import Context
+from hf_specplug.drafters.contract import Context
 from hf_specplug.errors import OptionError
 from hf_specplug.hf import suppressed
 from hf_specplug.verify.acceptance import Verifier

@@ -30,7 +30,8 @@ from hf_specplug.chain import Chain
 from hf_specplug.datastore.building.growing import GrowingStore
 from hf_specplug.datastore.store import Datastore, open_all
 from hf_specplug.decode import begin, decode
-from hf_specplug.drafters.base import Context, Drafter, create, hidden_layer
+from hf_specplug.drafters.contract import Context, Drafter
+from hf_specplug.drafters.registry import create, hidden_layer
 from hf_specplug.drafters.store_drafter import reader
 from hf_specplug.drafting import precompile, state
 from hf_specplug.drafting.budget import Budget, check_nodes
@@ -396,5 +397,4 @@ class SpecPlug(CandidateGenerator):  # type: ignore[misc]
             self.drafters = state.taught(states, self.mixer, self.drafters)
 
     def __repr__(self) -> str:
-        names = [drafter.name for drafter in self.drafters]
-        return f"SpecPlug(drafters={names}, nodes={self.nodes!r})"
+        return f"SpecPlug(drafters={[d.name for d in self.drafters]}, nodes={self.nodes!r})"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hf_specplug import SpecPlug
-from hf_specplug.drafters.base import create
+from hf_specplug.drafters.registry import create
 from hf_specplug.replay.recording import load
 from hf_specplug.replay.simulate import simulate
 

@@ -33,7 +33,7 @@ import hf_specplug
 from hf_specplug import DEMO_MODEL, SpecPlug
 from hf_specplug.cli import app
 from hf_specplug.datastore.building.growing import GrowingStore
-from hf_specplug.drafters import base
+from hf_specplug.drafters import registry as registry_module
 from hf_specplug.exactness import evidence
 from hf_specplug.published import PUBLISHED
 from tests.helpers.runs import plain, plugged
@@ -195,7 +195,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, demo_model: Any, token
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "hf"))
-    monkeypatch.setattr(base, "_registry", dict(base.registry()))
+    monkeypatch.setattr(registry_module, "_registry", dict(registry_module.registry()))
     inputs = tokenizer("def add(one, other):", return_tensors="pt")
     model = copy.deepcopy(demo_model)
     desk = Desk(tmp_path, {"model": model, "inputs": inputs, "tokenizer": tokenizer})
@@ -284,7 +284,7 @@ def test_readme_drafts(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_drafter_in_one_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base, "_registry", dict(base._registry))
+    monkeypatch.setattr(registry_module, "_registry", dict(registry_module._registry))
     names: dict[str, Any] = {}
     exec(next(content for language, content in blocks("CONTRIBUTING.md") if language), names)
     model, inputs = make("llama"), prompt(make("llama"))
@@ -403,7 +403,7 @@ def test_pages_are_complete() -> None:
         assert f"| `{name}`" in read["options"]
     builtin = {
         name
-        for name, drafter in base.registry().items()
+        for name, drafter in registry_module.registry().items()
         if drafter.__module__.startswith("hf_specplug.drafters.")
     }
     assert builtin <= headings(DOCS / "drafters.md")

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, pipeline
 from transformers.generation.candidate_generator import CandidateGenerator
 
 from hf_specplug import SpecPlug, attach, detach
-from hf_specplug.drafters.base import create
+from hf_specplug.drafters.registry import create
 from hf_specplug.errors import OptionError, StateError
 from tests.helpers.oracle import Replay
 from tests.helpers.runs import new_tokens, plain

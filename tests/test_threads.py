@@ -23,7 +23,7 @@ from transformers import LogitsProcessor, StaticCache
 from transformers.generation.streamers import BaseStreamer
 
 from hf_specplug import SpecPlug, attach, detach
-from hf_specplug.drafters.base import Context, Drafter, Frontier, Int32
+from hf_specplug.drafters.contract import Context, Drafter, Frontier, Int32
 from hf_specplug.drafting.drafter_sets import KEPT, DrafterSets
 from hf_specplug.drafting.mixer import Mixer
 from hf_specplug.hf.hidden_states import HiddenStateHook

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hf_specplug.datastore.store import Datastore
-from hf_specplug.drafters.base import create
+from hf_specplug.drafters.registry import create
 from hf_specplug.drafters.store_drafter import give, readers
 from hf_specplug.errors import OptionError
 from hf_specplug.plug import DEFAULT_DRAFTERS, SpecPlug

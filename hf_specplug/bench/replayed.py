@@ -10,7 +10,8 @@ from rich.progress import track
 from hf_specplug.bench.methods import Method
 from hf_specplug.bench.prompts import Question
 from hf_specplug.bench.results import Results
-from hf_specplug.drafters.base import Drafter, create
+from hf_specplug.drafters.contract import Drafter
+from hf_specplug.drafters.registry import create
 from hf_specplug.drafters.store_drafter import StoreDrafter, give
 from hf_specplug.drafting.mixer import Mixer
 from hf_specplug.replay.record import record_text

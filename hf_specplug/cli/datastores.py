@@ -37,7 +37,7 @@ from hf_specplug.datastore.building.store_corpus import StoreCorpus
 from hf_specplug.datastore.dense import DenseIndex
 from hf_specplug.datastore.manifest import NAME
 from hf_specplug.datastore.store import Datastore
-from hf_specplug.drafters.base import Context, Step
+from hf_specplug.drafters.contract import Context, Step
 from hf_specplug.drafters.store_drafter import reader
 from hf_specplug.drafting.mixer import Mixer
 from hf_specplug.drafting.search import TreeSearch

@@ -22,7 +22,7 @@ from hf_specplug.attachment import attach
 from hf_specplug.datastore.building.build import Plan, build
 from hf_specplug.datastore.building.corpus import Corpus, find
 from hf_specplug.datastore.store import Datastore, tokenizer_hash
-from hf_specplug.drafters.base import Drafter, Float32, Frontier, Int32, Step
+from hf_specplug.drafters.contract import Drafter, Float32, Frontier, Int32, Step
 from hf_specplug.hf import loading
 from hf_specplug.plug import DEFAULT_DRAFTERS, SpecPlug
 

@@ -11,15 +11,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from hf_specplug.drafters.base import (
-    Context,
-    Drafter,
-    Frontier,
-    Int32,
-    Step,
-    learned,
-    register,
-)
+from hf_specplug.drafters.contract import Context, Drafter, Frontier, Int32, Step
+from hf_specplug.drafters.priors import learned
+from hf_specplug.drafters.registry import register
 from hf_specplug.kernels import ngram
 
 ORDER = 17

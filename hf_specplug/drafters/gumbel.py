@@ -13,7 +13,9 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_specplug.drafters.base import Context, Drafter, Frontier, Int32, Step, learned, register
+from hf_specplug.drafters.contract import Context, Drafter, Frontier, Int32, Step
+from hf_specplug.drafters.priors import learned
+from hf_specplug.drafters.registry import register
 from hf_specplug.errors import StateError
 from hf_specplug.kernels import gumbel as kernels
 

@@ -17,7 +17,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_specplug.drafters.base import Context, Drafter, Frontier, Int32, Step, create, register
+from hf_specplug.drafters.contract import Context, Drafter, Frontier, Int32, Step
+from hf_specplug.drafters.registry import create, register
 from hf_specplug.errors import DraftError, OptionError, StateError
 from hf_specplug.kernels import hierarchy as kernels
 

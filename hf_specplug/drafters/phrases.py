@@ -18,7 +18,9 @@ from hf_specplug.datastore.building.executors import tokenise
 from hf_specplug.datastore.kinds import KINDS
 from hf_specplug.datastore.phrases import PhraseIndex
 from hf_specplug.datastore.store import Datastore
-from hf_specplug.drafters.base import Context, Frontier, Int32, Step, learned, register
+from hf_specplug.drafters.contract import Context, Frontier, Int32, Step
+from hf_specplug.drafters.priors import learned
+from hf_specplug.drafters.registry import register
 from hf_specplug.drafters.store_drafter import StoreDrafter
 from hf_specplug.errors import OptionError
 from hf_specplug.kernels import phrases as kernels

@@ -15,14 +15,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from hf_specplug.datastore.store import Datastore
-from hf_specplug.drafters.base import (
-    Context,
-    Frontier,
-    Int32,
-    Step,
-    learned,
-    register,
-)
+from hf_specplug.drafters.contract import Context, Frontier, Int32, Step
+from hf_specplug.drafters.priors import learned
+from hf_specplug.drafters.registry import register
 from hf_specplug.drafters.store_drafter import StoreDrafter
 from hf_specplug.kernels import retrieval as kernels
 

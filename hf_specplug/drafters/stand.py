@@ -16,16 +16,9 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_specplug.drafters.base import (
-    Context,
-    Drafter,
-    Float32,
-    Frontier,
-    Int32,
-    Step,
-    learned,
-    register,
-)
+from hf_specplug.drafters.contract import Context, Drafter, Float32, Frontier, Int32, Step
+from hf_specplug.drafters.priors import learned
+from hf_specplug.drafters.registry import register
 from hf_specplug.drafters.successor_table import SuccessorTable
 from hf_specplug.errors import OptionError
 from hf_specplug.kernels import successors

@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from hf_specplug.datastore.store import Datastore, open_all
-from hf_specplug.drafters.base import Context, Drafter, registry
+from hf_specplug.drafters.contract import Context, Drafter
+from hf_specplug.drafters.registry import registry
 from hf_specplug.errors import OptionError, StoreError
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_specplug.drafters.base import Float32, Int32
+from hf_specplug.drafters.contract import Float32, Int32
 from hf_specplug.errors import StateError
 from hf_specplug.kernels import successors
 

@@ -17,7 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hf_specplug.datastore.store import Datastore
-from hf_specplug.drafters.base import Context, Frontier, Int32, Step, learned, register
+from hf_specplug.drafters.contract import Context, Frontier, Int32, Step
+from hf_specplug.drafters.priors import learned
+from hf_specplug.drafters.registry import register
 from hf_specplug.drafters.store_drafter import StoreDrafter
 from hf_specplug.drafters.successor_table import SuccessorTable
 from hf_specplug.kernels import trigram as kernels

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import count
 
 from hf_specplug import forking
-from hf_specplug.drafters.base import Drafter
+from hf_specplug.drafters.contract import Drafter
 from hf_specplug.drafting.mixer import Mixer
 
 KEPT = 16

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_specplug.drafters.base import learned
+from hf_specplug.drafters.priors import learned
 from hf_specplug.errors import StateError
 from hf_specplug.kernels import mixer as kernels
 

@@ -21,7 +21,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from hf_specplug.drafters.base import (
+from hf_specplug.drafters.contract import (
     TOP_K,
     Context,
     Drafter,
@@ -30,8 +30,8 @@ from hf_specplug.drafters.base import (
     Noise,
     Step,
     TopK,
-    create,
 )
+from hf_specplug.drafters.registry import create
 from hf_specplug.drafting.mixer import Mixer
 from hf_specplug.drafting.search import TreeSearch
 from hf_specplug.kernels import compile_cache

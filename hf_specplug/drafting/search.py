@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from hf_specplug.drafters.base import (
+from hf_specplug.drafters.contract import (
     MAX_CHILDREN,
     NO_NOISE,
     Drafter,

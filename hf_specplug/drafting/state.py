@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from hf_specplug.drafters.base import RENAMED, Drafter
+from hf_specplug.drafters.contract import Drafter
+from hf_specplug.drafters.registry import RENAMED
 from hf_specplug.drafting.mixer import Mixer
 from hf_specplug.errors import StateError
 

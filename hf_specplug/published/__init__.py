@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from hf_specplug.drafters.base import Drafter, create
+from hf_specplug.drafters.contract import Drafter
+from hf_specplug.drafters.registry import create
 from hf_specplug.drafting.search import TreeSearch
 from hf_specplug.errors import OptionError
 from hf_specplug.published.aded import Aded

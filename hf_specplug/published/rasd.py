@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from hf_specplug.drafters.base import Drafter, Int32
+from hf_specplug.drafters.contract import Drafter, Int32
 from hf_specplug.drafting.mixer import Mixer
 from hf_specplug.drafting.search import TreeSearch
 from hf_specplug.tree import DraftTree

@@ -7,7 +7,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from hf_specplug.drafters.base import Int32, learned
+from hf_specplug.drafters.contract import Int32
+from hf_specplug.drafters.priors import learned
 from hf_specplug.drafters.stand import StandDrafter
 from hf_specplug.published.static_tree import Shape, StaticSearch
 

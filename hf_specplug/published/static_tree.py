@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from hf_specplug.drafters.base import Int32
+from hf_specplug.drafters.contract import Int32
 from hf_specplug.drafting.search import TreeSearch
 from hf_specplug.tree import EMPTY, DraftTree
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-from hf_specplug.drafters.base import Int32
+from hf_specplug.drafters.contract import Int32
 from hf_specplug.drafters.recycling import WIDTH, RecyclingDrafter
 from hf_specplug.published.static_tree import Shape, StaticSearch, static_tree
 

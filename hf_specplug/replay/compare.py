@@ -12,7 +12,7 @@ from rich.table import Table
 
 from hf_specplug import __version__
 from hf_specplug.datastore.store import open_all
-from hf_specplug.drafters.base import create
+from hf_specplug.drafters.registry import create
 from hf_specplug.drafters.store_drafter import give, readers
 from hf_specplug.errors import OptionError
 from hf_specplug.replay.recording import RecordedText, load

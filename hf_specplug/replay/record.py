@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import track
 
 from hf_specplug.attachment import attach
-from hf_specplug.drafters.base import TopK
+from hf_specplug.drafters.contract import TopK
 from hf_specplug.errors import RecordingError
 from hf_specplug.hf import loading
 from hf_specplug.hf.hidden_states import HiddenStateHook

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from hf_specplug.drafters.base import TOP_K, Float32, Int32, TopK
+from hf_specplug.drafters.contract import TOP_K, Float32, Int32, TopK
 from hf_specplug.errors import RecordingError
 
 FORMAT = "hf_specplug recording 1"

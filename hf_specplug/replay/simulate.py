@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from hf_specplug.drafters.base import Context, Drafter, Int32, Step, TopK, create
+from hf_specplug.drafters.contract import Context, Drafter, Int32, Step, TopK
+from hf_specplug.drafters.registry import create
 from hf_specplug.drafting.budget import Budget
 from hf_specplug.drafting.mixer import Mixer
 from hf_specplug.drafting.search import TreeSearch

@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from hf_specplug.drafters.base import Int32, create
+from hf_specplug.drafters.contract import Int32
+from hf_specplug.drafters.registry import create
 from hf_specplug.drafters.stand import WIDTH
 from hf_specplug.drafting.mixer import Mixer
 from hf_specplug.drafting.search import TreeSearch

@@ -13,7 +13,7 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 from transformers.generation.streamers import BaseStreamer
 
-from hf_specplug.drafters.base import NO_NOISE
+from hf_specplug.drafters.contract import NO_NOISE
 from hf_specplug.drafting.search import TreeSearch
 from hf_specplug.tree import DraftTree
 from hf_specplug.verify import noise

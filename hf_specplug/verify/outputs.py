@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hf_specplug.drafters.base import TOP_K, TopK
+from hf_specplug.drafters.contract import TOP_K, TopK
 from hf_specplug.hf.hidden_states import rows
 from hf_specplug.kernels.topk import top_k as top_k_kernel
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from transformers.generation.candidate_generator import PromptLookupCandidateGenerator
 
 from hf_specplug.datastore.building.executors import tokenise
-from hf_specplug.drafters.base import TOP_K, Int32, TopK
+from hf_specplug.drafters.contract import TOP_K, Int32, TopK
 from hf_specplug.errors import DraftError, OptionError
 from hf_specplug.replay.record import greedy, record_text
 from hf_specplug.replay.recording import RecordedText, Recording

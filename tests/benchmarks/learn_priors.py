@@ -25,9 +25,10 @@ import numpy as np
 import torch
 
 from hf_specplug.datastore.store import Datastore, open_all
-from hf_specplug.drafters.base import Drafter, Int32, create
+from hf_specplug.drafters.contract import Drafter, Int32
 from hf_specplug.drafters.gumbel import GumbelDrafter
 from hf_specplug.drafters.hierarchy import HierarchyDrafter
+from hf_specplug.drafters.registry import create
 from hf_specplug.drafters.store_drafter import give
 from hf_specplug.drafting.mixer import Mixer
 from hf_specplug.drafting.search import TreeSearch

@@ -16,7 +16,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from hf_specplug import attach
-from hf_specplug.drafters.base import Drafter, Frontier, Int32
+from hf_specplug.drafters.contract import Drafter, Frontier, Int32
 
 
 class Filler(Drafter):

@@ -16,7 +16,7 @@ import numpy as np
 
 from hf_specplug.bench import environment
 from hf_specplug.datastore.store import Datastore
-from hf_specplug.drafters.base import Context, Step
+from hf_specplug.drafters.contract import Context, Step
 from hf_specplug.drafters.rest import RestDrafter
 from hf_specplug.drafting.mixer import Mixer
 from hf_specplug.drafting.search import TreeSearch

@@ -25,7 +25,7 @@ from hf_specplug.datastore.building.corpus import Corpus, find
 from hf_specplug.datastore.building.recipe import load as load_recipe
 from hf_specplug.datastore.index import token_dtype
 from hf_specplug.datastore.store import Datastore, tokenizer_hash
-from hf_specplug.drafters.base import Context, Frontier
+from hf_specplug.drafters.contract import Context, Frontier
 from hf_specplug.drafters.rest import RestDrafter
 from hf_specplug.errors import StoreError
 from tests.helpers.stores import Letters, make, silent, stop, texts
@@ -382,7 +382,7 @@ from hf_specplug.datastore.building.build import Plan, build, merge
 from hf_specplug.datastore.building.corpus import Corpus, find
 from hf_specplug.datastore.building.recipe import load as load_recipe
 from hf_specplug import DEMO_MODEL
-from hf_specplug.drafters.base import Context, Frontier
+from hf_specplug.drafters.contract import Context, Frontier
 from hf_specplug.drafters.rest import RestDrafter
 from hf_specplug.errors import StoreError
 from tests.helpers.stores import Letters, make, silent, stop

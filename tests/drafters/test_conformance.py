@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from hf_specplug.datastore.store import Datastore
-from hf_specplug.drafters.base import (
+from hf_specplug.drafters.contract import (
     MAX_CHILDREN,
     TOP_K,
     Context,
@@ -21,9 +21,8 @@ from hf_specplug.drafters.base import (
     Frontier,
     Step,
     TopK,
-    create,
-    registry,
 )
+from hf_specplug.drafters.registry import create, registry
 from hf_specplug.drafting.mixer import Mixer
 from hf_specplug.drafting.search import TreeSearch
 from hf_specplug.hf.hidden_states import signature

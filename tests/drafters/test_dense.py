@@ -20,7 +20,7 @@ from hf_specplug import SpecPlug
 from hf_specplug.datastore.dense import DenseIndex, fitted, transformed
 from hf_specplug.datastore.store import Datastore
 from hf_specplug.drafters import dense as drafting
-from hf_specplug.drafters.base import Context, Drafter, Frontier, Step
+from hf_specplug.drafters.contract import Context, Drafter, Frontier, Step
 from hf_specplug.drafters.dense import DenseDrafter
 from hf_specplug.drafting.mixer import Mixer
 from hf_specplug.drafting.search import TreeSearch

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_specplug.drafters.base import TOP_K, Context, Frontier, Step, TopK
+from hf_specplug.drafters.contract import TOP_K, Context, Frontier, Step, TopK
 from hf_specplug.drafters.gumbel import GumbelDrafter
 from hf_specplug.errors import StateError
 from hf_specplug.kernels import gumbel as kernels

@@ -11,8 +11,9 @@ import pytest
 
 from hf_specplug import attach, detach
 from hf_specplug.datastore.store import Datastore
-from hf_specplug.drafters.base import Context, Drafter, Frontier, Int32, Step, TopK, create
+from hf_specplug.drafters.contract import Context, Drafter, Frontier, Int32, Step, TopK
 from hf_specplug.drafters.hierarchy import LIMIT, ORDER, HierarchyDrafter
+from hf_specplug.drafters.registry import create
 from hf_specplug.errors import DraftError, OptionError, StateError
 from tests.helpers.runs import new_tokens, plain, plugged
 from tests.helpers.stores import make as make_store

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from hf_specplug import SpecPlug, attach, detach
-from hf_specplug.drafters.base import Context, Drafter, Frontier, Step
+from hf_specplug.drafters.contract import Context, Drafter, Frontier, Step
 from tests.helpers.runs import plain, plugged
 from tests.helpers.zoo import VOCAB, make, prompt
 

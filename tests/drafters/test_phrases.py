@@ -22,7 +22,7 @@ from hf_specplug.datastore.building.build import Plan, build, merge, write_shard
 from hf_specplug.datastore.building.corpus import Corpus, find
 from hf_specplug.datastore.phrases import GIVEN, GRAM, NgramIndex, PhraseIndex
 from hf_specplug.datastore.store import Datastore
-from hf_specplug.drafters.base import Context, Frontier
+from hf_specplug.drafters.contract import Context, Frontier
 from hf_specplug.drafters.phrases import PhrasesDrafter
 from hf_specplug.errors import OptionError, StoreError
 from hf_specplug.kernels import phrases as kernels

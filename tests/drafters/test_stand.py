@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_specplug.drafters.base import TOP_K, Context, Frontier, Step, TopK
+from hf_specplug.drafters.contract import TOP_K, Context, Frontier, Step, TopK
 from hf_specplug.drafters.stand import WIDTH, StandDrafter
 from hf_specplug.errors import OptionError, StateError
 from hf_specplug.kernels import successors

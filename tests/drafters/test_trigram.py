@@ -24,7 +24,7 @@ from hf_specplug.datastore.index import token_dtype
 from hf_specplug.datastore.store import Datastore
 from hf_specplug.datastore.trigram import KEPT, MAX_VOCAB, TrigramIndex
 from hf_specplug.drafters import trigram as drafting
-from hf_specplug.drafters.base import Context, Frontier, Step
+from hf_specplug.drafters.contract import Context, Frontier, Step
 from hf_specplug.drafters.trigram import TrigramDrafter
 from hf_specplug.drafting.mixer import Mixer
 from hf_specplug.errors import StateError, StoreError
@@ -431,7 +431,7 @@ MUTATED = """
 import random
 import numpy as np
 from tests.drafters.test_trigram import VOCAB, TrigramIndex, aded, arrays, drafter, index
-from hf_specplug.drafters.base import Context, Frontier
+from hf_specplug.drafters.contract import Context, Frontier
 rng = random.Random(0)
 for round_ in range(120):
     whole = arrays(index([rng.randrange(VOCAB + 1) for _ in range(rng.randint(9, 200))]))

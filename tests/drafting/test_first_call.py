@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from hf_specplug import DEMO_MODEL, SpecPlug
-from hf_specplug.drafters.base import Drafter
+from hf_specplug.drafters.contract import Drafter
 from hf_specplug.drafting import precompile
 from hf_specplug.kernels import compile_cache
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_specplug.drafters.base import NO_NOISE, Drafter, Frontier, Int32
+from hf_specplug.drafters.contract import NO_NOISE, Drafter, Frontier, Int32
 from hf_specplug.drafting.mixer import Mixer
 from hf_specplug.drafting.search import TreeSearch
 from hf_specplug.errors import StateError

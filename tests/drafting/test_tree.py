@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_specplug import DraftTree
-from hf_specplug.drafters.base import Context, Drafter, Frontier, Int32, create
+from hf_specplug.drafters.contract import Context, Drafter, Frontier, Int32
+from hf_specplug.drafters.registry import create
 from hf_specplug.drafting.mixer import Mixer
 from hf_specplug.drafting.search import TreeSearch
 from hf_specplug.tree import EMPTY

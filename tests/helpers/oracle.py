@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from hf_specplug.drafters.base import Context, Drafter, Frontier, Int32, Step
+from hf_specplug.drafters.contract import Context, Drafter, Frontier, Int32, Step
 
 Wrong = Callable[[int], bool]
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from hf_specplug import SpecPlug, attach, detach
-from hf_specplug.drafters.base import Drafter
+from hf_specplug.drafters.contract import Drafter
 from hf_specplug.hf.support import Support
 from hf_specplug.session import Session
 

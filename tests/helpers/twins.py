@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hf_specplug.drafters.base import Drafter, Frontier, Int32, Step
 from hf_specplug.drafters.context import ORDER
+from hf_specplug.drafters.contract import Drafter, Frontier, Int32, Step
 from hf_specplug.drafters.dense import NEIGHBOURS, DenseDrafter
 from hf_specplug.kernels import dense
 

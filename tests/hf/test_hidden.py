@@ -19,7 +19,7 @@ from transformers import CompileConfig
 from hf_specplug import SpecPlug
 from hf_specplug.datastore.building import embedding
 from hf_specplug.datastore.building.embedding import Embedding
-from hf_specplug.drafters.base import Context, Drafter, Frontier, Int32, Step
+from hf_specplug.drafters.contract import Context, Drafter, Frontier, Int32, Step
 from hf_specplug.drafters.dense import DenseDrafter
 from hf_specplug.hf import support
 from hf_specplug.hf.hidden_states import LAST, HiddenStateHook, signature

@@ -11,7 +11,7 @@ import transformers as tf
 
 from hf_specplug import SpecPlug, attach, detach
 from hf_specplug.decode import _prompt_rows
-from hf_specplug.drafters.base import Context, Drafter, Frontier, Int32
+from hf_specplug.drafters.contract import Context, Drafter, Frontier, Int32
 from hf_specplug.hf.suppressed import placeholders
 from hf_specplug.plug import DEFAULT_DRAFTERS
 from hf_specplug.tree import DraftTree

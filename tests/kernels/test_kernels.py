@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_specplug.drafters.base import Context, Frontier, Step, TopK
 from hf_specplug.drafters.context import ContextDrafter
+from hf_specplug.drafters.contract import Context, Frontier, Step, TopK
 from hf_specplug.drafters.recycling import WIDTH, RecyclingDrafter
 from hf_specplug.kernels import adjacency, ngram, topk, tree
 from tests.helpers import twins

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_specplug.drafters.base import Context, Frontier, Step
+from hf_specplug.drafters.contract import Context, Frontier, Step
 from hf_specplug.drafters.rest import RestDrafter, _Matches
 from hf_specplug.kernels import retrieval, suffix
 from tests.helpers import twins
@@ -137,7 +137,7 @@ MUTATED = """
 import numpy as np, random
 from types import SimpleNamespace
 from tests.kernels.test_suffix import VOCAB, drafter, shard
-from hf_specplug.drafters.base import Context, Frontier
+from hf_specplug.drafters.contract import Context, Frontier
 rng = random.Random(0)
 for round_ in range(150):
     store = shard([rng.randrange(VOCAB + 1) for _ in range(rng.randint(1, 200))])

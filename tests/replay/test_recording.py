@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_specplug import DEMO_MODEL
-from hf_specplug.drafters.base import TOP_K, TopK
+from hf_specplug.drafters.contract import TOP_K, TopK
 from hf_specplug.errors import RecordingError
 from hf_specplug.replay import record
 from hf_specplug.replay.recording import FORMAT, RecordedText, Recording, load

@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 from hf_specplug import SpecPlug
 from hf_specplug.cli import app
-from hf_specplug.drafters.base import TOP_K, TopK, create
+from hf_specplug.drafters.contract import TOP_K, TopK
+from hf_specplug.drafters.registry import create
 from hf_specplug.drafting.mixer import Mixer
 from hf_specplug.drafting.search import TreeSearch
 from hf_specplug.errors import OptionError, RecordingError

@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 from hf_specplug import SpecPlug
 from hf_specplug.cli import app
-from hf_specplug.drafters.base import Context, Drafter, Step, TopK, learned
+from hf_specplug.drafters.contract import Context, Drafter, Step, TopK
+from hf_specplug.drafters.priors import learned
 from hf_specplug.drafters.stand import WIDTH, StandDrafter
 from hf_specplug.drafting.mixer import Mixer
 from hf_specplug.published import completed

@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_specplug import SpecPlug
-from hf_specplug.drafters.base import Drafter
+from hf_specplug.drafters.contract import Drafter
 from hf_specplug.plug import DEFAULT_DRAFTERS
 from tests.helpers.oracle import Replay
 from tests.helpers.runs import plain, plugged

@@ -13,7 +13,7 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 from transformers.generation.stopping_criteria import MaxLengthCriteria
 
 from hf_specplug import SpecPlug
-from hf_specplug.drafters.base import Context, Drafter, Frontier, Int32
+from hf_specplug.drafters.contract import Context, Drafter, Frontier, Int32
 from hf_specplug.drafting.mixer import Mixer
 from hf_specplug.drafting.search import TreeSearch
 from hf_specplug.errors import OptionError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import draftretriever
 
-from hf_specplug.drafters.base import Int32
+from hf_specplug.drafters.contract import Int32
 from tests.benchmarks.rivals.base import Drawn, Given, Rival, merged
 
 _SPAN = 16  # of the text's last tokens, all that a search looks at and learns from

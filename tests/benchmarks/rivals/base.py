@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from hf_specplug.datastore.store import Datastore
-from hf_specplug.drafters.base import Int32, TopK
+from hf_specplug.drafters.contract import Int32, TopK
 
 Drawn = tuple[Iterable[int], Iterable[int]]
 """(tokens, index of each token's parent, -1 = the last accepted token) of a draft tree."""

@@ -8,7 +8,7 @@ import dejavuu.drafters
 import numpy as np
 from loguru import logger
 
-from hf_specplug.drafters.base import Int32, TopK
+from hf_specplug.drafters.contract import Int32, TopK
 from tests.benchmarks.rivals.base import Drawn, Given, Rival, merged
 
 _WIDTH = 3  # children of a node; 2, its default, makes hardly a difference

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from transformers.generation.candidate_generator import PromptLookupCandidateGenerator
 
-from hf_specplug.drafters.base import Int32
+from hf_specplug.drafters.contract import Int32
 from tests.benchmarks.rivals.base import Drawn, Given, Rival, chain
 
 

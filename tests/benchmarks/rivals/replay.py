@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_specplug.drafters.base import TopK
+from hf_specplug.drafters.contract import TopK
 from hf_specplug.errors import DraftError
 from hf_specplug.replay.recording import RecordedText
 from hf_specplug.replay.simulate import accepted_path

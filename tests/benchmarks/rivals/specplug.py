@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from hf_specplug.drafters.base import Context, Drafter, Int32, Step, TopK, create
+from hf_specplug.drafters.contract import Context, Drafter, Int32, Step, TopK
+from hf_specplug.drafters.registry import create
 from hf_specplug.drafters.store_drafter import give
 from hf_specplug.drafting.mixer import Mixer
 from hf_specplug.drafting.search import TreeSearch

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from arctic_inference.suffix_decoding import SuffixDecodingCache
 
-from hf_specplug.drafters.base import Int32
+from hf_specplug.drafters.contract import Int32
 from tests.benchmarks.rivals.base import Drawn, Given, Rival, tail
 
 _DEPTH = 64  # its default
