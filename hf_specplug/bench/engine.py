@@ -13,7 +13,6 @@ from rich.table import Table
 from torch.nn.attention.flex_attention import flex_attention
 from torch.utils.benchmark import Timer
 from transformers import CompileConfig, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from hf_specplug.attachment import attach
 from hf_specplug.bench import environment
@@ -21,7 +20,8 @@ from hf_specplug.bench.methods import STATIC, Method
 from hf_specplug.bench.widths import step_milliseconds
 from hf_specplug.errors import OptionError
 from hf_specplug.hf import loading
-from hf_specplug.hf.attention import folded_attention
+from hf_specplug.hf.attention import folded_attention, sdpa_attention_forward
+from hf_specplug.hf.compiling import compiled_everywhere
 from hf_specplug.plug import SpecPlug
 from hf_specplug.replay import teacher_forcing
 from hf_specplug.verify.static import PADDED_WIDTHS
@@ -111,8 +111,7 @@ def _methods(device: str, compiled: bool) -> list[Method]:
         Method("specplug", own, SpecPlug()),
     ]
     if compiled:
-        config = CompileConfig()
-        config._compile_all_devices = True
+        config = compiled_everywhere(CompileConfig())
         how = {"compile_config": config, **own}
         methods.append(Method("specplug compiled", how, SpecPlug()))
     return methods

@@ -84,7 +84,7 @@ class Counting(TreeSearch):
 
     def grow(self, *args: Any, **named: Any) -> DraftTree:
         if self.foreseen is not None:
-            self.noise = (self.foreseen[self.place : self.place + POSITIONS], 0)
+            named["noise"] = self.foreseen[self.place : self.place + POSITIONS], 0
         return super().grow(*args, **named)
 
     def learn(self, emitted: Int32) -> None:
