@@ -6,7 +6,8 @@
 <!-- trees -->                      a trace, as notebooks show it
 <!-- bench docs/bench/x.json -->    the tables of what `specplug bench --out` wrote
 <!-- rivals docs/bench/x.json -->   a table of what `tests.benchmarks.rivals --out` wrote
-<!-- file README.md#Measured -->    a file, or a section of it
+<!-- file CHANGELOG.md -->           a file, or with `#Heading` a section of it
+![words](picture.svg)               the picture itself, so that it follows the page's colours
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ PAGES = {
 """Where a file is found on the site."""
 
 DIRECTIVE = re.compile(r"^<!-- (\w+)(?: (\S+?)(?:#(.+))?)? -->$", re.MULTILINE)
+PICTURE = re.compile(r"^!\[[^\]]*\]\((\w+\.svg)\)$", re.MULTILINE)
+SCHEME = re.compile(r"@media \(prefers-color-scheme: dark\) \{\n([^{}]+\{[^{}]*\})\n\}")
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
@@ -37,7 +40,17 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
         what, *arguments = found.groups()
         return SOURCES[what](*(argument for argument in arguments if argument))
 
-    return DIRECTIVE.sub(text, markdown)
+    return PICTURE.sub(lambda found: inlined(found[1]), DIRECTIVE.sub(text, markdown))
+
+
+def inlined(name: str) -> str:
+    """An SVG of this folder as part of the page. It follows the page's colour scheme.
+
+    As a file the picture follows the reader's system. The site has a switch of its own.
+    """
+    text = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    text = SCHEME.sub(r'[data-md-color-scheme="slate"] \1', text)
+    return "<div>\n" + re.sub(r"\n{2,}", "\n", text).strip() + "\n</div>"
 
 
 def included(name: str, heading: str | None = None) -> str:

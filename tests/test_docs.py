@@ -22,6 +22,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import typer
@@ -210,8 +211,6 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, demo_model: Any, token
     [pytest.param(page, marks=pytest.mark.slow if page in SLOW else ()) for page in PAGES],
 )
 def test_what_a_page_shows_runs(page: str, desk: Desk) -> None:
-    if page == "README.md":  # it shows no imports twice
-        desk.names |= {name: getattr(hf_specplug, name) for name in hf_specplug.__all__}
     for block in blocks(page):
         desk.run(block)
 
@@ -316,14 +315,18 @@ def test_links_lead_somewhere(page: str) -> None:
         assert not anchor or anchor in headings(place), f"{page}: {target}"
 
 
-def hooks() -> ModuleType:
-    """`docs/hooks.py`, which mkdocs loads by its path, too."""
-    spec = importlib.util.spec_from_file_location("docs_hooks", DOCS / "hooks.py")
+def module(name: str) -> ModuleType:
+    """A script of the folder of pages, by its path, as mkdocs loads its hooks."""
+    spec = importlib.util.spec_from_file_location(f"docs_{name}", DOCS / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+def hooks() -> ModuleType:
+    return module("hooks")
 
 
 def test_every_family_is_in_the_table() -> None:
@@ -349,17 +352,58 @@ def test_every_command_is_on_its_page() -> None:
 
 
 def test_what_is_taken_from_files() -> None:
-    module = hooks()
-    page = module.on_page_markdown("before\n\n<!-- file README.md#Measured -->\n\nafter\n")
-    assert "tokens per forward pass" in page
-    further = module.included("README.md", "Further")
-    assert "(contributing.md)" in further, "links lead to pages"
-    assert "(figures.md)" in further
+    pages = hooks()
+    page = pages.on_page_markdown("before\n\n<!-- file CONTRIBUTING.md#How we test -->\n\nafter\n")
+    assert "token identity" in page
     assert page.startswith("before\n")
     assert page.endswith("after\n")
-    assert "`recipes`" in module.included("datastores/README.md")
+    further = pages.included("README.md", "Documentation")
+    assert "(compared.md)" in further, "links lead to pages"
+    assert "(contributing.md)" in further
+    assert "`recipes`" in pages.included("datastores/README.md")
     with pytest.raises(ValueError, match="no section 'Nothing'; there are"):
-        module.included("README.md", "Nothing")
+        pages.included("README.md", "Nothing")
+
+
+def test_pictures_follow_the_colours_of_the_site() -> None:
+    page = hooks().on_page_markdown("before\n\n![words](flow.svg)\n\nafter\n")
+    assert '<svg xmlns="http://www.w3.org/2000/svg" class="flow"' in page
+    assert '[data-md-color-scheme="slate"] .flow {' in page
+    assert "@media" not in page
+    assert "\n\n" not in page[page.index("<div>") : page.index("</div>")], "one block of HTML"
+
+
+@pytest.mark.parametrize("name", ["flow.svg", "speed.svg"])
+def test_pictures_are_legible_in_light_and_dark(name: str) -> None:
+    text = (DOCS / name).read_text(encoding="utf-8")
+    root = ElementTree.fromstring(text)
+    assert root.find("{*}title") is not None
+    dark = re.search(r"@media \(prefers-color-scheme: dark\) \{([^}]+)\}", text)
+    assert dark is not None
+    light = text[: dark.start()]
+    colours = re.findall(r"(--[\w-]+): #", light)
+    assert colours
+    assert re.findall(r"(--[\w-]+): #", dark[1]) == colours, "a colour for each scheme"
+    rest = text.replace(dark[1], "").replace(light, "")
+    assert not re.search(r"#[0-9a-f]{3,6}\b", rest), "a colour that is the same in both"
+    boxes = [box.get("class") for box in root.iter("{*}rect") if box.get("x") in (None, "0")]
+    assert None not in boxes, "a background would be a white box in the dark"
+
+
+def test_the_chart_is_made_from_the_committed_run() -> None:
+    chart = module("chart")
+    assert chart.CHART.read_text(encoding="utf-8") == chart.svg(chart.results.read(str(chart.RUN)))
+    values = chart.speeds(chart.results.read(str(chart.RUN)))["All tasks"]
+    figures = (DOCS / "figures.md").read_text(encoding="utf-8")
+    (row,) = re.findall(r"^\| tokens per second \| (.+) \|$", figures, re.MULTILINE)
+    assert re.findall(r"\d\.\d\d", row) == [f"{value:.2f}" for value in values]
+
+
+def test_the_readme_is_one_screen() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.split()) <= 700, "code included; what is longer belongs on a page"
+    assert text.count("![") == 1, "one chart"
+    assert text.count("docs/speed.svg") == 1
 
 
 SEVERAL = {
@@ -371,11 +415,11 @@ SEVERAL = {
     "Falcon (ALiBi)": {"falcon"},
     "dynamic NTK scaling beyond its limit": {"llama"},
 }
-"""What the README calls families whose `model_type`s it does not spell."""
+"""What the page calls families whose `model_type`s it does not spell."""
 
 
-def test_the_readme_lists_the_families_of_the_tests() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_page_lists_the_families_of_the_tests() -> None:
+    text = (DOCS / "supported.md").read_text(encoding="utf-8")
     spelled = {re.sub(r"\W|_", "", name): {name} for name in evidence.PROVEN}
     types: dict[str, set[str]] = {mode: set() for mode in ("tree", "chain", "plain")}
     for name, family in FAMILIES.items():
@@ -383,14 +427,14 @@ def test_the_readme_lists_the_families_of_the_tests() -> None:
         types[family.mode].add(kind)
         spelled[re.sub(r"\W|_", "", kind)] = {kind}
     for mode, tested in types.items():
-        (row,) = re.findall(rf"^\| \*\*{mode}\*\* \| (.+) \|$", text, re.MULTILINE)
+        (row,) = re.findall(rf"^\| \*\*{mode}\*\* \| [^|]+ \| (.+) \|$", text, re.MULTILINE)
         labels = re.split(r", | and ", re.split("[;:] ", row)[0])
         found = {
             label: SEVERAL.get(label, spelled.get(re.sub(r"\W|_", "", label).lower(), set()))
             for label in labels
         }
         named = set().union(*found.values())
-        assert tested <= named, f"{mode}: the README does not name {tested - named}"
+        assert tested <= named, f"{mode}: the page does not name {tested - named}"
         if mode != "plain":  # which lists other things, too
             assert all(found.values()), f"nobody knows {[k for k in found if not found[k]]}"
             assert named <= tested | evidence.PROVEN, "it names what is not tested"
@@ -425,16 +469,15 @@ def test_reasons_are_those_of_the_code() -> None:
         assert reason in package, reason
 
 
-def test_figures_are_those_of_the_readme() -> None:
-    """What we measured is said once; a page that repeats it must not fall behind."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    readme += (DOCS / "figures.md").read_text(encoding="utf-8")
+def test_figures_are_those_of_their_page() -> None:
+    """What we measured stands on one page; pages that repeat it must not fall behind."""
+    home = (DOCS / "figures.md").read_text(encoding="utf-8")
     first = (DOCS / "index.md").read_text(encoding="utf-8")
     last = (DOCS / "compared.md").read_text(encoding="utf-8").split("## What we measured")[1]
     figures = re.findall(r"\d+\.\d+", first.split("## First figures")[1] + last)
     assert len(figures) > 20
     for figure in figures:
-        assert figure in readme, figure
+        assert figure in home, figure
 
 
 class Page(HTMLParser):
