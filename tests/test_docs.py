@@ -39,6 +39,7 @@ from hf_specplug.exactness import evidence
 from hf_specplug.published import PUBLISHED
 from tests.helpers.runs import plain, plugged
 from tests.helpers.zoo import FAMILIES, make, prompt
+from tests.test_imports import LAYERS
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -285,7 +286,8 @@ def test_readme_drafts(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_drafter_in_one_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry_module, "_registry", dict(registry_module._registry))
     names: dict[str, Any] = {}
-    exec(next(content for language, content in blocks("CONTRIBUTING.md") if language), names)
+    python = (content for language, content in blocks("CONTRIBUTING.md") if language == "python")
+    exec(next(python), names)
     model, inputs = make("llama"), prompt(make("llama"))
     expected, _ = plain(model, inputs, max_new_tokens=40, do_sample=False)
     drafters = ["context", "alternate"]
@@ -456,6 +458,42 @@ def test_pages_are_complete() -> None:
     for name in hf_specplug.__all__:
         home = "errors" if name == "SpecPlugError" else name
         assert f"::: hf_specplug.{home}\n" in read["api"]
+
+
+FOLDERS = {path.parent.name for path in (ROOT / "hf_specplug").glob("*/__init__.py")}
+
+
+def listings() -> list[str]:
+    """The blocks of CONTRIBUTING.md that are lists: the folders, and who may import whom."""
+    return [content for language, content in blocks("CONTRIBUTING.md") if language == "text"]
+
+
+def test_every_folder_of_the_package_is_explained() -> None:
+    tree = listings()[0]
+    assert set(re.findall(r"^  (\w+)/ +\S", tree, re.MULTILINE)) == FOLDERS | {"demo_model"}
+    for path in (ROOT / "hf_specplug").glob("*.py"):
+        if path.name in ("attachment.py", "plug.py", "session.py", "decode.py", "tree.py"):
+            assert re.search(rf"^  {path.name} +\S", tree, re.MULTILINE)
+
+
+def test_the_import_rule_is_the_tested_one() -> None:
+    said = [set(line.split()) & FOLDERS for line in listings()[1].splitlines()]
+    tested = [set(names) & FOLDERS for names in LAYERS]
+    assert [names for names in said if names] == [names for names in tested if names]
+    assert len(listings()[1].splitlines()) <= 14
+
+
+def test_where_a_change_goes() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    table = text.split("## Where does it go")[1].split("\n## ")[0]
+    rows = [line for line in table.splitlines() if line.startswith("| a")][1:]
+    assert len(rows) == 10
+    for row in rows:
+        paths = [code for code in inline(row) if code.startswith(("hf_specplug/", "tests/"))]
+        assert any(path.startswith("hf_specplug/") for path in paths), row
+        assert any(path.startswith("tests/") for path in paths), row
+        for path in paths:
+            assert (ROOT / path).exists(), path
 
 
 def test_reasons_are_those_of_the_code() -> None:
