@@ -1,7 +1,7 @@
-"""What the pages say is so: commands and snippets run, links lead somewhere, lists are complete.
+"""The pages are true: commands and snippets run, links resolve, lists are complete.
 
-A page's fenced blocks are run in order, in a folder with what they name. A block is Python, or
-commands (`sh`, or untagged), or `text` that nothing runs. What cannot be run is in `NOT_RUN`.
+The fenced blocks of a page run in order, in a folder with the files that they name. A block is
+Python, or commands (`sh` or untagged), or `text`, which does not run. `NOT_RUN` has exceptions.
 """
 
 from __future__ import annotations
@@ -58,13 +58,13 @@ NOT_RUN = {
     "RAY_ADDRESS=auto specplug build big.store --engine ray --tokenizer ./my-model "
     "corpus/*.parquet": "a cluster; tests/datastore/test_engines.py does on this machine",
 }
-"""Commands, or lines of snippets, that are not run, and why or by what else."""
+"""Commands, or lines of snippets, that do not run here: the reason, or the test that runs them."""
 
 SMALLER = {
     "demo": ["--tokens", "24", "--no-store"],
     "bench engine": ["--per-task", "1", "--tokens", "48", "--contexts", "64"],
 }
-"""Options that make a command quicker, added to those of the page."""
+"""Options that make a command faster, added to those of the page."""
 
 Block = tuple[str, str]
 """(language, content)"""
@@ -87,7 +87,7 @@ def blocks(page: str) -> list[Block]:
 
 
 def commands(content: str) -> list[list[str]]:
-    """The words of each command; what separates them is a line or a semicolon."""
+    """The words of each command; newlines and semicolons separate commands."""
     found = []
     for line in content.replace("\\\n", " ").splitlines():
         lexer = shlex.shlex(line.removeprefix("$ "), posix=True, punctuation_chars=";")
@@ -115,7 +115,7 @@ def is_left_out(content: str) -> bool:
 
 
 class Desk:
-    """A folder with what the pages name, where commands and snippets of one page are run."""
+    """A folder with the files that pages name, where the blocks of one page run."""
 
     def __init__(self, folder: Path, names: dict[str, Any]) -> None:
         self.names = names
@@ -175,7 +175,7 @@ class Desk:
 
 
 def program(module: str) -> ModuleType:
-    """What `python -m module` runs."""
+    """The module that `python -m module` runs."""
     spec = importlib.util.find_spec(module)
     assert spec is not None, f"there is no {module}"
     package = spec.submodule_search_locations is not None
@@ -217,7 +217,7 @@ def test_what_a_page_shows_runs(page: str, desk: Desk) -> None:
 
 
 def test_what_is_not_run_is_on_a_page() -> None:
-    """A table of exceptions that outlive their pages would hide what comes later."""
+    """An exception without its page would hide a later error."""
     everything = [block for page in PAGES for block in blocks(page)]
     shell = [
         words
@@ -236,7 +236,7 @@ def test_what_is_not_run_is_on_a_page() -> None:
 
 
 def exists(words: list[str]) -> None:
-    """Hold that a command is there, and all of its options."""
+    """Assert that a command exists, with all its options."""
     root: Any = typer.main.get_command(app)
     command, rest = root, words[1:]
     while rest and rest[0] in getattr(command, "commands", ()):
@@ -318,7 +318,7 @@ def test_links_lead_somewhere(page: str) -> None:
 
 
 def module(name: str) -> ModuleType:
-    """A script of the folder of pages, by its path, as mkdocs loads its hooks."""
+    """A script in `docs`, loaded by its path, as mkdocs loads its hooks."""
     spec = importlib.util.spec_from_file_location(f"docs_{name}", DOCS / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
@@ -417,7 +417,7 @@ SEVERAL = {
     "Falcon (ALiBi)": {"falcon"},
     "dynamic NTK scaling beyond its limit": {"llama"},
 }
-"""What the page calls families whose `model_type`s it does not spell."""
+"""Names on the page that are not spelled like a `model_type`."""
 
 
 def test_the_page_lists_the_families_of_the_tests() -> None:
@@ -443,7 +443,7 @@ def test_the_page_lists_the_families_of_the_tests() -> None:
 
 
 def test_pages_are_complete() -> None:
-    """What was added to the package has a line on its page."""
+    """Every option, drafter, paper and public name has a line on its page."""
     read = {path.stem: path.read_text(encoding="utf-8") for path in DOCS.glob("*.md")}
     for name in inspect.signature(SpecPlug).parameters:
         assert f"| `{name}`" in read["options"]
@@ -464,7 +464,7 @@ FOLDERS = {path.parent.name for path in (ROOT / "hf_specplug").glob("*/__init__.
 
 
 def listings() -> list[str]:
-    """The blocks of CONTRIBUTING.md that are lists: the folders, and who may import whom."""
+    """The `text` blocks of CONTRIBUTING.md: the folders, and the import rule."""
     return [content for language, content in blocks("CONTRIBUTING.md") if language == "text"]
 
 
@@ -508,7 +508,7 @@ def test_reasons_are_those_of_the_code() -> None:
 
 
 def test_figures_are_those_of_their_page() -> None:
-    """What we measured stands on one page; pages that repeat it must not fall behind."""
+    """Measurements have one page; pages that repeat them must agree with it."""
     home = (DOCS / "figures.md").read_text(encoding="utf-8")
     first = (DOCS / "index.md").read_text(encoding="utf-8")
     last = (DOCS / "compared.md").read_text(encoding="utf-8").split("## What we measured")[1]
@@ -518,8 +518,19 @@ def test_figures_are_those_of_their_page() -> None:
         assert figure in home, figure
 
 
+@pytest.mark.parametrize("page", [*PAGES, "docs/bench/index.md"])
+def test_drafting_alone_stands_beside_packed_weights(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    figures = (DOCS / "figures.md").read_text(encoding="utf-8")
+    rows = re.findall(r"\| (\d\.\d\dx)[^|]* \| \*\*(\d\.\d\dx)\*\*", figures)
+    assert len(rows) == 5
+    for part in re.split(r"\n(?:\n|(?=[|-]))", text):  # paragraphs, rows of tables, items of lists
+        for alone, packed in rows:
+            assert packed not in part or alone in part, part
+
+
 class Page(HTMLParser):
-    """Links of a built page, its anchors, and what it loads."""
+    """The links and anchors of a built page, and the files that it loads."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
