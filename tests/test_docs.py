@@ -375,6 +375,20 @@ def test_pictures_follow_the_colours_of_the_site() -> None:
     assert "\n\n" not in page[page.index("<div>") : page.index("</div>")], "one block of HTML"
 
 
+def contrast(one: str, other: str) -> float:
+    """The contrast ratio of two colours, 1 to 21 (WCAG 2.2); 4.5 is needed for text."""
+
+    def luminance(colour: str) -> float:
+        parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+        red, green, blue = (
+            part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
+        )
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
 @pytest.mark.parametrize("name", ["flow.svg", "speed.svg"])
 def test_pictures_are_legible_in_light_and_dark(name: str) -> None:
     text = (DOCS / name).read_text(encoding="utf-8")
@@ -383,9 +397,16 @@ def test_pictures_are_legible_in_light_and_dark(name: str) -> None:
     dark = re.search(r"@media \(prefers-color-scheme: dark\) \{([^}]+)\}", text)
     assert dark is not None
     light = text[: dark.start()]
-    colours = re.findall(r"(--[\w-]+): #", light)
-    assert colours
-    assert re.findall(r"(--[\w-]+): #", dark[1]) == colours, "a colour for each scheme"
+    for scheme, papers in ((light, ["#ffffff"]), (dark[1], ["#0d1117", "#1e2129"])):
+        colours = dict(re.findall(r"(--[\w-]+): (#\w+)", scheme))
+        assert set(colours) == set(re.findall(r"var\((--[\w-]+)\)", text)), "one for each scheme"
+        for paper in papers:  # the pages of GitHub and of the site
+            assert contrast(colours["--ink"], paper) > 7
+            assert contrast(colours["--soft"], paper) > 4.5
+        if name == "speed.svg":  # figures stand on their bars
+            assert contrast(colours["--ink"], colours["--m0"]) > 4
+            assert contrast(colours["--ink"], colours["--m1"]) > 4
+            assert contrast(colours["--on-m2"], colours["--m2"]) > 4.5
     rest = text.replace(dark[1], "").replace(light, "")
     assert not re.search(r"#[0-9a-f]{3,6}\b", rest), "a colour that is the same in both"
     boxes = [box.get("class") for box in root.iter("{*}rect") if box.get("x") in (None, "0")]
