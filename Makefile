@@ -5,11 +5,12 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
 ARGS ?=
 
-.PHONY: help demo test sweep docs lint typecheck format clean
+.PHONY: help demo test quick sweep docs lint typecheck format clean
 
 help:
 	@echo "make demo       install, then plain and plugged generation side by side (offline)"
-	@echo "make test       install what tests need, run them (ARGS='-k walk' to choose)"
+	@echo "make test       install what tests need, run them (ARGS='-k acceptance' to choose)"
+	@echo "make quick      two cases of every test that is not slow: what to run while editing"
 	@echo "make sweep      every text model of transformers, plain against attached (ARGS='--only llama gemma3')"
 	@echo "make docs       build the documentation into site/, warnings are errors"
 	@echo "make lint       ruff, formatting included"
@@ -37,6 +38,9 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
+
+quick: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -n auto --dist worksteal --quick -q $(ARGS)
 
 sweep: $(VENV)/.installed-test
 	$(BIN)/python -m tests.sweep $(ARGS)

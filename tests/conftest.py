@@ -22,6 +22,35 @@ logging.set_verbosity_error()
 logging.disable_progress_bar()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--quick",
+        action="store_true",
+        help="at most two cases of each test, none marked slow; few examples for hypothesis",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--quick"):
+        settings.register_profile("quick", deadline=None, max_examples=20)
+        settings.load_profile("quick")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep what one runs while editing; the rest is still run by `make test` and in CI."""
+    if not config.getoption("--quick"):
+        return
+    by_test: dict[tuple[object, ...], list[pytest.Item]] = {}
+    for item in items:
+        if not any(item.iter_markers("slow")):
+            by_test.setdefault((item.path, getattr(item, "originalname", item.name)), []).append(
+                item
+            )
+    kept = {id(item) for cases in by_test.values() for item in (cases[0], cases[-1])}
+    config.hook.pytest_deselected(items=[item for item in items if id(item) not in kept])
+    items[:] = [item for item in items if id(item) in kept]
+
+
 def pytest_report_header() -> str:
     return f"sweep: third {third()}; repeat it with SWEEP_THIRD={third()}"
 

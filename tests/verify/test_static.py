@@ -23,6 +23,7 @@ from transformers.generation.streamers import BaseStreamer
 from hf_specplug import SpecPlug, attach, detach
 from hf_specplug.errors import OptionError
 from hf_specplug.hf import support
+from hf_specplug.hf.call import Call
 from hf_specplug.hf.plan import CallPlan
 from hf_specplug.tree import DraftTree
 from hf_specplug.verify import static as static_module
@@ -503,7 +504,8 @@ def opened(model: Any) -> StaticForward:
     def run(model: Any, input_ids: torch.Tensor, generation_config: Any, **rest: Any) -> Any:
         kwargs = {key: rest[key] for key in rest if key in ("past_key_values", "attention_mask")}
         kwargs |= {"use_cache": True}
-        engine = StaticEngine(model, generation_config, kwargs, CallPlan("tree"), forward)
+        call = Call(model, input_ids, generation_config, kwargs)
+        engine = StaticEngine(call, CallPlan("tree"), forward)
         with torch.no_grad():
             engine.prefill(input_ids, 1)
         return input_ids
