@@ -1,12 +1,13 @@
-"""Commands that draft: demo, record, simulate, tune-tree."""
+"""Commands that draft: demo, record, simulate, tune-tree, learn-priors."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import json
+from typing import Annotated, Any
 
 import typer
 
-from hf_specplug.cli.app import app, friendly
+from hf_specplug.cli.app import app, friendly, resumable
 
 
 @app.command(epilog="Example: specplug demo --model ./my-model --prompt 'Explain recursion.'")
@@ -57,10 +58,13 @@ def record(
     ] = False,
 ) -> None:
     """Write down what a model finds likely at every token of some texts, to be replayed."""
+    from hf_specplug.cli import console
     from hf_specplug.replay import record as module
 
-    with friendly("record"):
-        made = module.run(model, texts, out, tokens, per_task, device, states)
+    with resumable("record"):
+        made = module.record(
+            model, texts, out, tokens, per_task, device, states, progress=console.progress
+        )
     typer.echo(f"{out}: {len(made)} texts, {made.answer_tokens} tokens of answers")
 
 
@@ -94,21 +98,34 @@ def simulate(
     out: Annotated[str | None, typer.Option(help="Write all figures as JSON.")] = None,
 ) -> None:
     """Replay a recording through drafters, without the model: accept length, cost, calibration."""
-    from hf_specplug.replay import compare
-
     with friendly("simulate"):
-        compare.run(
-            recording,
-            drafters,
-            datastore or (),
-            nodes,
-            cost,
-            tasks,
-            leave_one_out,
+        from hf_specplug.cli import console, tables
+        from hf_specplug.datastore.store import open_all
+        from hf_specplug.replay.compare import compare, report
+        from hf_specplug.replay.recording import load
+        from hf_specplug.replay.simulate import cost_curve
+
+        recorded = load(recording)
+        if tasks:
+            recorded = recorded.where(_split(tasks))
+        results = compare(
+            recorded,
+            _split(drafters),
+            _sizes(nodes),
+            open_all(datastore or ()),
+            cost_curve(cost) if cost else None,
             published,
-            calibration,
-            out,
+            leave_one_out,
+            console.progress,
         )
+        title = f"{recording}: {len(recorded)} texts of {recorded.model}"
+        terminal = console.output()
+        terminal.print(tables.overall(results, title), tables.by_task(results))
+        if calibration:
+            for label, result in results.items():
+                terminal.print(f"{label}\n{result.total.calibration()}")
+        if out:
+            _write(out, report(recording, recorded, cost, results), indent=1)
 
 
 @app.command(
@@ -124,7 +141,69 @@ def tune_tree(
     out: Annotated[str | None, typer.Option(help="Write the tree as JSON.")] = None,
 ) -> None:
     """Cut the static tree that STAND's paper drafts in to the nodes that a recording pays for."""
-    from hf_specplug.replay import tuning
-
     with friendly("tune-tree"):
-        tuning.run(recording, drafters, start, keep, out)
+        from hf_specplug.cli import console, tables
+        from hf_specplug.replay.recording import load
+        from hf_specplug.replay.tuning import tune
+
+        tuned = tune(load(recording), _split(drafters), start, keep, console.progress)
+        console.output().print(tables.tuned_tree(tuned, recording))
+        if out:
+            _write(out, tuned.to_list())
+
+
+@app.command(
+    "learn-priors",
+    epilog="Example: specplug learn-priors my.safetensors --drafters context,recycling,mine "
+    "--only mine --out priors.json",
+)
+def learn_priors(
+    recording: Annotated[str, typer.Argument(help="A file that `specplug record` wrote.")],
+    drafters: Annotated[
+        str, typer.Option(help="Names, with commas; they draft together.")
+    ] = "context,recycling",
+    datastore: Annotated[
+        list[str] | None, typer.Option(help="A store to draft from; may be repeated.")
+    ] = None,
+    only: Annotated[
+        str | None, typer.Option(help="Change the numbers of this drafter only.")
+    ] = None,
+    passes: Annotated[int, typer.Option(min=1, help="Replays of the recording.")] = 3,
+    out: Annotated[str | None, typer.Option(help="Write all priors as JSON.")] = None,
+) -> None:
+    """Learn the priors and mixing weights that the package ships in priors.json."""
+    with friendly("learn-priors"):
+        from hf_specplug.cli import console
+        from hf_specplug.datastore.store import open_all
+        from hf_specplug.replay.learn_priors import learn, write
+        from hf_specplug.replay.recording import load
+
+        stores = open_all(datastore or ())
+        priors, lengths = learn(
+            load(recording), _split(drafters), stores, only, passes, console.progress
+        )
+        for number, length in enumerate(lengths, start=1):
+            typer.echo(f"pass {number}: accept length {length:.3f} tokens")
+        if out:
+            write(priors, out)
+
+
+def _split(text: str) -> list[str]:
+    """The parts of a list with commas."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _sizes(text: str) -> list[int | str]:
+    from hf_specplug.errors import OptionError
+
+    sizes: list[int | str] = []
+    for part in _split(text):
+        if part != "auto" and not part.isdecimal():
+            raise OptionError(f'--nodes takes numbers or "auto", with commas, not {part!r}')
+        sizes.append(part if part == "auto" else int(part))
+    return sizes
+
+
+def _write(path: str, figures: Any, indent: int | None = None) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(figures, file, indent=indent)

@@ -80,7 +80,7 @@ def test_spec_benchs_own_lines_are_read_as_they_are(tmp_path: Path) -> None:
 @given(st.integers(1, 30), st.integers(1, 30))
 def test_prompts_are_spread_over_the_file(count: int, per_task: int) -> None:
     questions = [prompts.Question("a", str(n), ["x"]) for n in range(count)]
-    names = [int(question.name) for question in prompts._spread(questions, per_task)]
+    names = [int(question.name) for question in prompts.spread(questions, per_task)]
     assert len(names) == min(count, per_task)
     gaps = {b - a for a, b in itertools.pairwise(names)}
     assert not gaps or max(gaps) - min(gaps) <= 1
@@ -91,9 +91,9 @@ def test_prompts_are_spread_over_the_file(count: int, per_task: int) -> None:
     [
         (["{"], "line 1 is not JSON"),
         ([{"turns": ["a"]}, {"text": "b"}], "line 2 needs a text"),
-        ([{"turns": ["a", ""]}], "none of them empty"),
+        ([{"turns": ["a", ""]}], "must be texts"),
         ([{"turns": ["a", 3]}], "must be texts"),
-        ([{"id": 1, "prompt": "a"}, {"id": 1, "prompt": "b"}], '"id" must be there once'),
+        ([{"id": 1, "prompt": "a"}, {"id": 1, "prompt": "b"}], '"id" must be unique'),
         ([], "holds no prompts"),
     ],
 )

@@ -21,9 +21,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_specplug import SpecPlug
 from hf_specplug.bench import environment
+from hf_specplug.hf.prompts import prompt_ids
 from hf_specplug.replay.record import record_text
 from hf_specplug.replay.recording import Recording
-from hf_specplug.replay.teacher_forcing import prompt_ids
 
 OTHERS = ["context", "recycling", "trigram", "gumbel"]
 SETS = [["context"], ["recycling"], ["trigram"], ["stand"], OTHERS, [*OTHERS, "stand"]]

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_specplug import DEMO_MODEL, SpecPlug
 from hf_specplug.bench import environment
-from hf_specplug.replay.teacher_forcing import prompt_ids
+from hf_specplug.hf.prompts import prompt_ids
 
 PROMPTS = (
     "Write a Python function that adds two numbers, and a test for it.",
