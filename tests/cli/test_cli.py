@@ -26,8 +26,8 @@ def specplug(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-COMMANDS = ["demo", "record", "simulate", "tune-tree", "bench", "bench engine", "build", "append"]
-COMMANDS += ["merge", "info", "check", "query"]
+COMMANDS = ["demo", "record", "simulate", "tune-tree", "learn-priors", "bench", "bench report"]
+COMMANDS += ["bench engine", "build", "append", "merge", "info", "check", "query"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import copy
 import pickle
 import re
@@ -94,7 +95,9 @@ def test_text_in_colour() -> None:
 def test_text_in_a_notebook_is_text(monkeypatch: pytest.MonkeyPatch) -> None:
     trace = Trace([DRAFTED], NAMES)
     expected = str(trace)
-    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)  # where rich displays, not writes
+    shell = type("ZMQInteractiveShell", (), {})  # of Jupyter: there rich displays, not writes
+    monkeypatch.setattr(builtins, "get_ipython", shell, raising=False)
+    assert Console().is_jupyter
     assert str(trace) == expected
 
 
