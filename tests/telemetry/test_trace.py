@@ -169,7 +169,7 @@ def test_picture_of_a_tree(tmp_path: Path) -> None:
         title.text
         for title in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}title")
     ]
-    assert "(  (token 2)\naccepted, predicted 0.90, named by context" in titles
+    assert "(  (token 2)\naccepted, predicted 0.90, proposed by context" in titles
     assert "prefers-color-scheme: dark" in svg
 
 
