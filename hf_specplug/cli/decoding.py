@@ -13,21 +13,21 @@ from hf_specplug.cli.app import app, friendly, resumable
 @app.command(epilog="Example: specplug demo --model ./my-model --prompt 'Explain recursion.'")
 def demo(
     model: Annotated[
-        str | None, typer.Option(help="Folder or Hub name of a causal LM (built in if not given).")
+        str | None, typer.Option(help="Folder or Hub name of a causal LM (default: built in).")
     ] = None,
     prompt: Annotated[
         list[str] | None,
-        typer.Option(help="What to ask; may be repeated (a handful if not given)."),
+        typer.Option(help="A prompt; may be repeated (default: a handful, built in)."),
     ] = None,
-    tokens: Annotated[int, typer.Option(min=2, help="New tokens per prompt.")] = 192,
+    tokens: Annotated[int, typer.Option(min=2, help="Maximum length of an answer.")] = 192,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
-    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves it to torch.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: as torch chooses.")] = 0,
     color: Annotated[bool, typer.Option(help="Colour the text by drafter.")] = True,
     store: Annotated[
-        bool, typer.Option(help="Also with a datastore of Python's standard library.")
+        bool, typer.Option(help="Also draft from a datastore of Python's standard library.")
     ] = True,
 ) -> None:
-    """Generate plainly and with the plug, in turn, and compare: speed, forward passes, output."""
+    """Generate plainly and with the plug, and compare speed, forward passes and output."""
     from hf_specplug.cli import demo as module
 
     with friendly("demo"):
@@ -45,19 +45,21 @@ def record(
     texts: Annotated[
         str,
         typer.Option(
-            help='JSON lines with "prompt", and optionally "task" and "response" (without one the '
-            "model answers itself)."
+            help='JSON lines with "prompt", and optionally "task" and "response" (the model answers '
+            "lines without one)."
         ),
     ],
-    out: Annotated[str, typer.Option(help="The recording; continued if it is there.")],
-    tokens: Annotated[int, typer.Option(min=2, help="Of an answer at most.")] = 512,
-    per_task: Annotated[int, typer.Option(min=0, help="Texts per task at most; 0: all.")] = 0,
-    device: Annotated[str | None, typer.Option(help="As torch names it.")] = None,
+    out: Annotated[str, typer.Option(help="The recording; an unfinished one is continued.")],
+    tokens: Annotated[int, typer.Option(min=2, help="Maximum length of an answer.")] = 512,
+    per_task: Annotated[
+        int, typer.Option(min=0, help="Maximum number of texts of each task; 0: all.")
+    ] = 0,
+    device: Annotated[str | None, typer.Option(help="A torch device, such as cuda.")] = None,
     states: Annotated[
-        bool, typer.Option("--states", help="Also hidden states, to replay dense retrieval.")
+        bool, typer.Option("--states", help="Also record hidden states, to replay dense retrieval.")
     ] = False,
 ) -> None:
-    """Write down what a model finds likely at every token of some texts, to be replayed."""
+    """Record what a model finds likely at every token of some texts, to be replayed."""
     from hf_specplug.cli import console
     from hf_specplug.replay import record as module
 
@@ -75,10 +77,10 @@ def simulate(
     recording: Annotated[str, typer.Argument(help="A file that `specplug record` wrote.")],
     drafters: Annotated[str, typer.Option(help="Names, with commas.")] = "context,recycling,stand",
     datastore: Annotated[
-        list[str] | None, typer.Option(help="Also draft from this store; may be repeated.")
+        list[str] | None, typer.Option(help="A store to draft from; may be repeated.")
     ] = None,
     nodes: Annotated[
-        str, typer.Option(help='Tokens per forward pass to compare; "auto" needs --cost.')
+        str, typer.Option(help='Tokens per forward pass, with commas; "auto" needs --cost.')
     ] = "8,16,32,64",
     cost: Annotated[
         str | None,
@@ -87,17 +89,20 @@ def simulate(
             "milliseconds by width."
         ),
     ] = None,
-    tasks: Annotated[str | None, typer.Option(help="Only these, with commas.")] = None,
+    tasks: Annotated[str | None, typer.Option(help="Replay these tasks only, with commas.")] = None,
     leave_one_out: Annotated[
-        bool, typer.Option(help="Also without each drafter in turn, and with each alone.")
+        bool, typer.Option(help="Also replay all drafters but each, and each alone.")
     ] = False,
     published: Annotated[
-        str | None, typer.Option(help="Also as a paper drafts: aded, rasd, stand, token-recycling.")
+        str | None,
+        typer.Option(help="Also draft as a paper does: aded, rasd, stand, token-recycling."),
     ] = None,
-    calibration: Annotated[bool, typer.Option(help="Print predicted against accepted.")] = False,
+    calibration: Annotated[
+        bool, typer.Option(help="Print predicted and realised acceptance.")
+    ] = False,
     out: Annotated[str | None, typer.Option(help="Write all figures as JSON.")] = None,
 ) -> None:
-    """Replay a recording through drafters, without the model: accept length, cost, calibration."""
+    """Replay a recording through drafters, without the model."""
     with friendly("simulate"):
         from hf_specplug.cli import console, tables
         from hf_specplug.datastore.store import open_all
@@ -134,13 +139,13 @@ def simulate(
 def tune_tree(
     recording: Annotated[str, typer.Argument(help="A file that `specplug record` wrote.")],
     drafters: Annotated[
-        str, typer.Option(help="Names, with commas, of the best-first search to compare with.")
+        str, typer.Option(help="Drafters of the best-first search to compare with, with commas.")
     ] = "stand",
     start: Annotated[int, typer.Option(min=1, max=1023, help="Nodes of the first tree.")] = 625,
     keep: Annotated[int, typer.Option(min=1, max=1023, help="Nodes of the tuned tree.")] = 80,
     out: Annotated[str | None, typer.Option(help="Write the tree as JSON.")] = None,
 ) -> None:
-    """Cut the static tree that STAND's paper drafts in to the nodes that a recording pays for."""
+    """Tune the static tree of the STAND paper: keep the nodes that are accepted most often."""
     with friendly("tune-tree"):
         from hf_specplug.cli import console, tables
         from hf_specplug.replay.recording import load

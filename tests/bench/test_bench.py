@@ -279,7 +279,7 @@ def test_what_was_measured_is_kept_and_gone_on_from(
     arguments += ["--methods", f"{own},interrupted", "--out", tmp_path / "out.json"]
     result = bench(*arguments, "--html", tmp_path / "part.html")
     assert result.exit_code == 130
-    assert "the same command goes on" in result.stderr
+    assert "the same command continues" in result.stderr
     assert "2 of 2" in result.stdout
     begun = results.read(str(tmp_path / "out.json"))
     assert [row["name"] for row in begun["rows"]] == ["1", "1"]

@@ -47,9 +47,9 @@ def test_calls_add_up() -> None:
         (tree([-1], [2]), [0]),
         (tree([-1, 0, 1], [1, 1, 1]), [0, 1, 2, 3]),
     ]
-    together, added = Stats(calls=3, prepared=3, preparing=1.5), Stats()
+    together, added = Stats(calls=3, captured=3, capture_seconds=1.5), Stats()
     for number, (draft, visited) in enumerate(steps):
-        call = Stats(calls=1, prepared=1, preparing=0.5)
+        call = Stats(calls=1, captured=1, capture_seconds=0.5)
         for stats in (together, call):
             stats.observe(draft, visited, ["a", "b"])
             stats.seconds["draft"] += 1.0
