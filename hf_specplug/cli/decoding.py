@@ -45,8 +45,8 @@ def record(
     texts: Annotated[
         str,
         typer.Option(
-            help='JSON lines with "prompt", and optionally "task" and "response" (the model answers '
-            "lines without one)."
+            help='JSON lines with "prompt", and optionally "task" and "response" (the model answers'
+            " lines without one)."
         ),
     ],
     out: Annotated[str, typer.Option(help="The recording; an unfinished one is continued.")],
