@@ -1,8 +1,8 @@
-"""What each drafter costs: microseconds per expanded node, and per step that it learns from.
+"""The cost of each drafter: microseconds per expanded node, and per step that it observes.
 
     python -m tests.benchmarks.drafters recording.safetensors --datastore my.store --nodes 32
 
-All drafters draft together, as they would, so that each sees the others' nodes. `gumbel` is given
+All drafters draft together, as in a plug, so each of them expands the nodes of all. `gumbel` gets
 random noise.
 """
 

@@ -66,10 +66,10 @@ def compared(recording: Recording, plan: Plan, given: Given) -> dict[tuple[str, 
     rivals = {key: method.make(given) for key, method in plan.items()}
     scores = {key: Score() for key in plan}
     order = list(plan)
-    for number, trace in enumerate(recording):
+    for number, text in enumerate(recording):
         first = number % len(order)
         for key in order[first:] + order[:first]:
-            replay(rivals[key], trace, key[1] - 1, recording.vocab_size, scores[key])
+            replay(rivals[key], text, key[1] - 1, recording.vocab_size, scores[key])
     return scores
 
 
@@ -80,8 +80,8 @@ def taken(recording: Recording, plans: list[Plan], given: Given) -> dict[str, in
     def held(size: int, method: Method) -> int | None:
         def work() -> Rival:
             rival = method.make(given)
-            for trace in recording.texts[::_PART]:
-                replay(rival, trace, size - 1, recording.vocab_size, Score())
+            for text in recording.texts[::_PART]:
+                replay(rival, text, size - 1, recording.vocab_size, Score())
             return rival
 
         return memory.grown(work, given.folder)
