@@ -14,13 +14,11 @@ def arguments(source: str) -> tuple[set[str], set[str]]:
     """(names that a script reads from `args`, names that its parser sets)"""
     read, declared = set(), set()
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            if node.value.id == "args":
-                read.add(node.attr)
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-            if node.func.attr == "add_argument":
-                option = ast.literal_eval(node.args[0])
-                declared.add(option.lstrip("-").replace("-", "_"))
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "args":
+            read.add(node.attr)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".add_argument"):
+            option = ast.literal_eval(node.args[0])
+            declared.add(option.lstrip("-").replace("-", "_"))
     return read, declared
 
 

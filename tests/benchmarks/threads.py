@@ -3,8 +3,8 @@
 python -m tests.benchmarks.threads --model PATH --out threads.json
 
 In each round every method answers the same prompts, one method after the other, with drafters that
-have learned nothing. The fastest round of each method counts. "one drafts" is a plug that drafts one
-call at a time: calls that start meanwhile run plainly.
+have learned nothing. The fastest round of each method counts. "one drafts" is a plug that drafts
+one call at a time: calls that start meanwhile run plainly.
 """
 
 from __future__ import annotations
