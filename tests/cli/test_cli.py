@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from hf_specplug import DEMO_MODEL, __version__
-from hf_specplug.cli.demo import Recorder, run
+from hf_specplug.bench.demo import Recorder
+from hf_specplug.cli.demo import run
 from tests.helpers.oracle import Replay
 from tests.helpers.runs import new_tokens, plain, plugged
 from tests.helpers.zoo import make, prompt
