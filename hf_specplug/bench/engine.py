@@ -60,27 +60,20 @@ def measure(
     """
     model, tokenizer = loading.load(model_name, dtype)
     attach(model)
+    shortest = min(_SHORTEST_ANSWER, tokens)
     answers = [
         dataclasses.replace(answer, prompt=answer.prompt.to(model.device))
-        for answer in load(
-            texts, tokenizer, per_task, tokens, min_tokens=min(_SHORTEST_ANSWER, tokens)
-        )
+        for answer in load(texts, tokenizer, per_task, tokens, min_tokens=shortest)
     ]
     methods = _methods(model.device.type, compiled)
     for method in progress(methods, "warm-up"):
         _warm_up(model, method, answers)
-    rows: list[dict[str, Any]] = []
-    for answer in progress(answers, "answers"):
-        row: dict[str, Any] = {"task": answer.task, "tokens": len(answer.tokens)}
-        for method in methods:
-            row[method.name] = seconds_of(model.generate, answer, method.arguments)
-        rows.append(row)
-    plugs = {method.name: method.plug for method in methods if method.plug is not None}
+    rows = [_row(model, answer, methods) for answer in progress(answers, "answers")]
+    drafting = [method for method in methods if method.plug is not None]
     steps = {
         f"{method.name} at {length}": step_milliseconds(model, length, method)
         for length in progress(contexts, "forward passes by width")
-        for method in methods
-        if method.plug is not None
+        for method in drafting
     }
     attention: dict[str, dict[int, float]] = {}
     for length in progress(contexts, "attention by width"):
@@ -89,7 +82,7 @@ def measure(
         "device": model.device.type,
         "rows": rows,
         "milliseconds by width": steps,
-        "stats": {name: plug.stats.to_dict() for name, plug in plugs.items()},
+        "stats": {each.name: each.plug.stats.to_dict() for each in drafting if each.plug},
         "attention milliseconds by width": attention,
     }
 
@@ -106,6 +99,14 @@ def _methods(device: str, compiled: bool) -> list[Method]:
     if compiled:
         written["specplug compiled"] = f"specplug:compiled{own}"
     return [dataclasses.replace(make(spec), name=name) for name, spec in written.items()]
+
+
+def _row(model: PreTrainedModel, answer: Answer, methods: list[Method]) -> dict[str, Any]:
+    """Task, tokens, and method -> seconds of one answer."""
+    row: dict[str, Any] = {"task": answer.task, "tokens": len(answer.tokens)}
+    for method in methods:
+        row[method.name] = seconds_of(model.generate, answer, method.arguments)
+    return row
 
 
 def _warm_up(model: PreTrainedModel, method: Method, answers: list[Answer]) -> None:

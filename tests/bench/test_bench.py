@@ -299,6 +299,17 @@ def test_what_was_measured_is_kept_and_gone_on_from(
     assert "3 of 3" in (tmp_path / "two.html").read_text()
 
 
+def test_a_report_of_version_0_1_is_read(tmp_path: Path) -> None:
+    """The results that the documentation holds, which an earlier version wrote."""
+    (path,) = (Path(__file__).parents[2] / "docs" / "bench").glob("chat*.json")
+    stats = next(iter(results.read(str(path))["stats"].values()))
+    assert {"prepared", "preparing"} <= set(stats)
+    again = bench("report", path, tmp_path / "report.html")
+    assert again.exit_code == 0, again.output
+    text = (tmp_path / "report.html").read_text()
+    assert text.count("<figure>") == text.count("<svg") >= 4
+
+
 def test_another_run_is_not_overwritten(tmp_path: Path) -> None:
     out = jsonl(tmp_path / "out.json", results.new({"machine": {}, "versions": {}}, {"tokens": 3}))
     result = bench("--out", out, "--tokens", "5")

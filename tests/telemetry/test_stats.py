@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import numpy as np
+import pytest
 
 from hf_specplug import DraftTree, Stats
 from tests.helpers.oracle import Replay
@@ -58,6 +59,16 @@ def test_calls_add_up() -> None:
         added.add(call)
     assert added == together
     assert added.to_dict() == together.to_dict()
+
+
+def test_names_of_version_0_1_warn() -> None:
+    stats = Stats(captured=3, capture_seconds=1.5)
+    with pytest.warns(FutureWarning, match="now captured"):
+        assert stats.prepared == 3
+    with pytest.warns(FutureWarning, match="now capture_seconds"):
+        assert stats.preparing == 1.5
+    counters = stats.to_dict()
+    assert (counters["prepared"], counters["preparing"]) == (3, 1.5)
 
 
 def test_of_a_real_call() -> None:
