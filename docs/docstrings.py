@@ -1,4 +1,4 @@
-"""Small differences between our docstrings and Google's style, which mkdocstrings reads."""
+"""Translate our docstrings to Google's style, which mkdocstrings reads."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Docstrings(griffe.Extension):
 
 
 def as_google(text: str) -> str:
-    """`a, b: what they are` is said of each, and examples in code are marked as code."""
+    """Repeat `a, b: meaning` for each name, and mark examples in code as code."""
     text = _SHARED.sub(lambda found: _each(*found.groups()), text)
     return _EXAMPLE.sub(lambda found: _example(found.group(1)), text)
 
@@ -37,6 +37,6 @@ def _example(body: str) -> str:
     code = dedent(body).strip()
     try:
         ast.parse(code)
-    except SyntaxError:  # said in words
+    except SyntaxError:  # in words, not code
         return f"Example:\n{body}"
     return "Example:\n" + indent(f"```python\n{code}\n```\n", "    ")

@@ -1,12 +1,13 @@
-"""What the pages take from the code and from other files when they are built, so that it is true.
+"""What pages include from the code and from other files when they are built.
 
 <!-- families -->                   the table of model families, from the tests' zoo
-<!-- sweep -->                      what became of every text-generating entry of transformers
+<!-- sweep -->                      the result for every text-generating entry of transformers
 <!-- commands -->                   every command of the command line, with its options
 <!-- trees -->                      a trace, as notebooks show it
 <!-- bench docs/bench/x.json -->    the tables of what `specplug bench --out` wrote
 <!-- rivals docs/bench/x.json -->   a table of what `tests.benchmarks.rivals --out` wrote
-<!-- file README.md#Measured -->    a file, or a section of it
+<!-- file CHANGELOG.md -->           a file, or with `#Heading` a section of it
+![words](picture.svg)               the picture itself, so that it follows the page's colours
 """
 
 from __future__ import annotations
@@ -25,23 +26,35 @@ PAGES = {
     "datastores/README.md": "format.md",
     "CHANGELOG.md": "changelog.md",
 }
-"""Where a file is found on the site."""
+"""The page of each file that the site includes."""
 
 DIRECTIVE = re.compile(r"^<!-- (\w+)(?: (\S+?)(?:#(.+))?)? -->$", re.MULTILINE)
+PICTURE = re.compile(r"^!\[[^\]]*\]\((\w+\.svg)\)$", re.MULTILINE)
+SCHEME = re.compile(r"@media \(prefers-color-scheme: dark\) \{\n([^{}]+\{[^{}]*\})\n\}")
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """What mkdocs calls for every page."""
+    """Replace directives and pictures of a page; mkdocs calls this for every page."""
 
     def text(found: re.Match[str]) -> str:
         what, *arguments = found.groups()
         return SOURCES[what](*(argument for argument in arguments if argument))
 
-    return DIRECTIVE.sub(text, markdown)
+    return PICTURE.sub(lambda found: inlined(found[1]), DIRECTIVE.sub(text, markdown))
+
+
+def inlined(name: str) -> str:
+    """An SVG of this folder as part of the page. It follows the page's colour scheme.
+
+    As a file the picture follows the reader's system. The site has a switch of its own.
+    """
+    text = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    text = SCHEME.sub(r'[data-md-color-scheme="slate"] \1', text)
+    return "<div>\n" + re.sub(r"\n{2,}", "\n", text).strip() + "\n</div>"
 
 
 def included(name: str, heading: str | None = None) -> str:
-    """A file of the repository without its title, or one section, with links that hold here."""
+    """A file of the repository without its title, or one section of it; links lead to pages."""
     text = (ROOT / name).read_text(encoding="utf-8")
     if heading is None:
         body = re.sub(r"^# .+\n", "", text)
@@ -55,7 +68,7 @@ def included(name: str, heading: str | None = None) -> str:
 
 
 def _link(file: str, label: str, target: str) -> str:
-    """A link to another file as one to its page; to a file that has none, its label as code."""
+    """A link to a file as a link to its page; if the file has no page, its label as code."""
     path, _, anchor = target.partition("#")
     place = (Path(file).parent / path).as_posix() if path else file
     if place.startswith("docs/"):
@@ -66,7 +79,7 @@ def _link(file: str, label: str, target: str) -> str:
 
 
 def families() -> str:
-    """A row for each family that the tests hold: how it is run, and why so if not as a tree."""
+    """One row per tested family: its mode, and the reason if the mode is not tree."""
     if str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))
     from transformers.utils import logging
@@ -76,7 +89,7 @@ def families() -> str:
     from tests.helpers.zoo import FAMILIES, make, prompt
 
     logging.set_verbosity_error()
-    rows = ["| tested as | class | run as | identical in | why not a tree |", 5 * "|---" + "|"]
+    rows = ["| tested as | class | mode | identical in | reason, if not a tree |", 5 * "|---" + "|"]
     tested: set[str] = set()
     for name, family in FAMILIES.items():
         model = make(name)
@@ -86,7 +99,7 @@ def families() -> str:
         rows.append(f"| {name} | `{kind}` | **{found.mode}** | {exact} | {found.reason} |")
         tested |= {model.config.model_type, model.config.get_text_config(decoder=True).model_type}
     others = ", ".join(f"`{name}`" for name in sorted(evidence.PROVEN - tested))
-    return "\n".join([*rows, "", f"Trees were also measured to be right for {others}."])
+    return "\n".join([*rows, "", f"Trees were also measured to be exact for {others}."])
 
 
 def sweep() -> str:
@@ -99,7 +112,7 @@ def sweep() -> str:
 
 
 def bench(name: str) -> str:
-    """How fast each method was, and Spec-Bench's table."""
+    """The speed of each method, and Spec-Bench's table."""
     from hf_specplug.bench import results, tables
 
     found = results.read(str(ROOT / name))
@@ -108,7 +121,7 @@ def bench(name: str) -> str:
 
 
 def rivals(name: str) -> str:
-    """Tokens per forward pass of each method by size, and what drafting costs."""
+    """Tokens per forward pass of each method by tree size, and the time for drafting."""
     sizes = [8, 16, 32, 64]
     found: dict[str, dict[int, dict[str, Any]]] = {}
     for row in json.loads((ROOT / name).read_text(encoding="utf-8"))["methods"]:
@@ -123,7 +136,7 @@ def rivals(name: str) -> str:
         cost = [f"{middle['us_median']:.0f}", f"{middle['us_p99']:.0f}"]
         rows.append([f"`{method}`", *lengths, *cost])
     columns = [f"{n} nodes" for n in sizes]
-    return _table(["method", *columns, "us a step at 16", "p99"], rows)
+    return _table(["method", *columns, "µs per step at 16", "p99"], rows)
 
 
 def _table(columns: list[str], rows: list[list[str]]) -> str:
@@ -148,7 +161,7 @@ def commands() -> str:
 
 
 def trees() -> str:
-    """Four forward passes as a notebook draws them, of a fixed size, so that they stay the same."""
+    """Four forward passes as a notebook draws them, with a fixed tree size for reproducibility."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 

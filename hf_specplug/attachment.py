@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import inspect
 import os
-import weakref
 from collections.abc import Iterable
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-import torch._dynamo
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
-from transformers.generation.streamers import BaseStreamer
 
 from hf_specplug.datastore.store import Datastore
 from hf_specplug.drafters.contract import Drafter
 from hf_specplug.errors import OptionError
+from hf_specplug.hf.adapter import BaseStreamer
 from hf_specplug.hf.call_settings import ask_for_cache, build_stop_strings, left_to_transformers
+from hf_specplug.hf.compiling import many_recompiles
 from hf_specplug.plug import DEFAULT_DRAFTERS, SpecPlug
 
 
@@ -54,14 +52,14 @@ class _Attached:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self.plug._attached = weakref.ref(self.model)
+        self.plug.model = self.model
 
 
 class _AttachedGenerate(_Attached):
     name = "generate"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with _room_for_compiled():
+        with many_recompiles():
             return self._generate(*args, **kwargs)
 
     def _generate(self, *args: Any, **kwargs: Any) -> Any:
@@ -121,20 +119,9 @@ class _Run:
         inputs_tensor: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        return self._plug(
+        return self._plug.run(
             model, input_ids, inputs_tensor=inputs_tensor, streamer=self._streamer, **kwargs
         )
-
-
-def _room_for_compiled() -> AbstractContextManager[Any]:
-    """Trees, chains and prompts are more kinds of input than torch.compile puts up with.
-
-    Past its limit a forward pass runs as it is or, compiled with `fullgraph`, raises.
-    """
-    config: Any = torch._dynamo.config
-    limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
-    patch: AbstractContextManager[Any] = config.patch({limit: max(64, getattr(config, limit))})
-    return patch
 
 
 def _checked_assistant(assistant: Any) -> Any:
@@ -180,7 +167,7 @@ def attach(
     plug = SpecPlug(
         drafters=drafters, nodes=nodes, pack=pack, datastores=datastores, tokenizer=tokenizer
     )
-    plug._attached = weakref.ref(inner)
+    plug.model = inner
     detach(inner)
     for method in _METHODS:
         if hasattr(type(inner), method.name):

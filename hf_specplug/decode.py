@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from hf_specplug.drafters.contract import Context, Float32, Step
-from hf_specplug.drafting.budget import Budget
+from hf_specplug.drafters.contract import Context, Step
+from hf_specplug.drafting.budget import Budget, Decision
+from hf_specplug.drafting.draft import draft
 from hf_specplug.drafting.search import TreeSearch
 from hf_specplug.telemetry.history import CheckedStep, History
 from hf_specplug.telemetry.stats import Stats
@@ -19,158 +21,142 @@ from hf_specplug.verify.engine import PREFILL_LOGITS, Engine
 from hf_specplug.verify.outputs import Outputs
 
 
-def decode(
-    engine: Engine,
-    verifier: Verifier,
-    search: TreeSearch,
-    context: Context,
-    budget: Budget,
-    stats: Stats,
-    history: History,
-    chain: bool,
-    lock: AbstractContextManager[Any],
-) -> None:
-    """Generate until a stopping criterion is met; the text is then in `verifier`.
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """One call in progress.
 
-    Args:
+    Attributes:
         engine: runs the target.
-        verifier: the sequence and its rules.
+        verifier: holds the sequence, and picks its tokens.
         search: the drafters and their shared tree; each has begun this request.
         context: the text as the drafters see it.
-        budget: how large a draft may be.
+        budget: chooses the size of each draft.
         stats: counts what happens.
         history: keeps the last trees.
-        chain: draft single paths, for models that cannot check trees.
-        lock: held while drafters are asked and told: calls at the same time share what they learn.
+        chain: whether single paths are drafted, for models that cannot verify trees.
+        lock: held while drafters are asked and told: concurrent calls share what they learn.
     """
+
+    engine: Engine
+    verifier: Verifier
+    search: TreeSearch
+    context: Context
+    budget: Budget
+    stats: Stats
+    history: History
+    chain: bool
+    lock: AbstractContextManager[Any]
+
+
+def decode(call: Decoding) -> None:
+    """Generate until a stopping criterion is met; the text is then in `call.verifier`."""
+    engine, verifier, search, stats = call.engine, call.verifier, call.search, call.stats
     with stats.phase("prefill"):
-        emitted = _prefill(engine, verifier, search, context, lock)
+        emitted = _prefill(call)
     verifier.stream()
-    late: Callable[[], None] = _nothing
+    deferred: Callable[[], None] = _nothing
     try:
         while not verifier.finished:
+            root = emitted[-1]
+
+            # 1. draft: one tree from all drafters, and 2. size: as much of it as pays
             with stats.phase("draft"):
-                # 1. draft: one tree from all drafters
-                tree, asked = EMPTY, budget.ask()
-                if engine.drafts and any(asked) and emitted[-1] not in context.suppressed:
-                    limit = min(budget.limit, engine.room)
-                    verifier.guide(search)
-                    with lock:
-                        tree = search.grow(emitted[-1], limit, verifier.room - 1, chain, asked)
-                # 2. size: as much of it as pays
-                fitting = budget.fit(tree, len(context))
-                tree = tree if verifier.keeps_drafts else fitting
+                decision = _draft(call, root)
+            tree = decision.tree
 
             # 3. verify: one forward pass over the last token and the tree
-            start = time.perf_counter() - engine.prepared[1]  # once is no time for a budget
+            start = time.perf_counter() - engine.captured[1]  # captures are no cost of a step
             with stats.phase("verify"):
-                root = emitted[-1]
                 outputs = engine.step(root, tree)
-                late()  # while a device computes
+                deferred()  # while the device computes
                 outputs.wait()
 
-            # 4. accept: what the target says, as far as the tree foresaw it
+            # 4. accept: the target's own tokens, as far as the tree foresaw them
             with stats.phase("accept"):
-                visited, emitted = verifier.accept(outputs, tree)
+                visited, emitted = verifier.accept(outputs, tree, search.proposal)
                 engine.keep(visited)
-            seconds = time.perf_counter() - engine.prepared[1] - start
-            budget.observe(tree, len(visited) - 1, len(context), seconds, asked, search.seconds)
+            seconds = time.perf_counter() - engine.captured[1] - start
+            call.budget.observe(decision, len(visited) - 1, len(call.context), seconds)
 
-            # 5. observe: drafters learn from all that was seen
+            # 5. observe: drafters learn from everything that the pass showed
+            step = CheckedStep(root, tree, visited, emitted)
             with stats.phase("observe"):
-                topk = outputs.topk() if _needed(search, "topk") else None
-                hidden = _hidden(search, engine, outputs, visited[-1])
-                before = len(context) - 1
-                context.append(emitted)
-                step = Step.of_tree(root, tree, before, visited, emitted, topk, hidden)
-                with lock:
-                    search.learn(step.emitted)
-                    observe(search, step)
-                late = partial(
-                    _report, verifier, stats, history, CheckedStep(root, tree, visited, emitted)
-                )
+                _observe(call, step, outputs)
+                deferred = partial(_report, call, step)
                 if not engine.overlaps:
-                    late()
-                    late = _nothing
+                    deferred()
+                    deferred = _nothing
     finally:
-        late()
+        deferred()
 
 
-def _prefill(
-    engine: Engine,
-    verifier: Verifier,
-    search: TreeSearch,
-    context: Context,
-    lock: AbstractContextManager[Any],
-) -> list[int]:
+def _prefill(call: Decoding) -> list[int]:
     """Run the prompt, show it to the drafters, and return the first token."""
+    verifier, search, context = call.verifier, call.search, call.context
     wanted = 1
-    if _needed(search, "topk"):
+    if search.needs("topk"):
         wanted = max(1, _prompt_rows(verifier, context))
-    outputs = engine.prefill(verifier.input_ids, wanted)
+    outputs = call.engine.prefill(verifier.input_ids, wanted)
     logits = outputs.logits
     prompt = context.tokens[len(context) - min(len(context), len(logits)) :].copy()
     _, emitted = verifier.accept(Outputs(logits[-1:]), EMPTY)
     context.append(emitted)
     topk = None
-    if _needed(search, "topk") and len(prompt):
+    if search.needs("topk") and len(prompt):
         topk = Outputs(logits[-len(prompt) :]).topk()
     before = len(context) - len(emitted) - len(prompt)
-    hidden = _hidden(search, engine, outputs, -1)
-    with lock:
-        observe(search, Step.of_text(prompt, before, [], emitted, topk, hidden))
+    hidden = outputs.hidden(-1) if search.needs("hidden") else None
+    with call.lock:
+        search.observe(Step.of_text(prompt, before, [], emitted, topk, hidden))
     return emitted
 
 
-def _hidden(search: TreeSearch, engine: Engine, outputs: Outputs, node: int) -> Float32 | None:
-    """The state at a node, if a drafter wants it and it was seen."""
-    if not _needed(search, "hidden"):
-        return None
-    state = outputs.hidden(node)
-    if state is None and not engine.degraded_reason:
-        engine.degraded_reason = (
-            "the model's hidden states are not seen: nothing is drafted by them"
-        )
-    return state
+def _prompt_rows(verifier: Verifier, context: Context) -> int:
+    """Prompt tokens whose outputs drafters see: as many as may be generated, if they fit.
+
+    The placeholders of an image teach nothing, and there may be many of them.
+    """
+    text = min(verifier.input_ids.shape[1], context.unbroken)
+    return min(text, PREFILL_LOGITS // context.vocab_size, verifier.remaining)
 
 
-def _report(verifier: Verifier, stats: Stats, history: History, step: CheckedStep) -> None:
-    """What nobody waits for before the next forward pass can start."""
-    verifier.stream()
-    stats.observe(step.tree, step.visited, history.names)
-    history.append(step)
+def _draft(call: Decoding, root: int) -> Decision:
+    """The tree to verify after `root`; empty where nothing may be drafted."""
+    engine, verifier = call.engine, call.verifier
+    allowed = engine.drafts and root not in call.context.suppressed
+    return draft(
+        call.search,
+        call.budget,
+        root,
+        len(call.context),
+        room=engine.free_slots if allowed else 0,
+        depth=verifier.remaining - 1,
+        chain=call.chain,
+        noise=verifier.noise,
+        generator=verifier.generator,
+        lock=call.lock,
+    )
+
+
+def _observe(call: Decoding, step: CheckedStep, outputs: Outputs) -> None:
+    """Show drafters and mixer what a forward pass showed, and extend their text."""
+    search, context = call.search, call.context
+    topk = outputs.topk() if search.needs("topk") else None
+    hidden = outputs.hidden(step.visited[-1]) if search.needs("hidden") else None
+    before = len(context) - 1
+    context.append(step.emitted)
+    seen = Step.of_tree(step.root, step.tree, before, step.visited, step.emitted, topk, hidden)
+    with call.lock:
+        search.learn(seen.emitted)
+        search.observe(seen)
+
+
+def _report(call: Decoding, step: CheckedStep) -> None:
+    """Work that the next forward pass does not wait for."""
+    call.verifier.stream()
+    call.stats.observe(step.tree, step.visited, call.history.names)
+    call.history.append(step)
 
 
 def _nothing() -> None:
     pass
-
-
-def begin(search: TreeSearch, context: Context) -> None:
-    """Begin a request with every drafter; one that fails is dropped."""
-    for drafter in search.drafters:
-        try:
-            drafter.begin(context)
-        except Exception as error:
-            search.drop(drafter, error)
-
-
-def observe(search: TreeSearch, step: Step) -> None:
-    """Show a step to every drafter; one that fails is dropped."""
-    for drafter in search.drafters:
-        try:
-            drafter.observe(step)
-        except Exception as error:
-            search.drop(drafter, error)
-
-
-def _prompt_rows(verifier: Verifier, context: Context) -> int:
-    """Prompt tokens whose outputs are worth having: as many as are to be generated, if they fit.
-
-    What stands for an image teaches nothing, and there may be a great deal of it.
-    """
-    text = min(verifier.input_ids.shape[1], context.unbroken)
-    return min(text, PREFILL_LOGITS // context.vocab_size, verifier.room)
-
-
-def _needed(search: TreeSearch, output: str) -> bool:
-    return any(output in drafter.needs for drafter in search.drafters)

@@ -1,4 +1,4 @@
-"""What a plug knows and keeps of one model, in this process: how to run it, and at what cost."""
+"""What a plug keeps of one model, in this process: how to run its calls, and at what cost."""
 
 from __future__ import annotations
 
@@ -8,132 +8,92 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from hf_specplug import forking
 from hf_specplug.drafting.budget import Budget
 from hf_specplug.drafting.drafter_sets import KEPT
-from hf_specplug.errors import OptionError
 from hf_specplug.exactness import evidence
 from hf_specplug.hf import support
-from hf_specplug.hf.cache import PLAIN, TREE
-from hf_specplug.hf.hidden_states import HiddenStateHook, signature
-from hf_specplug.hf.support import Support
-from hf_specplug.verify.eager import EagerEngine
+from hf_specplug.hf.call import NOT_FOR_THE_MODEL, Call
+from hf_specplug.hf.hidden_states import signature
+from hf_specplug.hf.plan import PLAIN, CallPlan
 from hf_specplug.verify.engine import Engine
+from hf_specplug.verify.engines import make_factories
 from hf_specplug.verify.packed import PackedLinears, packed_linears
-from hf_specplug.verify.static import PADDED_WIDTHS, StaticEngine, compile_config
-from hf_specplug.verify.static_forward import StaticForward
-
-_NOT_FOR_THE_MODEL = ("logits_processor", "stopping_criteria", "inputs_tensor", "streamer")
 
 
 class Session:
-    """Chooses and makes the engine of each call. It holds no reference to the model.
+    """Plans each call and makes its engine. It holds no reference to the model.
 
     Args:
         nodes: for the budget.
-        pack: whether weights may be kept in another layout too.
+        pack: whether weights may be kept in a second layout.
 
     Attributes:
-        layer: whose hidden states drafters want; None if none does.
+        layer: whose hidden states drafters need; None if none does.
+        factories: the engines by name, in order of priority.
     """
 
     def __init__(self, nodes: int | str, pack: bool) -> None:
         self._nodes = nodes
         self._signature = ""
         self.layer: int | None = None
-        self._budgets: dict[tuple[bool, int, int], Budget] = {}
+        self._budgets: dict[tuple[str, int, int], Budget] = {}
         self._pack = pack
         self._packed: PackedLinears | None = None
-        self._forward = StaticForward()
-        self._forward_of = 0  # the thread of the call that uses it
+        self.factories = make_factories()
         self.lock = threading.RLock()
         forking.register(self)
 
-    def choose(
-        self,
-        model: PreTrainedModel,
-        input_ids: torch.Tensor,
-        generation_config: GenerationConfig,
-        may_be_static: bool = True,
-        **model_kwargs: Any,
-    ) -> tuple[Support, bool]:
-        """Tree, chain or plain for a call, and whether the static engine is to run it."""
-        choice = support.of_model(model)
-        static = choice.mode == TREE and support.is_static(model, generation_config, model_kwargs)
-        static = static and may_be_static and not self._forward.failure
-        if choice.mode != PLAIN:
-            of_call = support.of_call(model, input_ids, generation_config, model_kwargs, static)
-            if of_call.mode == PLAIN or choice.mode == TREE:
-                choice = of_call
-        if choice.mode != PLAIN:
-            choice = evidence.shown(model, choice, input_ids, generation_config, model_kwargs)
-        return choice, static and choice.mode == TREE
+    def plan(self, call: Call, busy: frozenset[str] = frozenset()) -> CallPlan:
+        """How to run a call: as tree, chain or plainly, and on which engine.
+
+        Args:
+            busy: names of engines that cannot run it now.
+        """
+        gate = support.of_call(call)
+        plan = support.of_model(call.model).limited(gate.mode, gate.reason)
+        if plan.mode == PLAIN:
+            return plan
+        for name, factory in self.factories.items():
+            if name in busy or not factory.suits(call, plan):
+                continue
+            own = CallPlan(plan.mode, plan.reason, name, factory.widths)
+            own = factory.limit(call, own)
+            if own.mode != PLAIN:
+                own = evidence.shown(call, own)
+            if own.mode in factory.modes:
+                return own
+        return plan.limited(PLAIN, "no engine can run it")
 
     @contextmanager
-    def chosen(
-        self,
-        model: PreTrainedModel,
-        input_ids: torch.Tensor,
-        config: GenerationConfig,
-        model_kwargs: dict[str, Any],
-    ) -> Iterator[tuple[Support, bool]]:
-        """What is chosen, for the time of a call.
+    def planned(self, call: Call) -> Iterator[CallPlan]:
+        """The plan of a call, with its engine acquired for as long as the call runs.
 
-        The static engine runs one call at a time: who comes meanwhile takes the eager one, or
-        whatever is right without it.
+        If another call uses the engine that suits best, the next one is taken.
         """
-        choice, static = self.choose(model, input_ids, config, **model_kwargs)
-        if static and not self._reserve():
-            choice, static = self.choose(model, input_ids, config, False, **model_kwargs)
+        plan, busy = self.plan(call), frozenset[str]()
+        while plan.mode != PLAIN and not self.factories[plan.engine].acquire():
+            busy |= {plan.engine}
+            plan = self.plan(call, busy)
         try:
-            yield choice, static
+            yield plan
         finally:
-            if static:
-                self._forward_of = 0
-
-    def _reserve(self) -> bool:
-        """Take the static engine's forward pass, if it is free."""
-        with self.lock:
-            if self._forward_of:
-                return False
-            self._forward_of = threading.get_ident()
-            return True
+            if plan.mode != PLAIN:
+                self.factories[plan.engine].release()
 
     def after_fork(self) -> None:
-        """The calls of other threads are over; what they left is not to be trusted."""
-        if self._forward_of not in (0, threading.get_ident()):
-            self._forward, self._forward_of = StaticForward(), 0
+        """Only the lock belonged to other threads."""
 
-    def engine(
-        self,
-        model: PreTrainedModel,
-        config: GenerationConfig,
-        model_kwargs: dict[str, Any],
-        mode: Support,
-        static: bool,
-    ) -> Engine:
-        """What runs a call of the given kind."""
-        if self._pack and model.device.type == "cpu":
-            self._packed = packed_linears(model)
-        packed = self._packed
-        engine: Engine
-        if static:
-            if compile_config(model, config) is not None:
-                packed = None
-            engine = StaticEngine(model, config, model_kwargs, mode, self._forward, packed)
-        else:
-            engine = EagerEngine(model, config, model_kwargs, mode, packed)
-        if self.layer is not None:
-            try:
-                engine.hidden_states = HiddenStateHook(model, self.layer)
-            except OptionError as error:  # nothing is drafted by states, then
-                engine.degraded_reason = str(error)
-        return engine
+    def engine(self, call: Call, plan: CallPlan) -> Engine:
+        """The engine that runs a planned call."""
+        if self._pack and call.model.device.type == "cpu":
+            self._packed = packed_linears(call.model)
+        return self.factories[plan.engine].make(call, plan, self._packed, self.layer)
 
     def signature(self, model: PreTrainedModel) -> str:
-        """Tells the model from others, if a drafter looks at its hidden states; "" if none does."""
+        """Tells the model from others, if a drafter needs its hidden states; else ""."""
         if self.layer is not None and not self._signature:
             self._signature = signature(model)
         return self._signature
@@ -148,15 +108,16 @@ class Session:
         """Let `act` use the engine of a call after its prompt; nothing is generated.
 
         Args:
-            settings: of `generate`. Where a call would not be drafted, nothing happens.
+            settings: of `generate`. Nothing happens if such a call is not drafted.
         """
 
         def run(model: PreTrainedModel, input_ids: torch.Tensor, **rest: Any) -> torch.Tensor:
             config = rest.pop("generation_config")
-            kwargs = {key: rest[key] for key in rest if key not in _NOT_FOR_THE_MODEL}
-            with self.chosen(model, input_ids, config, kwargs) as (choice, static):
-                if choice.mode != PLAIN:
-                    engine = self.engine(model, config, kwargs, choice, static)
+            kwargs = {key: rest[key] for key in rest if key not in NOT_FOR_THE_MODEL}
+            call = Call(model, input_ids, config, kwargs)
+            with self.planned(call) as plan:
+                if plan.mode != PLAIN:
+                    engine = self.engine(call, plan)
                     try:
                         engine.prefill(input_ids, 1)
                         act(engine)
@@ -169,42 +130,43 @@ class Session:
     def warm(
         self, model: PreTrainedModel, max_length: int, plug: Any, settings: dict[str, Any]
     ) -> tuple[int, float]:
-        """Do now what calls of up to `max_length` tokens would wait for once.
+        """Do the one-off work of calls of up to `max_length` tokens ahead of them.
 
         Args:
-            plug: decodes a few tokens, so that all that decoding needs is compiled.
+            plug: decodes a few tokens, so that everything that decoding needs is compiled.
             settings: of `generate`.
 
         Returns:
-            Forward passes that were captured or compiled, and the seconds that it took.
+            (forward passes that were captured or compiled, the seconds that it took)
         """
         torch.get_num_threads()  # in a new thread mkldnn takes its own number of them until asked
         ids = torch.ones((1, 4), dtype=torch.int64, device=support.device_of(model))
-        prepared = [(0, 0.0)]
+        captured = [(0, 0.0)]
 
         def act(engine: Engine) -> None:
             engine.warm(max_length)
-            prepared.append(engine.prepared)
+            captured.append(engine.captured)
 
         with evidence.unchanged(model):
             _generate_little(model, ids, plug, settings)
             self.on_engine(model, ids, act, **settings)
-        return prepared[-1]
+        return captured[-1]
 
-    def budget(self, static: bool, drafters: int, drafter_set: int) -> Budget:
-        """How many tokens pay, on either engine, for the calls with a drafter set.
+    def budget(self, plan: CallPlan, drafters: int, drafter_set: int) -> Budget:
+        """How many tokens pay on the engine of a plan, for the calls with a drafter set.
 
-        Each set has its own: the higher its number, the more calls there are beside it, and so the
-        other times it finds.
+        Each set has its own budget: the higher its number, the more calls run beside it, and the
+        longer its forward passes take.
 
         Args:
-            drafters: how many there are.
+            drafters: number of drafters.
+            drafter_set: number of the set.
         """
-        key = static, drafters, drafter_set
+        key = plan.engine, drafters, drafter_set
         with self.lock:
             budget = self._budgets.get(key)
             if budget is None:
-                budget = Budget(self._nodes, drafters, PADDED_WIDTHS if static else None)
+                budget = Budget(self._nodes, drafters, plan.widths)
                 if drafter_set < KEPT:
                     self._budgets[key] = budget
             return budget

@@ -65,6 +65,16 @@ class DraftTree:
         moved[parents < 0] = -1
         return DraftTree(self.tokens[nodes], moved, self.probs[nodes], self.sources[nodes])
 
+    def children(self) -> dict[tuple[int, int], int]:
+        """The nodes by (parent, token), counted from 1, as 0 is the root.
+
+        Example:
+            >>> DraftTree.path(np.array([7, 8], np.int32)).children()
+            {(0, 7): 1, (1, 8): 2}
+        """
+        edges = zip(self.parents.tolist(), self.tokens.tolist(), strict=True)
+        return {(parent + 1, token): node for node, (parent, token) in enumerate(edges, start=1)}
+
     def without(self, barred: Iterable[int]) -> DraftTree:
         """The tree without some tokens and what follows them."""
         there = np.isin(self.tokens, list(barred))

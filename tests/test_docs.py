@@ -1,7 +1,7 @@
-"""What the pages say is so: commands and snippets run, links lead somewhere, lists are complete.
+"""The pages are true: commands and snippets run, links resolve, lists are complete.
 
-A page's fenced blocks are run in order, in a folder with what they name. A block is Python, or
-commands (`sh`, or untagged), or `text` that nothing runs. What cannot be run is in `NOT_RUN`.
+The fenced blocks of a page run in order, in a folder with the files that they name. A block is
+Python, or commands (`sh` or untagged), or `text`, which does not run. `NOT_RUN` has exceptions.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import typer
@@ -38,6 +39,7 @@ from hf_specplug.exactness import evidence
 from hf_specplug.published import PUBLISHED
 from tests.helpers.runs import plain, plugged
 from tests.helpers.zoo import FAMILIES, make, prompt
+from tests.test_imports import LAYERS
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -56,13 +58,13 @@ NOT_RUN = {
     "RAY_ADDRESS=auto specplug build big.store --engine ray --tokenizer ./my-model "
     "corpus/*.parquet": "a cluster; tests/datastore/test_engines.py does on this machine",
 }
-"""Commands, or lines of snippets, that are not run, and why or by what else."""
+"""Commands, or lines of snippets, that do not run here: the reason, or the test that runs them."""
 
 SMALLER = {
     "demo": ["--tokens", "24", "--no-store"],
     "bench engine": ["--per-task", "1", "--tokens", "48", "--contexts", "64"],
 }
-"""Options that make a command quicker, added to those of the page."""
+"""Options that make a command faster, added to those of the page."""
 
 Block = tuple[str, str]
 """(language, content)"""
@@ -85,7 +87,7 @@ def blocks(page: str) -> list[Block]:
 
 
 def commands(content: str) -> list[list[str]]:
-    """The words of each command; what separates them is a line or a semicolon."""
+    """The words of each command; newlines and semicolons separate commands."""
     found = []
     for line in content.replace("\\\n", " ").splitlines():
         lexer = shlex.shlex(line.removeprefix("$ "), posix=True, punctuation_chars=";")
@@ -113,7 +115,7 @@ def is_left_out(content: str) -> bool:
 
 
 class Desk:
-    """A folder with what the pages name, where commands and snippets of one page are run."""
+    """A folder with the files that pages name, where the blocks of one page run."""
 
     def __init__(self, folder: Path, names: dict[str, Any]) -> None:
         self.names = names
@@ -173,7 +175,7 @@ class Desk:
 
 
 def program(module: str) -> ModuleType:
-    """What `python -m module` runs."""
+    """The module that `python -m module` runs."""
     spec = importlib.util.find_spec(module)
     assert spec is not None, f"there is no {module}"
     package = spec.submodule_search_locations is not None
@@ -210,14 +212,12 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, demo_model: Any, token
     [pytest.param(page, marks=pytest.mark.slow if page in SLOW else ()) for page in PAGES],
 )
 def test_what_a_page_shows_runs(page: str, desk: Desk) -> None:
-    if page == "README.md":  # it shows no imports twice
-        desk.names |= {name: getattr(hf_specplug, name) for name in hf_specplug.__all__}
     for block in blocks(page):
         desk.run(block)
 
 
 def test_what_is_not_run_is_on_a_page() -> None:
-    """A table of exceptions that outlive their pages would hide what comes later."""
+    """An exception without its page would hide a later error."""
     everything = [block for page in PAGES for block in blocks(page)]
     shell = [
         words
@@ -236,7 +236,7 @@ def test_what_is_not_run_is_on_a_page() -> None:
 
 
 def exists(words: list[str]) -> None:
-    """Hold that a command is there, and all of its options."""
+    """Assert that a command exists, with all its options."""
     root: Any = typer.main.get_command(app)
     command, rest = root, words[1:]
     while rest and rest[0] in getattr(command, "commands", ()):
@@ -286,7 +286,8 @@ def test_readme_drafts(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_drafter_in_one_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry_module, "_registry", dict(registry_module._registry))
     names: dict[str, Any] = {}
-    exec(next(content for language, content in blocks("CONTRIBUTING.md") if language), names)
+    python = (content for language, content in blocks("CONTRIBUTING.md") if language == "python")
+    exec(next(python), names)
     model, inputs = make("llama"), prompt(make("llama"))
     expected, _ = plain(model, inputs, max_new_tokens=40, do_sample=False)
     drafters = ["context", "alternate"]
@@ -316,14 +317,18 @@ def test_links_lead_somewhere(page: str) -> None:
         assert not anchor or anchor in headings(place), f"{page}: {target}"
 
 
-def hooks() -> ModuleType:
-    """`docs/hooks.py`, which mkdocs loads by its path, too."""
-    spec = importlib.util.spec_from_file_location("docs_hooks", DOCS / "hooks.py")
+def module(name: str) -> ModuleType:
+    """A script in `docs`, loaded by its path, as mkdocs loads its hooks."""
+    spec = importlib.util.spec_from_file_location(f"docs_{name}", DOCS / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+def hooks() -> ModuleType:
+    return module("hooks")
 
 
 def test_every_family_is_in_the_table() -> None:
@@ -349,17 +354,79 @@ def test_every_command_is_on_its_page() -> None:
 
 
 def test_what_is_taken_from_files() -> None:
-    module = hooks()
-    page = module.on_page_markdown("before\n\n<!-- file README.md#Measured -->\n\nafter\n")
-    assert "tokens per forward pass" in page
-    further = module.included("README.md", "Further")
-    assert "(contributing.md)" in further, "links lead to pages"
-    assert "(figures.md)" in further
+    pages = hooks()
+    page = pages.on_page_markdown("before\n\n<!-- file CONTRIBUTING.md#How we test -->\n\nafter\n")
+    assert "token identity" in page
     assert page.startswith("before\n")
     assert page.endswith("after\n")
-    assert "`recipes`" in module.included("datastores/README.md")
+    further = pages.included("README.md", "Documentation")
+    assert "(compared.md)" in further, "links lead to pages"
+    assert "(contributing.md)" in further
+    assert "`recipes`" in pages.included("datastores/README.md")
     with pytest.raises(ValueError, match="no section 'Nothing'; there are"):
-        module.included("README.md", "Nothing")
+        pages.included("README.md", "Nothing")
+
+
+def test_pictures_follow_the_colours_of_the_site() -> None:
+    page = hooks().on_page_markdown("before\n\n![words](flow.svg)\n\nafter\n")
+    assert '<svg xmlns="http://www.w3.org/2000/svg" class="flow"' in page
+    assert '[data-md-color-scheme="slate"] .flow {' in page
+    assert "@media" not in page
+    assert "\n\n" not in page[page.index("<div>") : page.index("</div>")], "one block of HTML"
+
+
+def contrast(one: str, other: str) -> float:
+    """The contrast ratio of two colours, 1 to 21 (WCAG 2.2); 4.5 is needed for text."""
+
+    def luminance(colour: str) -> float:
+        parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+        red, green, blue = (
+            part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
+        )
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("name", ["flow.svg", "speed.svg"])
+def test_pictures_are_legible_in_light_and_dark(name: str) -> None:
+    text = (DOCS / name).read_text(encoding="utf-8")
+    root = ElementTree.fromstring(text)
+    assert root.find("{*}title") is not None
+    dark = re.search(r"@media \(prefers-color-scheme: dark\) \{([^}]+)\}", text)
+    assert dark is not None
+    light = text[: dark.start()]
+    for scheme, papers in ((light, ["#ffffff"]), (dark[1], ["#0d1117", "#1e2129"])):
+        colours = dict(re.findall(r"(--[\w-]+): (#\w+)", scheme))
+        assert set(colours) == set(re.findall(r"var\((--[\w-]+)\)", text)), "one for each scheme"
+        for paper in papers:  # the pages of GitHub and of the site
+            assert contrast(colours["--ink"], paper) > 7
+            assert contrast(colours["--soft"], paper) > 4.5
+        if name == "speed.svg":  # figures stand on their bars
+            assert contrast(colours["--ink"], colours["--m0"]) > 4
+            assert contrast(colours["--ink"], colours["--m1"]) > 4
+            assert contrast(colours["--on-m2"], colours["--m2"]) > 4.5
+    rest = text.replace(dark[1], "").replace(light, "")
+    assert not re.search(r"#[0-9a-f]{3,6}\b", rest), "a colour that is the same in both"
+    boxes = [box.get("class") for box in root.iter("{*}rect") if box.get("x") in (None, "0")]
+    assert None not in boxes, "a background would be a white box in the dark"
+
+
+def test_the_chart_is_made_from_the_committed_run() -> None:
+    chart = module("chart")
+    assert chart.CHART.read_text(encoding="utf-8") == chart.svg(chart.results.read(str(chart.RUN)))
+    values = chart.speeds(chart.results.read(str(chart.RUN)))["All tasks"]
+    figures = (DOCS / "figures.md").read_text(encoding="utf-8")
+    (row,) = re.findall(r"^\| tokens per second \| (.+) \|$", figures, re.MULTILINE)
+    assert re.findall(r"\d\.\d\d", row) == [f"{value:.2f}" for value in values]
+
+
+def test_the_readme_is_one_screen() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.split()) <= 700, "code included; what is longer belongs on a page"
+    assert text.count("![") == 1, "one chart"
+    assert text.count("docs/speed.svg") == 1
 
 
 SEVERAL = {
@@ -371,11 +438,11 @@ SEVERAL = {
     "Falcon (ALiBi)": {"falcon"},
     "dynamic NTK scaling beyond its limit": {"llama"},
 }
-"""What the README calls families whose `model_type`s it does not spell."""
+"""Names on the page that are not spelled like a `model_type`."""
 
 
-def test_the_readme_lists_the_families_of_the_tests() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_page_lists_the_families_of_the_tests() -> None:
+    text = (DOCS / "supported.md").read_text(encoding="utf-8")
     spelled = {re.sub(r"\W|_", "", name): {name} for name in evidence.PROVEN}
     types: dict[str, set[str]] = {mode: set() for mode in ("tree", "chain", "plain")}
     for name, family in FAMILIES.items():
@@ -383,21 +450,21 @@ def test_the_readme_lists_the_families_of_the_tests() -> None:
         types[family.mode].add(kind)
         spelled[re.sub(r"\W|_", "", kind)] = {kind}
     for mode, tested in types.items():
-        (row,) = re.findall(rf"^\| \*\*{mode}\*\* \| (.+) \|$", text, re.MULTILINE)
+        (row,) = re.findall(rf"^\| \*\*{mode}\*\* \| [^|]+ \| (.+) \|$", text, re.MULTILINE)
         labels = re.split(r", | and ", re.split("[;:] ", row)[0])
         found = {
             label: SEVERAL.get(label, spelled.get(re.sub(r"\W|_", "", label).lower(), set()))
             for label in labels
         }
         named = set().union(*found.values())
-        assert tested <= named, f"{mode}: the README does not name {tested - named}"
+        assert tested <= named, f"{mode}: the page does not name {tested - named}"
         if mode != "plain":  # which lists other things, too
             assert all(found.values()), f"nobody knows {[k for k in found if not found[k]]}"
             assert named <= tested | evidence.PROVEN, "it names what is not tested"
 
 
 def test_pages_are_complete() -> None:
-    """What was added to the package has a line on its page."""
+    """Every option, drafter, paper and public name has a line on its page."""
     read = {path.stem: path.read_text(encoding="utf-8") for path in DOCS.glob("*.md")}
     for name in inspect.signature(SpecPlug).parameters:
         assert f"| `{name}`" in read["options"]
@@ -414,6 +481,42 @@ def test_pages_are_complete() -> None:
         assert f"::: hf_specplug.{home}\n" in read["api"]
 
 
+FOLDERS = {path.parent.name for path in (ROOT / "hf_specplug").glob("*/__init__.py")}
+
+
+def listings() -> list[str]:
+    """The `text` blocks of CONTRIBUTING.md: the folders, and the import rule."""
+    return [content for language, content in blocks("CONTRIBUTING.md") if language == "text"]
+
+
+def test_every_folder_of_the_package_is_explained() -> None:
+    tree = listings()[0]
+    assert set(re.findall(r"^  (\w+)/ +\S", tree, re.MULTILINE)) == FOLDERS | {"demo_model"}
+    for path in (ROOT / "hf_specplug").glob("*.py"):
+        if path.name in ("attachment.py", "plug.py", "session.py", "decode.py", "tree.py"):
+            assert re.search(rf"^  {path.name} +\S", tree, re.MULTILINE)
+
+
+def test_the_import_rule_is_the_tested_one() -> None:
+    said = [set(line.split()) & FOLDERS for line in listings()[1].splitlines()]
+    tested = [set(names) & FOLDERS for names in LAYERS]
+    assert [names for names in said if names] == [names for names in tested if names]
+    assert len(listings()[1].splitlines()) <= 14
+
+
+def test_where_a_change_goes() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    table = text.split("## Where does it go")[1].split("\n## ")[0]
+    rows = [line for line in table.splitlines() if line.startswith("| a")][1:]
+    assert len(rows) == 10
+    for row in rows:
+        paths = [code for code in inline(row) if code.startswith(("hf_specplug/", "tests/"))]
+        assert any(path.startswith("hf_specplug/") for path in paths), row
+        assert any(path.startswith("tests/") for path in paths), row
+        for path in paths:
+            assert (ROOT / path).exists(), path
+
+
 def test_reasons_are_those_of_the_code() -> None:
     package = "".join(path.read_text() for path in (ROOT / "hf_specplug").rglob("*.py"))
     package = re.sub(r'"\s*f?"', "", package)  # texts that go over several lines
@@ -425,20 +528,30 @@ def test_reasons_are_those_of_the_code() -> None:
         assert reason in package, reason
 
 
-def test_figures_are_those_of_the_readme() -> None:
-    """What we measured is said once; a page that repeats it must not fall behind."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    readme += (DOCS / "figures.md").read_text(encoding="utf-8")
+def test_figures_are_those_of_their_page() -> None:
+    """Measurements have one page; pages that repeat them must agree with it."""
+    home = (DOCS / "figures.md").read_text(encoding="utf-8")
     first = (DOCS / "index.md").read_text(encoding="utf-8")
     last = (DOCS / "compared.md").read_text(encoding="utf-8").split("## What we measured")[1]
     figures = re.findall(r"\d+\.\d+", first.split("## First figures")[1] + last)
     assert len(figures) > 20
     for figure in figures:
-        assert figure in readme, figure
+        assert figure in home, figure
+
+
+@pytest.mark.parametrize("page", [*PAGES, "docs/bench/index.md"])
+def test_drafting_alone_stands_beside_packed_weights(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    figures = (DOCS / "figures.md").read_text(encoding="utf-8")
+    rows = re.findall(r"\| (\d\.\d\dx)[^|]* \| \*\*(\d\.\d\dx)\*\*", figures)
+    assert len(rows) == 5
+    for part in re.split(r"\n(?:\n|(?=[|-]))", text):  # paragraphs, rows of tables, items of lists
+        for alone, packed in rows:
+            assert packed not in part or alone in part, part
 
 
 class Page(HTMLParser):
-    """Links of a built page, its anchors, and what it loads."""
+    """The links and anchors of a built page, and the files that it loads."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()

@@ -22,7 +22,7 @@ LAYERS = [
     ["published", "telemetry"],
     ["verify"],
     ["exactness"],
-    ["session", "decode", "handover", "chain", "plug", "attachment"],
+    ["session", "decode", "assisted", "runner", "plug", "attachment"],
     ["replay"],
     ["answers", "bench"],
     ["cli"],

@@ -104,15 +104,15 @@ def test_slot_masks_without_siblings(name: str, monkeypatch: pytest.MonkeyPatch)
     assert outputs_differ(name, **STATIC)
 
 
-def test_a_walk_that_trusts_the_draft(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_verifier_that_trusts_the_draft(monkeypatch: pytest.MonkeyPatch) -> None:
     accept = Verifier.accept
 
-    def trusting(self: Verifier, outputs: Outputs, tree: DraftTree) -> Any:
+    def trusting(self: Verifier, outputs: Outputs, tree: DraftTree, *rest: Any) -> Any:
         if len(tree):
             logits = outputs.logits.clone()
             logits[0, int(tree.tokens[0])] += 1e6
             outputs = Outputs(logits)
-        return accept(self, outputs, tree)
+        return accept(self, outputs, tree, *rest)
 
     monkeypatch.setattr(Verifier, "accept", trusting)
     assert outputs_differ("llama")

@@ -212,8 +212,8 @@ def stress(model: Any, all_cases: list[Case], threads: int, calls: int) -> SpecP
         return calling
 
     in_threads(*(work(first) for first in range(threads)))
-    assert not plug._drafter_sets._taken
-    assert len(plug._drafter_sets._kept) < KEPT
+    assert not plug._ensemble._sets._taken
+    assert len(plug._ensemble._sets._kept) < KEPT
     assert patched(model) == 0
     assert not plug.stats.dropped
     return plug
@@ -243,7 +243,7 @@ def test_static_and_eager_calls_mixed(model: Any) -> None:
     plug = attach(model)
     stress(model, cases(24, static=True), threads=6, calls=20)
     assert plug.stats.calls == 120
-    assert plug._sessions[model]._forward_of == 0
+    assert plug._runner.sessions[model].factories["static"]._thread == 0
 
 
 def test_sampling_by_the_shared_generator(model: Any) -> None:
@@ -294,7 +294,7 @@ def test_two_plugs_on_one_model(model: Any) -> None:
 
     in_threads(*(work(plug) for plug in plugs))
     assert [plug.stats.calls for plug in plugs] == [len(few)] * 3
-    one, two, three = (plug._sessions[model]._packed for plug in plugs)
+    one, two, three = (plug._runner.sessions[model]._packed for plug in plugs)
     assert one is two
     assert one is not None
     assert one._packed
@@ -364,7 +364,7 @@ def test_a_copy_made_during_a_packed_call(model: Any, name: str) -> None:
     assert sum(type(module) is nn.Linear for module in twin.modules()) > 0
     assert twin.generate(**case.settings(twin)).tolist() == [expected]
     assert vars(twin)["generate"].plug.stats.calls == 1
-    assert not vars(twin)["generate"].plug._drafter_sets._taken
+    assert not vars(twin)["generate"].plug._ensemble._sets._taken
 
 
 @packs
@@ -395,7 +395,7 @@ def test_a_call_inside_a_call(model: Any) -> None:
     numbers: list[list[int]] = []
 
     def act() -> None:
-        numbers.append(sorted(plug._drafter_sets._taken))
+        numbers.append(sorted(plug._ensemble._sets._taken))
         run(model, inner, expected)
 
     settings = outer.settings(model)
@@ -485,7 +485,7 @@ def test_a_new_store_is_for_all_calls_from_the_next_on() -> None:
     one, two = plug._acquire(), plug._acquire()
     assert one is not None
     assert two is not None
-    plug._drafter_sets.release(two)
+    plug._ensemble._sets.release(two)
     plug.add_datastore(store("suffix", 12))
     for _ in range(2):
         seat = plug._acquire()
@@ -552,8 +552,8 @@ def check():
     with torch.no_grad():
         plug.save_state(sys.argv[2])
         assert model.generate(ids, **settings).tolist() == expected
-    assert not plug._drafter_sets._taken and not patched(model)
-    assert plug._sessions[model]._forward_of == 0
+    assert not plug._ensemble._sets._taken and not patched(model)
+    assert plug._runner.sessions[model].factories["static"]._thread == 0
 
 def fork(goes_on=False):
     child = os.fork()
@@ -562,7 +562,7 @@ def fork(goes_on=False):
     if child == 0:
         code = 1
         try:
-            assert not plug._drafter_sets._taken and not patched(model)
+            assert not plug._ensemble._sets._taken and not patched(model)
             check()
             code = 0
         finally:
@@ -590,7 +590,7 @@ def processor(ids, scores):
     if ids.shape[1] == 20:
         in_child = fork(goes_on=True)
         if in_child:
-            assert len(plug._drafter_sets._taken) == 1 and patched(model)
+            assert len(plug._ensemble._sets._taken) == 1 and patched(model)
     return scores
 
 same = model.generate(ids, **settings, logits_processor=[processor]).tolist() == expected

@@ -134,8 +134,10 @@ def _static(name: str, options: list[str], stores: Sequence[Datastore]) -> Metho
     ":published=PAPER)"
 )
 def _specplug(name: str, options: list[str], stores: Sequence[Datastore]) -> Method:
+    from transformers import CompileConfig
+
     from hf_specplug.drafters.store_drafter import readers
-    from hf_specplug.hf.loading import compile_config
+    from hf_specplug.hf.compiling import compiled_everywhere
     from hf_specplug.plug import DEFAULT_DRAFTERS, SpecPlug
     from hf_specplug.replay.compare import reading
 
@@ -161,7 +163,7 @@ def _specplug(name: str, options: list[str], stores: Sequence[Datastore]) -> Met
         elif option == "eager":
             settings["disable_compile"] = True
         elif option == "compiled":
-            settings["compile_config"] = compile_config()
+            settings["compile_config"] = compiled_everywhere(CompileConfig())
         else:
             raise _unknown(name, option)
     plug = SpecPlug(drafters=reading(drafters, stores), **arguments)

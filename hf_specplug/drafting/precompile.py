@@ -159,8 +159,7 @@ class _Guess(Drafter):
 def _search() -> None:
     drafter = _Guess()
     search = TreeSearch([drafter], Mixer([drafter.name]), _VOCAB, _fail)
-    search.noise = _noise()
-    search.grow(0, 4, 3).ancestors()
+    search.grow(0, 4, 3, noise=_noise()).ancestors()
     search.learn(np.ones(2, np.int32))
 
 

@@ -1,47 +1,23 @@
-"""The best-first search that grows one draft tree from what all drafters say."""
+"""The best-first search that grows one draft tree from the candidates of all drafters."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from hf_specplug.drafters.contract import (
-    MAX_CHILDREN,
-    NO_NOISE,
-    Drafter,
-    Float32,
-    Frontier,
-    Int32,
-    Noise,
-)
+from hf_specplug.drafters.contract import NO_NOISE, Drafter, Float32, Frontier, Int32, Noise
+from hf_specplug.drafting.experts import REFUSALS, Experts, checked_rows
 from hf_specplug.drafting.mixer import Mixer
 from hf_specplug.errors import DraftError
 from hf_specplug.kernels import mixer as mixing
 from hf_specplug.kernels import tree as kernels
 from hf_specplug.tree import EMPTY, DraftTree
 
-_REFUSALS = {
-    kernels.BAD_NODE: "named a node that it was not asked about",
-    kernels.BAD_TOKEN: "named a token outside the vocabulary",
-    kernels.BAD_BUCKET: "named an evidence bucket that it has no prior for",
-}
 
-
-@dataclass(frozen=True, slots=True)
-class _Expert:
-    """A drafter with its place: its column of evidence and its part of the table of buckets."""
-
-    drafter: Drafter
-    column: int
-    begin: int
-    end: int
-
-
-class TreeSearch:
+class TreeSearch(Experts):
     """Grows one tree per step: best-first on path probability (OPT-Tree, DySpec), no depth decay.
 
     In each round all nodes that could still have children in the tree are expanded, by every
@@ -54,12 +30,6 @@ class TreeSearch:
         vocab_size: ids outside [0, vocab_size) drop the drafter that named them.
         on_error: called once with a drafter that broke its contract, and the exception.
 
-    Attributes:
-        names: of all drafters, dropped or not: names[d] belongs to bit d of `DraftTree.sources`.
-        noise: what is known of the next picks' random numbers, see `Frontier.noise`.
-        generator: if given, children are drawn by their probability, not ranked by it.
-        seconds: what each of them took for the last tree.
-        suppressed: ids that are not drafted, whoever names them: those that stand for images, say.
     """
 
     drafter: ClassVar[str | None] = None  # the only one that is drawn from; None: all
@@ -71,40 +41,16 @@ class TreeSearch:
         vocab_size: int,
         on_error: Callable[[Drafter, Exception], None],
     ) -> None:
-        self.names = [drafter.name for drafter in drafters]
-        self.noise: Noise = NO_NOISE
-        self.generator: np.random.Generator | None = None
+        super().__init__(drafters, on_error)
         self._mixer = mixer
-        self.seconds = [0.0] * len(drafters)
-        self.suppressed: tuple[int, ...] = ()
-        self._grown = False
         self._vocab = vocab_size
-        self._on_error = on_error
-        self._active: list[_Expert] = []
-        self._asked: list[_Expert] = []
-        tables = [np.zeros((1, 3), np.float32)]  # bucket 0: nothing named
-        end = 1
-        for column, drafter in enumerate(drafters):
-            try:
-                table = _table(drafter)
-            except Exception as error:
-                on_error(drafter, error)
-                continue
-            tables.append(table)
-            self._active.append(_Expert(drafter, column, end, end + len(table)))
-            end += len(table)
-        self._table = np.concatenate(tables)
+        self._grown = False
         self._room = np.empty((2, mixer.weights.shape[1]))
         self._allocate(64)
         self._prepare()
 
     def _prepare(self) -> None:
         """What a search of another kind needs besides."""
-
-    @property
-    def drafters(self) -> list[Drafter]:
-        """Those that have not been dropped."""
-        return [expert.drafter for expert in self._active]
 
     def _allocate(self, limit: int) -> None:
         capacity = 512 + 64 * limit
@@ -115,12 +61,6 @@ class TreeSearch:
         self._frontier = np.empty(limit, np.int32)
         self._top = np.empty(limit, np.float32)
 
-    def drop(self, drafter: Drafter, error: Exception) -> None:
-        """Ask `drafter` no more."""
-        self._active = [expert for expert in self._active if expert.drafter is not drafter]
-        self._asked = [expert for expert in self._asked if expert.drafter is not drafter]
-        self._on_error(drafter, error)
-
     def grow(
         self,
         root: int,
@@ -128,15 +68,19 @@ class TreeSearch:
         depth: int,
         chain: bool = False,
         ask: Sequence[bool] | None = None,
+        noise: Noise = NO_NOISE,
+        generator: np.random.Generator | None = None,
     ) -> DraftTree:
-        """Draft what may follow.
+        """Grow the tree of one step.
 
         Args:
             root: the last accepted token.
-            limit: nodes at most.
-            depth: tokens ahead at most.
-            chain: only one path (for models that cannot check a tree).
-            ask: which drafters to ask; all if not given.
+            limit: maximum number of nodes.
+            depth: maximum number of tokens ahead.
+            chain: grow a single path, for models that cannot verify a tree.
+            ask: which drafters to ask; all by default.
+            noise: the known sampling noise of the next picks, see `Frontier.noise`.
+            generator: if given, children are drawn by their probability instead of ranked by it.
         """
         self._grown = False
         self._asked = [e for e in self._active if ask is None or ask[e.column]]
@@ -151,38 +95,17 @@ class TreeSearch:
         self._frontier[0] = 0
         size, waiting, round_number = 1, 1, 1
         while waiting:
-            frontier = Frontier(
-                _read_only(self._frontier[:waiting]), _read_only(pool), root, self.noise
-            )
+            frontier = Frontier(_read_only(self._frontier[:waiting]), _read_only(pool), root, noise)
             size = self._expand(frontier, size, round_number)
-            mixing.mix(
-                pool,
-                probs,
-                self._evidence,
-                frontier.nodes,
-                self._table,
-                self._mixer.weights,
-                self._mixer.apm,
-                *self.noise,
-                self._room,
-            )
-            if self.generator is not None:
-                kernels.draw(pool, probs, frontier.nodes, self.generator)
+            self._mix(frontier.nodes, noise)
+            if generator is not None:
+                kernels.draw(pool, probs, frontier.nodes, generator)
             round_number += 1
             if chain:
                 number, waiting = self._follow(round_number, limit, depth)
             else:
-                number, waiting = kernels.best(
-                    pool,
-                    probs,
-                    size,
-                    limit,
-                    depth,
-                    round_number,
-                    self._chosen,
-                    self._frontier,
-                    self._top,
-                )
+                room = self._chosen, self._frontier, self._top
+                number, waiting = kernels.best(pool, probs, size, limit, depth, round_number, *room)
         self._grown = True
         self._size = number
         return self._read(self._chosen[:number])
@@ -230,8 +153,8 @@ class TreeSearch:
                 start = time.perf_counter()
                 rows = drafter.expand(frontier)
                 self.seconds[expert.column] += time.perf_counter() - start
-                rows = _checked_rows(rows, len(frontier.nodes))
-                for token in self.suppressed:
+                rows = checked_rows(rows, len(frontier.nodes))
+                for token in self._suppressed:
                     rows = rows[rows[:, 1] != token]
                 grown = kernels.insert(
                     self._pool,
@@ -246,11 +169,17 @@ class TreeSearch:
                     round_number,
                 )
                 if grown < 0:
-                    raise DraftError(f"drafter {drafter.name!r} {_REFUSALS[grown]}")
+                    raise DraftError(f"drafter {drafter.name!r} {REFUSALS[grown]}")
                 size = grown
             except Exception as error:
                 self.drop(drafter, error)
         return size
+
+    def _mix(self, nodes: Int32, noise: Noise) -> None:
+        """Turn the evidence for the children of some nodes into probabilities."""
+        mixer = self._mixer
+        state = self._table, mixer.weights, mixer.apm
+        mixing.mix(self._pool, self._probs, self._evidence, nodes, *state, *noise, self._room)
 
     def _follow(self, round_number: int, limit: int, depth: int) -> tuple[int, int]:
         """Chain search: go on from the likeliest child of the last node."""
@@ -286,34 +215,3 @@ def _read_only(array: Int32) -> Int32:
     view = array.view()
     view.flags.writeable = False
     return view
-
-
-def _table(drafter: Drafter) -> Float32:
-    """float32[buckets, 3]: prior, its log-odds, weight set."""
-    priors = np.asarray(drafter.priors)
-    if priors.dtype != np.float32 or priors.ndim != 1 or not len(priors):
-        raise DraftError(
-            f"priors of drafter {drafter.name!r} must be float32[buckets], "
-            f"not {priors.dtype}{list(priors.shape)}"
-        )
-    if not ((priors > 0) & (priors <= 1)).all():
-        raise DraftError(f"priors of drafter {drafter.name!r} must lie in (0, 1]")
-    likely = priors.clip(1e-4, 1 - 1e-4)
-    sets = np.searchsorted(_SETS, priors, side="right")
-    return np.stack([priors, np.log(likely / (1 - likely)), sets], axis=1).astype(np.float32)
-
-
-_SETS = (0.1, 0.35, 0.7)
-"""The mixer has a weight set for nodes whose best prior is below each of these, and one above."""
-
-
-def _checked_rows(rows: Int32, nodes: int) -> Int32:
-    if not isinstance(rows, np.ndarray) or rows.dtype != np.int32 or rows.ndim != 2:
-        given = f"{rows.dtype}{list(rows.shape)}" if isinstance(rows, np.ndarray) else type(rows)
-        raise DraftError(f"expand must return int32[rows, 3], not {given}")
-    if rows.shape[1] != 3 or len(rows) > nodes * MAX_CHILDREN:
-        raise DraftError(
-            f"expand must return at most {MAX_CHILDREN} rows of 3 per node, "
-            f"not {list(rows.shape)} for {nodes} nodes"
-        )
-    return np.ascontiguousarray(rows)

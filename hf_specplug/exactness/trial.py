@@ -10,17 +10,19 @@ import copy
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import torch
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from hf_specplug.exactness.row_dependence import row_dependent
 from hf_specplug.hf import suppressed
-from hf_specplug.hf.cache import CHAIN, PLAIN, TREE, holds_state
-from hf_specplug.hf.prompt import Prompt, prefilled
-from hf_specplug.hf.support import RECURRENT, Support
+from hf_specplug.hf.cache import holds_state
+from hf_specplug.hf.call import Call
+from hf_specplug.hf.plan import CHAIN, PLAIN, TREE, CallPlan
+from hf_specplug.hf.prompt import Prompt, next_kwargs, prefilled
+from hf_specplug.hf.support import RECURRENT
 from hf_specplug.tree import DraftTree
 from hf_specplug.verify.eager import EagerEngine
 from hf_specplug.verify.noise import generator_state
@@ -37,36 +39,30 @@ float64, and of anything shorter."""
 Row = tuple[int, ...]  # the tokens after the prompt, up to and including the one whose row it is
 
 
-def run_trial(
-    model: PreTrainedModel,
-    claim: Support,
-    input_ids: torch.Tensor,
-    config: GenerationConfig,
-    kwargs: dict[str, Any],
-) -> Support:
-    """The claim if it holds; else a chain if that holds, else plain, with what was found.
+def run_trial(call: Call, plan: CallPlan) -> CallPlan:
+    """The plan if it is exact; else a chain if that is, else plain, with what was found.
 
     Args:
-        claim: tree or chain.
-        kwargs: what `generate` prepared for the model; left as it is.
+        call: as `generate` prepared it; left as it is.
+        plan: tree or chain.
     """
+    model, input_ids, config = call.model, call.input_ids, call.config
     with _generators(input_ids.device) as drawn, torch.no_grad():
         try:
-            kwargs = Prompt(input_ids, kwargs, {}).copied().kwargs
+            kwargs = Prompt(input_ids, dict(call.kwargs), {}).copied().kwargs
             outputs, prompt = prefilled(model, input_ids, copy.copy(config), kwargs)
             if reason := _unfit(prompt, drawn()):
-                return Support(PLAIN, reason)
+                return plan.limited(PLAIN, reason)
             tokens = _likely(model, outputs.logits[0, -1])
         except Exception as problem:
-            return Support(PLAIN, f"a trial failed: {_said(problem)}")
+            return plan.limited(PLAIN, f"a trial failed: {_said(problem)}")
         reasons: list[str] = []
-        for mode in (TREE, CHAIN) if claim.mode == TREE else (CHAIN,):
-            reason = _reason(model, mode, prompt, config, tokens)
+        for mode in (TREE, CHAIN) if plan.mode == TREE else (CHAIN,):
+            reason = _reason(call, mode, prompt, tokens)
             if not reason:
-                lesser = Support(mode, "; ".join(reasons))
-                return claim if mode == claim.mode else lesser
+                return plan.limited(mode, "; ".join(reasons))
             reasons.append(reason)
-    return Support(PLAIN, reasons[-1])
+    return plan.limited(PLAIN, reasons[-1])
 
 
 @contextmanager
@@ -93,16 +89,11 @@ def _unfit(prompt: Prompt, drawn: bool) -> str:
     return RECURRENT if holds_state(cache) else ""
 
 
-def _reason(
-    model: PreTrainedModel,
-    mode: str,
-    prompt: Prompt,
-    config: GenerationConfig,
-    tokens: Sequence[int],
-) -> str:
+def _reason(call: Call, mode: str, prompt: Prompt, tokens: Sequence[int]) -> str:
     """Why a mode is not exact; "" if it is."""
+    model = call.model
     name = model.config.get_text_config(decoder=True).model_type
-    engine = EagerEngine(model, config, {}, Support(mode))
+    engine = EagerEngine(replace(call, kwargs={}), CallPlan(mode))
     try:
         with row_dependent(model) as found:
             engine.resume(prompt.copied())
@@ -170,9 +161,7 @@ def _expected(
         ids = torch.cat([before.input_ids, before.input_ids.new_tensor([row[-1:]])], dim=1)
         inputs = model.prepare_inputs_for_generation(ids, next_sequence_length=1, **before.kwargs)
         outputs = model(**inputs, return_dict=True)
-        kwargs = model._update_model_kwargs_for_generation(
-            outputs, before.kwargs, is_encoder_decoder=bool(model.config.is_encoder_decoder)
-        )
+        kwargs = next_kwargs(model, outputs, before.kwargs)
         after = Prompt(ids, kwargs, before.per_token)
         found[row] = outputs.logits[0, -1].float()
         for child in rows:

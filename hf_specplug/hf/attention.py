@@ -9,11 +9,15 @@ five times for one in bfloat16), and up to 8 % slower for 32.
 
 from __future__ import annotations
 
+import threading
 from typing import Any
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from transformers import AttentionInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.integrations.sdpa_attention import (
+    sdpa_attention_forward as sdpa_attention_forward,
+)
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 NAME = "specplug_sdpa"
@@ -58,7 +62,13 @@ def folded_attention(
     return output.transpose(1, 2).contiguous(), None
 
 
-AttentionInterface.register(NAME, folded_attention)
+def _attention(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """`folded_attention` in the forward passes of a `FoldedHeads`; sdpa in those of others."""
+    folded = torch.compiler.is_compiling() or _thread.folded
+    return (folded_attention if folded else sdpa_attention_forward)(module, *args, **kwargs)
+
+
+AttentionInterface.register(NAME, _attention)
 AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
@@ -71,21 +81,56 @@ def _has_groups(config: Any) -> bool:
         return True
 
 
-class FoldedHeads:
-    """While it is entered, a model that uses sdpa attends by `folded_attention`.
+def implementation(model: PreTrainedModel) -> str:
+    """The attention that a model's user has chosen: "sdpa", "eager", ..."""
+    name = str(model.config.get_text_config(decoder=True)._attn_implementation)
+    return "sdpa" if name == NAME else name
 
-    It is registered under an own name, which the model's config has just as long.
+
+class _Thread(threading.local):
+    """`folded`: whether this thread is in a forward pass that is to use `folded_attention`."""
+
+    folded = False
+
+
+_thread = _Thread()
+_lock = threading.RLock()  # of `_users`, and of what the configs of models say
+_users: WeakKeyDictionary[PreTrainedModel, int] = WeakKeyDictionary()
+
+
+class FoldedHeads:
+    """While it is entered, a model that uses sdpa attends by `folded_attention`, on this thread.
+
+    The function is registered under a name of its own, which the model's config has as long as
+    any thread is in such a forward pass. Other threads get sdpa itself, to the bit.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self._config = model.config.get_text_config(decoder=True)
+        self._model = ref(model)
+        config = model.config.get_text_config(decoder=True)
         # models outside this interface look at the name themselves
-        self._wanted = _has_groups(self._config) and model._supports_attention_backend
+        self._helps = _has_groups(config) and model._supports_attention_backend
+        self._entered = False
 
     def __enter__(self) -> None:
-        if self._wanted and self._config._attn_implementation == "sdpa":
-            self._config._attn_implementation_internal = NAME
+        model = self._model()
+        if model is not None and self._helps and implementation(model) == "sdpa":
+            with _lock:
+                _users[model] = _users.get(model, 0) + 1
+                _switch(model, NAME)
+            self._entered = _thread.folded = True
 
     def __exit__(self, *error: object) -> None:
-        if self._config._attn_implementation == NAME:
-            self._config._attn_implementation_internal = "sdpa"
+        model = self._model()
+        if model is not None and self._entered:
+            self._entered = _thread.folded = False
+            with _lock:
+                _users[model] -= 1
+                if not _users[model]:
+                    _switch(model, "sdpa")
+
+
+def _switch(model: PreTrainedModel, name: str) -> None:
+    config = model.config.get_text_config(decoder=True)
+    if config._attn_implementation in ("sdpa", NAME):
+        config._attn_implementation_internal = name

@@ -15,8 +15,7 @@ from transformers.cache_utils import (
     StaticSlidingWindowLayer,
 )
 
-TREE, CHAIN, PLAIN = "tree", "chain", "plain"
-
+from hf_specplug.hf.plan import CHAIN, PLAIN, TREE
 
 _TAIL_ONLY = frozenset(
     {

@@ -6,7 +6,7 @@ from textwrap import shorten
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, CompileConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_specplug.errors import ModelError, OptionError
 
@@ -66,10 +66,3 @@ def model_error(name: str, error: Exception) -> ModelError:
         f"{name} cannot be loaded; it must be a folder with a causal language model and its "
         f"tokenizer as save_pretrained writes them, or such a model's name on the Hub. {why}"
     )
-
-
-def compile_config() -> CompileConfig:
-    """Settings of `generate` that compile the forward pass on CPUs, too."""
-    config = CompileConfig()
-    config._compile_all_devices = True  # generate compiles on accelerators only
-    return config

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,9 +50,7 @@ def prefilled(
     outputs = model._prefill(input_ids, config, kwargs, is_first_iteration=not config.is_assistant)
     before = {key: tuple(value.shape) for key, value in kwargs.items() if _is_tensor(value)}
     encoder_decoder = bool(model.config.is_encoder_decoder)
-    kwargs = model._update_model_kwargs_for_generation(
-        outputs, kwargs, is_encoder_decoder=encoder_decoder
-    )
+    kwargs = next_kwargs(model, outputs, kwargs)
     prefix = "decoder_" if encoder_decoder else ""
     apart = {f"{prefix}{name}" for name in ("input_ids", "attention_mask", "position_ids")}
     per_token = {key: kwargs[key].ndim - 1 for key in PER_TOKEN if _is_tensor(kwargs.get(key))}
@@ -60,6 +59,27 @@ def prefilled(
         if dim is not None:
             per_token[key] = dim
     return outputs, Prompt(input_ids, kwargs, per_token)
+
+
+def next_kwargs(model: PreTrainedModel, outputs: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The model's arguments for the next token, after a forward pass."""
+    encoder_decoder = bool(model.config.is_encoder_decoder)
+    updated: dict[str, Any] = model._update_model_kwargs_for_generation(
+        outputs, kwargs, is_encoder_decoder=encoder_decoder
+    )
+    return updated
+
+
+def optimized_for_decode(model: PreTrainedModel) -> AbstractContextManager[Any]:
+    """Within it, a model's forward passes are set up as `generate` sets up its decoding."""
+    context: AbstractContextManager[Any] = model._optimize_model_for_decode()
+    return context
+
+
+METHODS = frozenset(
+    {"forward", "prepare_inputs_for_generation", "_update_model_kwargs_for_generation", "_prefill"}
+)
+"""The methods of a model by which `generate`, and every draft, computes a token."""
 
 
 def _is_changeable(value: Any) -> bool:

@@ -1,17 +1,15 @@
-"""What a model and a call allow: a tree, a chain where only that can be right, else plain.
+"""What a model and a call allow: a tree, a chain where only that can be exact, else plain.
 
-These are the gates that go by names and numbers. What passes them is only drafted if it is shown
-to be right: see `evidence`.
+These gates go by names and numbers. What passes them is drafted only if it is shown to be exact:
+see `hf_specplug.exactness`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers import GenerationMixin, PreTrainedModel
 from transformers.cache_utils import (
     DynamicCache,
     DynamicLayer,
@@ -21,8 +19,9 @@ from transformers.cache_utils import (
 )
 from transformers.generation.configuration_utils import GenerationMode
 
-from hf_specplug.hf.attention import NAME as FOLDED
-from hf_specplug.hf.cache import CHAIN, PLAIN, TREE, rollback
+from hf_specplug.hf.attention import implementation
+from hf_specplug.hf.call import Call
+from hf_specplug.hf.plan import CHAIN, PLAIN, TREE, CallPlan
 from hf_specplug.hf.positions import position_argument, slot_modules
 from hf_specplug.hf.reach import reaches
 
@@ -33,86 +32,66 @@ SLOT_POSITIONS = frozenset({"gpt_neo"})
 RECURRENT = "the model has a recurrent state that cannot be rolled back"
 
 
-@dataclass(frozen=True, slots=True)
-class Support:
-    """How a call is run: "tree", "chain" or "plain", and why it is not a tree ("" if it is)."""
-
-    mode: str
-    reason: str = ""
-
-
-def of_model(model: PreTrainedModel) -> Support:
-    """What a model may be able to check, whatever the call."""
+def of_model(model: PreTrainedModel) -> CallPlan:
+    """What a model may be able to verify, whatever the call."""
     config = model.config.get_text_config(decoder=True)
-    name = config.model_type
+    name, attention = config.model_type, implementation(model)
     counts_slots = position_argument(model) is None and not slot_modules(model)
-    if counts_slots or name in SLOT_POSITIONS:
-        return Support(CHAIN, f"{name} takes positions from cache slots, so siblings would differ")
-    if getattr(config, "alibi", False):
-        return Support(CHAIN, f"{name} with ALiBi takes distances from cache slots")
-    if reaches(model.config) is None:
-        return Support(CHAIN, f"{name} has layers that look at neighbours instead of a mask")
-    if config._attn_implementation not in ("sdpa", FOLDED, "eager"):
-        return Support(CHAIN, f"attention {config._attn_implementation!r} takes no tree mask")
-    return Support(TREE)
-
-
-def of_call(
-    model: PreTrainedModel,
-    input_ids: torch.Tensor,
-    config: GenerationConfig,
-    model_kwargs: Mapping[str, Any],
-    static: bool = False,
-) -> Support:
-    """What one `generate` call allows, beyond what the model does.
-
-    Args:
-        static: whether the static engine may run it, if trees are right.
-    """
     reason = ""
+    if counts_slots or name in SLOT_POSITIONS:
+        reason = f"{name} takes positions from cache slots, so siblings would differ"
+    elif getattr(config, "alibi", False):
+        reason = f"{name} with ALiBi takes distances from cache slots"
+    elif reaches(model.config) is None:
+        reason = f"{name} has layers that look at neighbours instead of a mask"
+    elif attention not in ("sdpa", "eager"):
+        reason = f"attention {attention!r} takes no tree mask"
+    return CallPlan(CHAIN, reason) if reason else CallPlan(TREE)
+
+
+def of_call(call: Call) -> CallPlan:
+    """What one `generate` call allows on any engine, beyond what the model does."""
+    model, config, cache = call.model, call.config, call.cache
     mode = config.get_generation_mode()
     if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
-        return Support(PLAIN, f"{mode.value} is not drafted")
-    if input_ids.shape[0] != 1:
-        return Support(PLAIN, f"a batch of {input_ids.shape[0]} sequences is not drafted yet")
-    cache = model_kwargs.get("past_key_values")
+        return CallPlan(PLAIN, f"{mode.value} is not drafted")
+    if call.input_ids.shape[0] != 1:
+        return CallPlan(PLAIN, f"a batch of {call.input_ids.shape[0]} sequences is not drafted yet")
     if cache is None and getattr(model, "_is_stateful", False):
-        return Support(PLAIN, RECURRENT)
-    if not model_kwargs.get("use_cache", True) or cache is None:
-        return Support(PLAIN, "drafts need a cache (use_cache=True)")
+        return CallPlan(PLAIN, RECURRENT)
+    if not call.kwargs.get("use_cache", True) or cache is None:
+        return CallPlan(PLAIN, "drafts need a cache (use_cache=True)")
     if config.return_dict_in_generate:
         for wanted in ("output_attentions", "output_hidden_states"):
             if getattr(config, wanted):
-                return Support(PLAIN, f"{wanted} is per token, but drafts are checked together")
+                reason = f"{wanted} is per token, but drafts are verified together"
+                return CallPlan(PLAIN, reason)
+    if reason := _width_dependence(model, call.input_ids.shape[1], config.max_length):
+        return CallPlan(PLAIN, reason)
     if _llama4_scale_start(model) < config.max_length:
-        static = False
         reason = "Llama 4 scales attention by cache slot in a text of this length"
-    if not static and model._valid_auto_compile_criteria(dict(model_kwargs), config):
-        return Support(PLAIN, "a compiled static cache is left to transformers")
-    if reason:
-        return Support(CHAIN, reason)
-    if turn := _turn(model, input_ids.shape[1], config.max_length):
-        return Support(PLAIN, turn)
-    if static:
-        return Support(TREE)
-    return Support(*rollback(cache))
+        return CallPlan(CHAIN, reason)
+    return CallPlan(TREE)
 
 
-def is_static(
-    model: PreTrainedModel, config: GenerationConfig, model_kwargs: Mapping[str, Any]
-) -> bool:
-    """Whether the static engine should run a call that can be checked as trees.
+def left_to_compiled_generate(call: Call) -> bool:
+    """Whether `generate` would compile the decoding of this call by itself."""
+    return bool(call.model._valid_auto_compile_criteria(dict(call.kwargs), call.config))
 
-    Where there is CUDA, it should if it can; elsewhere if a static cache was asked for.
-    `disable_compile` in the generation config is a no.
+
+def has_static_shapes(call: Call) -> bool:
+    """Whether a call's decoding can run at static shapes and addresses, and should.
+
+    It should where there is CUDA, and elsewhere if a static cache was asked for. The generation
+    config's `disable_compile` forbids it.
     """
-    cache = model_kwargs.get("past_key_values")
+    model, cache = call.model, call.cache
     text = model.config.get_text_config(decoder=True)
     quantizer = getattr(model, "hf_quantizer", None)
     kinds = {type(layer) for layer in getattr(cache, "layers", ())}
     given = kinds and kinds <= {StaticLayer, StaticSlidingWindowLayer}
     return bool(
-        not config.disable_compile
+        not call.config.disable_compile
         and (given or (is_accelerated(model) and kinds <= _GROWING and type(cache) is DynamicCache))
         and not getattr(cache, "offloading", False)
         and not model.config.is_encoder_decoder
@@ -121,7 +100,7 @@ def is_static(
         and model._can_compile_fullgraph
         and not getattr(text, "num_kv_shared_layers", 0)
         and is_generic(model)
-        and not any(model_kwargs.get(key) is not None for key in PER_TOKEN)
+        and not any(call.kwargs.get(key) is not None for key in PER_TOKEN)
     )
 
 
@@ -171,7 +150,7 @@ def _rope_types(config: Any) -> set[str]:
     return {str(part.get("rope_type", "default")) for part in [rope, *nested]}
 
 
-def _turn(model: PreTrainedModel, start: int, end: int) -> str:
+def _width_dependence(model: PreTrainedModel, start: int, end: int) -> str:
     """Why a forward pass depends on its width in a text of this length; "" if it does not.
 
     The factors of RoPE follow the largest position in a pass; Doge's attention, its last slot.

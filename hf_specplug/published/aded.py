@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from hf_specplug.drafters.contract import NO_NOISE, Noise
 from hf_specplug.drafters.trigram import TrigramDrafter
 from hf_specplug.drafting.search import TreeSearch
 from hf_specplug.kernels import aded as kernels
@@ -35,9 +36,11 @@ class Aded(TreeSearch):
         depth: int,
         chain: bool = False,
         ask: Sequence[bool] | None = None,
+        noise: Noise = NO_NOISE,
+        generator: np.random.Generator | None = None,
     ) -> DraftTree:
         if chain:
-            return super().grow(root, limit, depth, chain, ask)
+            return super().grow(root, limit, depth, chain, ask, noise, generator)
         for expert in self._active:
             if isinstance(expert.drafter, TrigramDrafter) and limit > 0 and depth > 0:
                 return self._drawn(expert.drafter, 1 << expert.column, root, limit, depth)
@@ -60,7 +63,7 @@ class Aded(TreeSearch):
         tokens, parents = np.ascontiguousarray(out[:number].T)
         sources = np.full(number, source, np.uint16)
         tree = DraftTree(tokens, parents, probs[:number].clip(1e-6, 1.0), sources)
-        return tree.without(self.suppressed) if self.suppressed else tree
+        return tree.without(self._suppressed) if self._suppressed else tree
 
 
 def _nothing() -> tuple[tuple[np.ndarray, ...], int]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from hf_specplug.drafters.contract import Drafter, Int32
+from hf_specplug.drafters.contract import NO_NOISE, Context, Drafter, Int32, Noise
 from hf_specplug.drafting.mixer import Mixer
 from hf_specplug.drafting.search import TreeSearch
 from hf_specplug.tree import DraftTree
@@ -74,6 +74,11 @@ class Rasd(TreeSearch):
         if drafter in self.drafters:
             super().drop(drafter, error)
 
+    def begin(self, context: Context) -> None:
+        super().begin(context)
+        for half in self._halves:
+            half._suppressed = context.suppressed
+
     def drop(self, drafter: Drafter, error: Exception) -> None:
         self._lost(drafter, error)
         for half in self._halves:
@@ -86,11 +91,11 @@ class Rasd(TreeSearch):
         depth: int,
         chain: bool = False,
         ask: Sequence[bool] | None = None,
+        noise: Noise = NO_NOISE,
+        generator: np.random.Generator | None = None,
     ) -> DraftTree:
         if chain:
-            return super().grow(root, limit, depth, chain, ask)
-        for half in self._halves:
-            half.suppressed = self.suppressed
+            return super().grow(root, limit, depth, chain, ask, noise, generator)
         generated, retrieved = (
             half.grow(root, size, depth, ask=asked)
             for half, size, asked in zip(

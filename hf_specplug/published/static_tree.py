@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from hf_specplug.drafters.contract import Int32
+from hf_specplug.drafters.contract import NO_NOISE, Int32, Noise
 from hf_specplug.drafting.search import TreeSearch
 from hf_specplug.tree import EMPTY, DraftTree
 
@@ -111,6 +111,8 @@ class StaticSearch(TreeSearch):
         depth: int,
         chain: bool = False,
         ask: Sequence[bool] | None = None,
+        noise: Noise = NO_NOISE,
+        generator: np.random.Generator | None = None,
     ) -> DraftTree:
         expert = next((e for e in self._active if e.drafter.name == self.drafter), None)
         if expert is None or limit < 1 or depth < 1:
@@ -128,7 +130,7 @@ class StaticSearch(TreeSearch):
                 continue
             if parent not in candidates:
                 ranked = self.ranked(expert.drafter, root, pool, parent)
-                candidates[parent] = [pair for pair in ranked if pair[0] not in self.suppressed]
+                candidates[parent] = [pair for pair in ranked if pair[0] not in self._suppressed]
             if place < len(candidates[parent]):
                 pool[node, 0], probs[node - 1] = candidates[parent][place]
                 reached[node] = reached[parent] + 1

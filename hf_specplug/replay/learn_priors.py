@@ -102,7 +102,7 @@ class _Counts:
             def grow(self, *args: Any, **named: Any) -> DraftTree:
                 if counts.noise is not None:
                     ahead = slice(self._position, self._position + POSITIONS)
-                    self.noise = (counts.noise[ahead], 0)
+                    named["noise"] = counts.noise[ahead], 0
                 return super().grow(*args, **named)
 
             def learn(self, emitted: Int32) -> None:

@@ -14,14 +14,15 @@ import numpy as np
 
 from hf_specplug.drafters.contract import Context, Drafter, Int32, Step, TopK
 from hf_specplug.drafters.registry import create
-from hf_specplug.drafting.budget import Budget
+from hf_specplug.drafting.budget import MAX_NODES, Budget
+from hf_specplug.drafting.draft import draft
 from hf_specplug.drafting.mixer import Mixer
 from hf_specplug.drafting.search import TreeSearch
 from hf_specplug.errors import RecordingError
 from hf_specplug.published import completed, search_class
 from hf_specplug.replay.recording import RecordedText, Recording
 from hf_specplug.telemetry.stats import Stats
-from hf_specplug.tree import EMPTY, DraftTree
+from hf_specplug.tree import DraftTree
 
 Texts = Iterable[RecordedText]
 
@@ -206,19 +207,16 @@ def _replay(
 ) -> None:
     prompt, answer = text.prompt_length, text.answer
     context = Context(text.tokens[:prompt], vocab_size)
-    for drafter in search.drafters:
-        drafter.begin(context)
+    search.begin(context)
     context.append(answer[:1])
     rows = np.arange(max(0, prompt - len(answer)), prompt)
     _observe(search, text, rows, rows[:0], answer[:1])
     place = 1
     while place < len(answer):
         start = time.perf_counter()
-        tree, asked = EMPTY, budget.ask()
-        if any(asked):
-            root, depth = int(answer[place - 1]), len(answer) - place - 1
-            tree = search.grow(root, budget.limit, depth, ask=asked)
-        tree = budget.fit(tree, prompt + place)
+        root, depth = int(answer[place - 1]), len(answer) - place - 1
+        decision = draft(search, budget, root, prompt + place, MAX_NODES, depth)
+        tree = decision.tree
         result.draft_seconds[text.task] += time.perf_counter() - start
         visited = accepted_path(tree, answer[place:])
         emitted = answer[place : place + len(visited)]
@@ -226,7 +224,7 @@ def _replay(
             stats.observe(tree, visited, search.names)
         if cost is not None:
             seconds = cost(len(tree) + 1)
-            budget.observe(tree, len(visited) - 1, prompt + place, seconds, asked, search.seconds)
+            budget.observe(decision, len(visited) - 1, prompt + place, seconds)
             result.seconds[text.task] += seconds
             result.plain_seconds[text.task] += len(emitted) * cost(1)
         start = time.perf_counter()
@@ -240,15 +238,10 @@ def _replay(
 
 def accepted_path(tree: DraftTree, answer: Int32) -> list[int]:
     """The path of a tree that an answer takes: indices, 0 = root."""
-    children = {
-        (parent, token): i + 1
-        for i, (parent, token) in enumerate(
-            zip(tree.parents.tolist(), tree.tokens.tolist(), strict=True)
-        )
-    }
+    children = tree.children()
     visited = [0]
     for token in answer.tolist():
-        child = children.get((visited[-1] - 1, token))
+        child = children.get((visited[-1], token))
         if child is None or len(visited) == len(answer):
             break
         visited.append(child)
@@ -261,5 +254,4 @@ def _observe(
     topk = TopK(text.topk.ids[rows], text.topk.probs[rows])
     hidden = text.state(int(rows[-1]))
     step = Step.of_text(text.tokens[rows], int(rows[0]), visited, emitted, topk, hidden)
-    for drafter in search.drafters:
-        drafter.observe(step)
+    search.observe(step)

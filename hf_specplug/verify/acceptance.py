@@ -8,16 +8,26 @@ criteria see every emitted token once, with the true text before it, and never a
 
 from __future__ import annotations
 
-import torch
-from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
-from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
-from transformers.generation.streamers import BaseStreamer
+from collections.abc import Callable
 
-from hf_specplug.drafters.contract import NO_NOISE
-from hf_specplug.drafting.search import TreeSearch
+import numpy as np
+import torch
+from transformers import (
+    EosTokenCriteria,
+    GenerationConfig,
+    LogitsProcessorList,
+    MaxLengthCriteria,
+    StoppingCriteriaList,
+)
+
+from hf_specplug.drafters.contract import NO_NOISE, Float32, Int32, Noise
+from hf_specplug.hf.adapter import BaseStreamer
 from hf_specplug.tree import DraftTree
 from hf_specplug.verify import noise
 from hf_specplug.verify.outputs import Outputs
+
+Proposal = Callable[[int], tuple[Int32, Float32, list[int]]]
+"""`TreeSearch.proposal`: what the children of a node were drawn from."""
 
 
 class Verifier:
@@ -29,7 +39,7 @@ class Verifier:
         streamer: receives every emitted token by itself, at the next `stream`.
 
     Attributes:
-        keeps_drafts: whether a draft must be checked as it was drawn, or may be cut.
+        generator: draws the drafts, if they are accepted by rejection sampling; else None.
         finished: whether a stopping criterion was met; nothing is emitted after that.
         scores, logits: per emitted token [1, V], if `generate` was asked to return them.
     """
@@ -53,7 +63,7 @@ class Verifier:
         self._new: list[int] = []  # emitted, but not in the buffer yet
         self._unstreamed: list[int] = []
         self._noise: noise.NoiseLookahead | None = None
-        self.keeps_drafts = False
+        self.generator: np.random.Generator | None = None
         self.finished = False
         returns = config.return_dict_in_generate
         self.scores: tuple[torch.Tensor, ...] | None = (
@@ -82,30 +92,28 @@ class Verifier:
             self._new = []
         return self._buffer[:, : self._length]
 
-    def guide(self, search: TreeSearch) -> None:
-        """Tell a search, before it grows a tree, what is known of the coming picks."""
-        search.noise = NO_NOISE if self._noise is None else self._noise.ahead()
+    def noise(self) -> Noise:
+        """The known sampling noise of the next picks, see `Frontier.noise`."""
+        return NO_NOISE if self._noise is None else self._noise.ahead()
 
     @property
-    def room(self) -> int:
+    def remaining(self) -> int:
         """Tokens that can still be emitted before the length limit; huge if there is none."""
         return 1 << 30 if self._max_length is None else self._max_length - self._length
 
-    def accept(self, outputs: Outputs, tree: DraftTree) -> tuple[list[int], list[int]]:
-        """Accept what a verified tree has right.
+    def accept(
+        self, outputs: Outputs, tree: DraftTree, proposal: Proposal | None = None
+    ) -> tuple[list[int], list[int]]:
+        """Accept the part of a tree that the target agrees with.
 
         Args:
             outputs: the target's, at the root and the tree's T - 1 nodes.
+            proposal: what the tree was drawn from, for rejection sampling.
 
         Returns:
             (indices 0..T-1 of the visited nodes, root first; the emitted tokens, one for each)
         """
-        children = {
-            (parent + 1, token): node
-            for node, (parent, token) in enumerate(
-                zip(tree.parents.tolist(), tree.tokens.tolist(), strict=True), start=1
-            )
-        }
+        children = tree.children()
         visited: list[int] = []
         emitted: list[int] = []
         node: int | None = 0
@@ -142,7 +150,7 @@ class Verifier:
         if self._eos is None:
             self.finished = bool(self._criteria(self.input_ids, self.scores).all())
         else:
-            self.finished = token in self._eos or self.room <= 0
+            self.finished = token in self._eos or self.remaining <= 0
         if self._streamer is not None:
             self._unstreamed.append(token)
 

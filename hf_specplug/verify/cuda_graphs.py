@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from hf_specplug.hf.attention import implementation
+
 T = TypeVar("T")
 
 _SIMPLE = (bool, int, float, str, type(None), torch.dtype, torch.device)
@@ -56,8 +58,11 @@ def python_state(model: PreTrainedModel) -> int:
     root: adapters switched on or off, scales, training mode. In-place changes of weights do not
     count: a graph sees them.
     """
-    attention = model.config.get_text_config(decoder=True)._attn_implementation
-    parts: list[Any] = [model.training, attention, str(model.get_experts_implementation())]
+    parts: list[Any] = [
+        model.training,
+        implementation(model),
+        str(model.get_experts_implementation()),
+    ]
     for name, module in model.named_modules():
         own = vars(module)
         parts += (name, type(module), id(own.get("forward")))

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hf_specplug.hf.attention import FoldedHeads
+from hf_specplug.hf.attention import FoldedHeads, implementation
 from hf_specplug.hf.cache import (
     Rollback,
     append_slots,
@@ -18,12 +18,37 @@ from hf_specplug.hf.cache import (
     growing_copy,
     holds_state,
     overwrites,
+    rollback,
 )
+from hf_specplug.hf.call import Call
+from hf_specplug.hf.plan import PLAIN, CallPlan
 from hf_specplug.hf.positions import SlotPositions
-from hf_specplug.hf.support import RECURRENT, is_generic
+from hf_specplug.hf.support import RECURRENT, is_generic, left_to_compiled_generate
 from hf_specplug.verify.engine import Engine
+from hf_specplug.verify.engines import EngineFactory, register_engine
 from hf_specplug.verify.masks import TreeMasks
 from hf_specplug.verify.outputs import Outputs
+from hf_specplug.verify.packed import PackedLinears
+
+
+@register_engine
+class EagerFactory(EngineFactory):
+    """Makes eager engines: they suit every call, and keep nothing."""
+
+    name = "eager"
+
+    def suits(self, call: Call, plan: CallPlan) -> bool:
+        return True
+
+    def limit(self, call: Call, plan: CallPlan) -> CallPlan:
+        if left_to_compiled_generate(call):
+            return plan.limited(PLAIN, "a compiled static cache is left to transformers")
+        return plan.limited(*rollback(call.cache))
+
+    def make(
+        self, call: Call, plan: CallPlan, packed: PackedLinears | None, layer: int | None
+    ) -> EagerEngine:
+        return EagerEngine(call, plan, packed, layer)
 
 
 class EagerEngine(Engine):
@@ -51,23 +76,22 @@ class EagerEngine(Engine):
             self._prepare_masks()
 
     @property
-    def room(self) -> int:
+    def free_slots(self) -> int:
         return self._capacity - self._past - 1
 
     def _prepare_masks(self) -> None:
-        text = self._model.config.get_text_config(decoder=True)
         prompt_mask = self._prompt_mask
         self._masks = TreeMasks(
             self._model.config,
             self._working,
             self._model.dtype,
-            text._attn_implementation == "eager",
+            implementation(self._model) == "eager",
             self._device,
             None if prompt_mask is None else prompt_mask[:, : self._past],
             self._config.max_length,
         )
 
-    def _check(
+    def _verify(
         self, tokens: NDArray[np.int64], depths: NDArray[np.int64], seen: NDArray[np.bool_]
     ) -> Outputs:
         width = len(tokens)

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import GenerationConfig, PreTrainedModel
 
-from hf_specplug.hf.cache import TREE
+from hf_specplug.errors import OptionError
+from hf_specplug.hf.call import Call
 from hf_specplug.hf.hidden_states import HiddenStateHook
+from hf_specplug.hf.plan import TREE, CallPlan
 from hf_specplug.hf.positions import position_argument
-from hf_specplug.hf.prompt import Prompt, prefilled
-from hf_specplug.hf.support import Support, device_of
+from hf_specplug.hf.prompt import Prompt, optimized_for_decode, prefilled
+from hf_specplug.hf.support import device_of
 from hf_specplug.tree import DraftTree
 from hf_specplug.verify.outputs import Outputs
 from hf_specplug.verify.packed import PackedLinears
@@ -29,32 +30,31 @@ class Engine(ABC):
     """Runs the prompt, then one tree at a time.
 
     Args:
-        model_kwargs: what `generate` prepared for the model; taken over and changed.
-        support: whether trees or only chains may be checked.
+        call: what `generate` prepared; its arguments are copied.
+        plan: whether trees or only chains are verified.
         packed: the model's weights in a faster layout, if it is to be used.
+        layer: whose hidden states drafters need; None if none does.
 
     Attributes:
         cache: the key-value cache that `generate` returns, once the prompt has run.
         drafts: False if the prompt showed that the cache cannot be rolled back after all.
-        trouble: what went worse than planned, "" if nothing did.
-        watch: sees hidden states in each forward pass, if set before the prompt runs.
+        degraded_reason: why this call runs worse than planned; "" if it does not.
     """
 
     def __init__(
         self,
-        model: PreTrainedModel,
-        config: GenerationConfig,
-        model_kwargs: dict[str, Any],
-        support: Support,
+        call: Call,
+        plan: CallPlan,
         packed: PackedLinears | None = None,
+        layer: int | None = None,
     ) -> None:
-        self._model = model
+        self._model = model = call.model
         self._packed = packed
-        self._device = device_of(model)  # which walks all parameters: too slow for every step
+        self._device = device_of(model)  # looks at all parameters: too slow for every step
         self._per_token: dict[str, int] = {}
-        self._config = config
-        self._kwargs = model_kwargs
-        self._tree = support.mode == TREE
+        self._config = call.config
+        self._kwargs = dict(call.kwargs)
+        self._tree = plan.mode == TREE
         self._encoder_decoder = bool(model.config.is_encoder_decoder)
         prefix = "decoder_" if self._encoder_decoder else ""
         self._ids_key = f"{prefix}input_ids"
@@ -64,7 +64,12 @@ class Engine(ABC):
         self._undo = ExitStack()
         self.drafts = True
         self.degraded_reason = ""
-        self.hidden_states: HiddenStateHook | None = None
+        self._hook: HiddenStateHook | None = None
+        if layer is not None:
+            try:
+                self._hook = HiddenStateHook(model, layer)
+            except OptionError as error:  # drafters do without
+                self.degraded_reason = str(error)
 
     @property
     def overlaps(self) -> bool:
@@ -72,17 +77,17 @@ class Engine(ABC):
         return bool(self._device.type != "cpu")
 
     @property
-    def prepared(self) -> tuple[int, float]:
-        """Forward passes captured or compiled in this call, and the seconds it took."""
+    def captured(self) -> tuple[int, float]:
+        """Forward passes captured or compiled in this call, and the seconds that it took."""
         return 0, 0.0
 
     @property
     @abstractmethod
-    def room(self) -> int:
+    def free_slots(self) -> int:
         """Drafted tokens that the next forward pass has slots for."""
 
     def step(self, root: int, tree: DraftTree) -> Outputs:
-        """Check a tree; return what was found at the root and the tree's nodes."""
+        """Run one forward pass over a tree; returns the outputs at its root and nodes."""
         if self._packed is not None:
             self._packed.step()
         tokens = np.empty(len(tree) + 1, np.int64)
@@ -90,10 +95,11 @@ class Engine(ABC):
         tokens[1:] = tree.tokens
         seen = tree.ancestors()
         with self._packed or nullcontext():
-            return self._check(tokens, seen.sum(axis=1, dtype=np.int64) - 1, seen)
+            outputs = self._verify(tokens, seen.sum(axis=1, dtype=np.int64) - 1, seen)
+        return self._with_states(outputs)
 
     @abstractmethod
-    def _check(
+    def _verify(
         self, tokens: NDArray[np.int64], depths: NDArray[np.int64], seen: NDArray[np.bool_]
     ) -> Outputs:
         """One forward pass.
@@ -106,11 +112,11 @@ class Engine(ABC):
 
     @abstractmethod
     def keep(self, visited: Sequence[int]) -> None:
-        """Of the last step keep these slots (ascending, the root first)."""
+        """Keep these slots of the last step (ascending, the root first), and drop the others."""
 
     @abstractmethod
     def warm(self, max_length: int) -> None:
-        """After the prompt: do now what texts of up to `max_length` tokens would wait for once."""
+        """After the prompt: prepare forward passes for texts of up to `max_length` tokens."""
 
     def _warm_weights(self) -> None:
         if self._packed is not None:
@@ -127,15 +133,24 @@ class Engine(ABC):
             kwargs["logits_to_keep"] = wanted
         with self._watched():
             outputs, prompt = prefilled(self._model, input_ids, self._config, kwargs)
-        self._undo.enter_context(self._model._optimize_model_for_decode())  # as plain decoding does
+        self._undo.enter_context(optimized_for_decode(self._model))
         if self._packed is not None:
             self._undo.callback(self._packed.close)
             self._packed.open(self._model)
         self.resume(prompt)
-        return Outputs(outputs.logits[0, -wanted:], states=self._states(wanted))
+        found = Outputs(outputs.logits[0, -wanted:], states=self._states(wanted))
+        return self._with_states(found)
+
+    def _with_states(self, outputs: Outputs) -> Outputs:
+        """The outputs; takes note if hidden states are needed and the hook saw none."""
+        if self._hook is not None and not outputs.has_states and not self.degraded_reason:
+            self.degraded_reason = (
+                "the model's hidden states are not seen: nothing is drafted by them"
+            )
+        return outputs
 
     def resume(self, prompt: Prompt) -> None:
-        """Go on from a prompt that was run: trees come next."""
+        """Continue from a prompt that has run: trees come next."""
         self._kwargs = prompt.kwargs
         if "logits_to_keep" in self._kwargs:
             self._kwargs["logits_to_keep"] = 0  # all of a tree
@@ -147,11 +162,11 @@ class Engine(ABC):
         self._start()
 
     def _watched(self) -> AbstractContextManager[Any]:
-        return nullcontext() if self.hidden_states is None else self.hidden_states
+        return nullcontext() if self._hook is None else self._hook
 
     def _states(self, count: int) -> torch.Tensor | None:
-        """[n, width] of the last `count` tokens of a forward pass, as far as they were seen."""
-        return None if self.hidden_states is None else self.hidden_states.of(0, count)
+        """[n, width] of the last `count` tokens of a forward pass, if the hook saw them."""
+        return None if self._hook is None else self._hook.of(0, count)
 
     def _prepare_positions(self, input_ids: torch.Tensor) -> None:
         """Positions go up by one a token from what the model's own preparation makes of the next.

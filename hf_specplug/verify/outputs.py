@@ -49,6 +49,11 @@ class Outputs:
                 self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
                 self._done.record(torch.cuda.current_stream(logits.device))
 
+    @property
+    def has_states(self) -> bool:
+        """Whether the hidden states of these tokens were seen."""
+        return self._states is not None
+
     def wait(self) -> NDArray[np.int32] | None:
         """Until the forward pass is done; what was packed on the device, if anything was."""
         if self._packed is not None and self._rows is None:

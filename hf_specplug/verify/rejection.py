@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from hf_specplug.drafting.search import TreeSearch
+from hf_specplug.drafters.contract import NO_NOISE, Noise
 from hf_specplug.errors import OptionError
 from hf_specplug.tree import DraftTree
-from hf_specplug.verify.acceptance import Verifier
+from hf_specplug.verify.acceptance import Proposal, Verifier
 from hf_specplug.verify.outputs import Outputs
 
 
@@ -28,28 +28,26 @@ class RejectionVerifier(Verifier):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self._search: TreeSearch | None = None
-        self._drafted = False
-        if self._sample:  # so that a seed decides the drafts, too
-            self.keeps_drafts = True
-            self._generator = np.random.default_rng(int(torch.randint(1 << 62, (1,))))
+        self._proposal: Proposal | None = None
+        if self._sample:  # seeded, so that a seed also decides the drafts
+            self.generator = np.random.default_rng(int(torch.randint(1 << 62, (1,))))
 
-    def guide(self, search: TreeSearch) -> None:
-        if self._sample:
-            self._search = search
-            search.generator = self._generator
+    def noise(self) -> Noise:
+        return NO_NOISE
 
-    def accept(self, outputs: Outputs, tree: DraftTree) -> tuple[list[int], list[int]]:
-        self._drafted = len(tree) > 0  # else what the search holds is of an earlier step
+    def accept(
+        self, outputs: Outputs, tree: DraftTree, proposal: Proposal | None = None
+    ) -> tuple[list[int], list[int]]:
+        self._proposal = proposal if len(tree) else None
         return super().accept(outputs, tree)
 
     def _draw(self, probs: torch.Tensor, node: int) -> int:
-        if self._search is None or not self._drafted:
+        if self._proposal is None:
             return int(torch.multinomial(probs, num_samples=1))
-        tokens, chances, drawn = self._search.proposal(node)
+        tokens, drafted_probs, drawn = self._proposal(node)
         proposal = torch.zeros_like(probs[0], dtype=torch.float64)
-        named = torch.from_numpy(tokens).to(proposal.device, torch.int64)
-        proposal[named] = torch.from_numpy(chances).to(proposal)
+        candidates = torch.from_numpy(tokens).to(proposal.device, torch.int64)
+        proposal[candidates] = torch.from_numpy(drafted_probs).to(proposal)
         return pick(probs[0].double(), proposal, tokens[: len(drawn)].tolist())
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import CompileConfig, GenerationConfig, PreTrainedModel
 
-from hf_specplug.hf.support import Support
+from hf_specplug import forking
+from hf_specplug.hf.call import Call
+from hf_specplug.hf.compiling import compile_config
+from hf_specplug.hf.plan import TREE, CallPlan
+from hf_specplug.hf.support import has_static_shapes
 from hf_specplug.tree import DraftTree
 from hf_specplug.verify.engine import Engine
+from hf_specplug.verify.engines import EngineFactory, register_engine
 from hf_specplug.verify.outputs import Outputs
 from hf_specplug.verify.packed import PackedLinears
 from hf_specplug.verify.static_forward import StaticForward
@@ -23,28 +27,75 @@ PADDED_WIDTHS = (1, 8, 16, 32, 64)
 _AHEAD = 512  # slots for text to come, at first; there are more when they are needed
 
 
-class StaticEngine(Engine):
-    """Checks trees where nothing moves, so that CUDA graphs and compiled code can be used.
+@register_engine
+class StaticFactory(EngineFactory):
+    """Makes static engines; they share one forward pass, which one call at a time can use.
 
-    The prompt runs as in plain `generate`, on the cache that it prepared; what is generated is
-    appended to that cache at the end.
+    Attributes:
+        forward: that forward pass, with its cache and graphs.
+    """
+
+    name = "static"
+    priority = 1
+    modes = (TREE,)
+    widths = PADDED_WIDTHS
+
+    def __init__(self) -> None:
+        self.forward = StaticForward()
+        self._thread = 0  # of the call that uses it
+        self.lock = threading.RLock()
+        forking.register(self)
+
+    def suits(self, call: Call, plan: CallPlan) -> bool:
+        return plan.mode == TREE and not self.forward.failure and has_static_shapes(call)
+
+    def limit(self, call: Call, plan: CallPlan) -> CallPlan:
+        return plan
+
+    def make(
+        self, call: Call, plan: CallPlan, packed: PackedLinears | None, layer: int | None
+    ) -> StaticEngine:
+        if compile_config(call.model, call.config) is not None:
+            packed = None
+        return StaticEngine(call, plan, self.forward, packed, layer)
+
+    def acquire(self) -> bool:
+        with self.lock:
+            if self._thread:
+                return False
+            self._thread = threading.get_ident()
+            return True
+
+    def release(self) -> None:
+        self._thread = 0
+
+    def after_fork(self) -> None:
+        """The calls of other threads are over; what they left is not to be trusted."""
+        if self._thread not in (0, threading.get_ident()):
+            self.forward, self._thread = StaticForward(), 0
+
+
+class StaticEngine(Engine):
+    """Verifies trees at static shapes and addresses, for CUDA graphs and compiled code.
+
+    The prompt runs as in plain `generate`, on the cache that `generate` prepared; the generated
+    tokens are appended to that cache at the end.
 
     Args:
-        forward: kept by the caller for the next call.
+        forward: kept by the factory for the next call.
     """
 
     def __init__(
         self,
-        model: PreTrainedModel,
-        config: GenerationConfig,
-        model_kwargs: dict[str, Any],
-        support: Support,
+        call: Call,
+        plan: CallPlan,
         forward: StaticForward,
         packed: PackedLinears | None = None,
+        layer: int | None = None,
     ) -> None:
-        super().__init__(model, config, model_kwargs, support, packed)
+        super().__init__(call, plan, packed, layer)
         self._forward = forward
-        self._before = forward.prepared, forward.seconds
+        self._before = forward.captured, forward.seconds
 
     def _start(self) -> None:
         self._base = self._delivered = self._past
@@ -66,22 +117,22 @@ class StaticEngine(Engine):
             names,
             constants,
             compile_config(self._model, self._config),
-            self.hidden_states,
+            self._hook,
         )
         self._undo.callback(self._append_slots)
         mask = self._prompt_mask
         self._forward.masks.pad(None if mask is None else mask[:, : self._past])
 
     @property
-    def room(self) -> int:
+    def free_slots(self) -> int:
         return 1 << 30
 
     @property
-    def prepared(self) -> tuple[int, float]:
+    def captured(self) -> tuple[int, float]:
         count, seconds = self._before
-        return self._forward.prepared - count, self._forward.seconds - seconds
+        return self._forward.captured - count, self._forward.seconds - seconds
 
-    def _check(
+    def _verify(
         self, tokens: NDArray[np.int64], depths: NDArray[np.int64], seen: NDArray[np.bool_]
     ) -> Outputs:
         width = padded(len(tokens))
@@ -115,13 +166,3 @@ def padded(count: int) -> int:
         if width >= count:
             return width
     return 1 << (count - 1).bit_length()
-
-
-def compile_config(model: PreTrainedModel, config: GenerationConfig) -> CompileConfig | None:
-    """How to compile, if the user asked for it: one shape at a time, not shapes in general."""
-    asked = config.compile_config
-    if asked is None or (model.device.type == "cpu" and not asked._compile_all_devices):
-        return None
-    one = CompileConfig(**{**asked.to_dict(), "dynamic": False})
-    one._compile_all_devices = asked._compile_all_devices
-    return one

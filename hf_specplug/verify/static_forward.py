@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 from transformers import CompileConfig, PreTrainedModel
 
-from hf_specplug.hf.attention import FoldedHeads
+from hf_specplug.hf.attention import FoldedHeads, implementation
+from hf_specplug.hf.compiling import many_recompiles
 from hf_specplug.hf.hidden_states import HiddenStateHook
 from hf_specplug.hf.slot_cache import SlotCache
 from hf_specplug.hf.support import is_accelerated
@@ -34,12 +35,12 @@ class StaticForward:
 
     Attributes:
         cache, masks: of fixed slots; made by `open`.
-        prepared: how many forward passes were captured or compiled so far,
-        seconds: and how long that took.
+        captured: how many forward passes were captured or compiled so far.
+        seconds: how long that took.
         failure: why nothing can be captured, "" if it can.
 
     Example:
-        >>> StaticForward().prepared
+        >>> StaticForward().captured
         0
     """
 
@@ -47,7 +48,7 @@ class StaticForward:
     masks: SlotMasks
 
     def __init__(self) -> None:
-        self.prepared = 0
+        self.captured = 0
         self.seconds = 0.0
         self.failure = ""
         self._made_for: Any = None
@@ -111,8 +112,7 @@ class StaticForward:
         self._graphs.clear()
         self._ready.clear()
         self._feeds.clear()
-        text = model.config.get_text_config(decoder=True)
-        additive = text._attn_implementation == "eager"
+        additive = implementation(model) == "eager"
         self.cache = SlotCache(cache, capacity, joined=self._compile_config is None)
         self.masks = SlotMasks(model.config, model.dtype, additive, model.device, capacity)
 
@@ -171,7 +171,7 @@ class StaticForward:
             except Exception as error:  # whatever it is, the pass can be run as it is
                 self.failure = f"{type(error).__name__}: {error}".partition("\n")[0]
                 self._graphs.clear()
-        self.prepared += 1
+        self.captured += 1
         self.seconds += time.perf_counter() - start
 
     def _captured(self, model: PreTrainedModel, width: int) -> Graph:
@@ -204,21 +204,11 @@ class StaticForward:
         if self._compile_config is not None and not self._bare:
             call = model.get_compiled_call(self._compile_config)
             # code that was compiled without a hook must not run where there is one
-            guards = _seeing_hooks()
+            guards = many_recompiles(skip_nnmodule_hook_guards=False)
         with guards, self._heads, self._watch or nullcontext():
             logits = call(**inputs, return_dict=True).logits[0]
         packed = None if logits.device.type == "cpu" else pack(logits)
         return logits, packed, None if self._watch is None else self._watch.of(0)
-
-
-def _seeing_hooks() -> AbstractContextManager[Any]:
-    """Code is compiled again where hooks have come or gone: once for each width and layer."""
-    config: Any = torch._dynamo.config
-    limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
-    patch: AbstractContextManager[Any] = config.patch(
-        {"skip_nnmodule_hook_guards": False, limit: 64}
-    )
-    return patch
 
 
 def _on(device: torch.device) -> AbstractContextManager[Any]:

@@ -356,8 +356,14 @@ def test_the_command(
     ("options", "message"),
     [
         (["--rivals", "medusa"], "rivals: no method is called 'medusa'"),
-        (["--nodes", "many"], "rivals: --nodes takes numbers of at least 2, with commas, not 'many'"),
-        (["--nodes", "16,1"], "rivals: --nodes takes numbers of at least 2, with commas, not '16,1'"),
+        (
+            ["--nodes", "many"],
+            "rivals: --nodes takes numbers of at least 2, with commas, not 'many'",
+        ),
+        (
+            ["--nodes", "16,1"],
+            "rivals: --nodes takes numbers of at least 2, with commas, not '16,1'",
+        ),
         (["--tokenizer", "no/such/folder", "--stores-texts", "x"], "no/such/folder cannot be load"),
     ],
 )

@@ -75,8 +75,11 @@ def main() -> None:
     noise = np.random.default_rng(0).random((8, recording.vocab_size))
 
     class Noisy(TreeSearch):
+        first = 0
+
         def grow(self, *arguments: Any, **named: Any) -> Any:
-            self.noise = (noise, (self.noise[1] + 1) % 8)
+            self.first = (self.first + 1) % 8
+            named["noise"] = noise, self.first
             return super().grow(*arguments, **named)
 
     drafters = reading(args.drafters.split(","), open_all(args.datastore))

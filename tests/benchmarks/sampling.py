@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_specplug import SpecPlug
 from hf_specplug.bench import environment
+from hf_specplug.drafters.contract import NO_NOISE
 from hf_specplug.plug import DEFAULT_DRAFTERS
 from hf_specplug.verify.acceptance import Verifier
 from tests.benchmarks.free_running import load
@@ -62,7 +63,7 @@ def main() -> None:
             settings = {"temperature": temperature, "max_new_tokens": args.tokens}
             for seed, (_, inputs) in enumerate(prompts):
                 outputs = {"peeking": answer(model, inputs, plugs["peeking"], seed, **settings)}
-                with patch.object(Verifier, "guide", lambda *_: None):
+                with patch.object(Verifier, "noise", lambda _: NO_NOISE):
                     outputs["blind"] = answer(model, inputs, plugs["blind"], seed, **settings)
                 expected = outputs["blind"]
                 if args.plain:

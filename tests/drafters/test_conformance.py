@@ -89,8 +89,8 @@ def grow(drafter: Drafter, context: Context, limit: int = 30) -> list[tuple[int,
         raise error
 
     search = TreeSearch([drafter], Mixer([drafter.name]), VOCAB, fail)
-    search.noise = np.random.default_rng(3).random((8, VOCAB)), 5
-    tree = search.grow(context.last, limit, 8)
+    noise = np.random.default_rng(3).random((8, VOCAB)), 5
+    tree = search.grow(context.last, limit, 8, noise=noise)
     return list(zip(tree.tokens.tolist(), tree.parents.tolist(), strict=True))
 
 

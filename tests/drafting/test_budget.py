@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from hf_specplug import DraftTree
-from hf_specplug.drafting.budget import WIDTHS, Budget, DrafterScheduler
+from hf_specplug.drafting.budget import WIDTHS, Budget, Decision
+from hf_specplug.drafting.scheduler import DrafterScheduler
 
 
 def draft(prob: float, size: int) -> DraftTree:
@@ -26,13 +27,14 @@ def run(budget: Budget, prob: float, cost: Callable[[int], float], steps: int) -
     rng = np.random.default_rng(0)
     widths = []
     for step in range(steps):
-        tree = budget.fit(draft(prob, budget.limit), 100)
+        decision = budget.fit(draft(prob, budget.limit), 100)
+        tree = decision.tree
         accepted = 0
         while accepted < len(tree) and rng.random() < prob:
             accepted += 1
         noise = 10.0 if rng.random() < 0.1 else 1.0  # a busy moment now and then
         noise *= 3.0 if steps // 3 < step < steps // 3 + 50 else 1.0  # and a busy time
-        budget.observe(tree, accepted, 100, cost(len(tree) + 1) * noise)
+        budget.observe(decision, accepted, 100, cost(len(tree) + 1) * noise)
         widths.append(len(tree) + 1)
     return widths[-200:]
 
@@ -72,9 +74,9 @@ def test_the_best_width_in_between() -> None:
 def test_promises_that_are_not_kept_are_trusted_less() -> None:
     budget = Budget()
     for _ in range(600):
-        tree = budget.fit(draft(0.9, budget.limit), 100)
-        budget.observe(tree, 0, 100, cpu(len(tree) + 1))
-    assert len(budget.fit(draft(0.9, budget.limit), 100)) == 0
+        decision = budget.fit(draft(0.9, budget.limit), 100)
+        budget.observe(decision, 0, 100, cpu(len(decision.tree) + 1))
+    assert len(budget.fit(draft(0.9, budget.limit), 100).tree) == 0
 
 
 def test_it_notices_when_drafting_pays_again() -> None:
@@ -87,7 +89,8 @@ def test_the_cut_tree_keeps_the_likeliest_nodes() -> None:
     budget = Budget()
     for width in WIDTHS:
         for _ in range(3):
-            budget.observe(draft(0.5, width - 1), 0, 100, 1.0 if width <= 6 else 100.0)
+            decision = Decision(draft(0.5, width - 1))
+            budget.observe(decision, 0, 100, 1.0 if width <= 6 else 100.0)
     budget._kept[:] = 4.0
     tree = DraftTree(
         np.arange(9, dtype=np.int32),
@@ -95,7 +98,7 @@ def test_the_cut_tree_keeps_the_likeliest_nodes() -> None:
         np.array([0.5, 0.4, 0.9, 0.1, 0.2, 0.9, 0.01, 0.02, 0.03], np.float32),
         np.ones(9, np.uint16),
     )
-    assert budget.fit(tree, 100).tokens.tolist() == [0, 1, 2, 4, 5]
+    assert budget.fit(tree, 100).tree.tokens.tolist() == [0, 1, 2, 4, 5]
 
 
 @pytest.mark.parametrize("nodes", [1, 5, 100])
@@ -103,7 +106,7 @@ def test_fixed(nodes: int) -> None:
     budget = Budget(nodes)
     assert budget.limit == nodes - 1
     tree = draft(0.01, 7)
-    assert budget.fit(tree, 100) is tree
+    assert budget.fit(tree, 100).tree is tree
 
 
 def asked(

@@ -16,7 +16,8 @@ from torch import nn
 from hf_specplug import attach, detach
 from hf_specplug.exactness import evidence, trial
 from hf_specplug.hf import support
-from hf_specplug.hf.cache import CHAIN, PLAIN, TREE
+from hf_specplug.hf.call import Call
+from hf_specplug.hf.plan import CHAIN, PLAIN, TREE, CallPlan
 from tests.helpers.oracle import Replay
 from tests.helpers.runs import chosen, new_tokens, plain, plugged
 from tests.helpers.zoo import FAMILIES, make, prompt
@@ -64,7 +65,7 @@ def test_a_trial_agrees_with_what_is_proven(name: str, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("name", ["falcon-alibi", "gpt-neo", "mpt", "bloom"])
 def test_a_trial_finds_what_is_wrong(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(support, "of_model", lambda model: support.Support(TREE))
+    monkeypatch.setattr(support, "of_model", lambda model: CallPlan(TREE))
     monkeypatch.setattr(evidence, "PROVEN", frozenset())
     found = chosen(fresh(name), prompt(make(name)))
     assert found.mode == CHAIN
@@ -363,11 +364,8 @@ def test_models_that_draw_random_numbers(threads: int, monkeypatch: pytest.Monke
 
 
 def test_inputs_that_come_one_by_one() -> None:
-    found = evidence.shown(
-        make("llama"),
-        support.Support(TREE),
-        torch.ones(1, 3, dtype=torch.int64),
-        tf.GenerationConfig(),
-        {"input_features": (part for part in ())},
-    )
+    ids = torch.ones(1, 3, dtype=torch.int64)
+    features = {"input_features": (part for part in ())}
+    call = Call(make("llama"), ids, tf.GenerationConfig(), features)
+    found = evidence.shown(call, CallPlan(TREE))
     assert found.mode == PLAIN

@@ -12,7 +12,8 @@ import torch
 
 from hf_specplug import SpecPlug, attach, detach
 from hf_specplug.drafters.contract import Drafter
-from hf_specplug.hf.support import Support
+from hf_specplug.hf.call import NOT_FOR_THE_MODEL, Call
+from hf_specplug.hf.plan import CallPlan
 from hf_specplug.session import Session
 
 
@@ -41,16 +42,16 @@ def plugged(
         detach(model)
 
 
-def chosen(model: Any, inputs: dict[str, Any], **settings: Any) -> Support:
+def chosen(model: Any, inputs: dict[str, Any], **settings: Any) -> CallPlan:
     """How a call is run, and why so if not as a tree."""
 
     class Chosen(Exception):
         pass
 
     def run(model: Any, input_ids: torch.Tensor, **rest: Any) -> None:
-        for name in ("logits_processor", "stopping_criteria"):
-            rest.pop(name)
-        raise Chosen(Session("auto", False).choose(model, input_ids, **rest)[0])
+        config = rest.pop("generation_config")
+        kwargs = {name: value for name, value in rest.items() if name not in NOT_FOR_THE_MODEL}
+        raise Chosen(Session("auto", False).plan(Call(model, input_ids, config, kwargs)))
 
     every = {"max_new_tokens": 9, **settings}
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from hf_specplug.hf import attention
 from hf_specplug.hf.attention import NAME, FoldedHeads, folded_attention
 from tests.helpers.zoo import make
 
@@ -54,3 +56,35 @@ def test_only_while_entered_and_only_where_it_fits() -> None:
     with FoldedHeads(model):
         assert model.config._attn_implementation == "eager"
     model.config._attn_implementation_internal = "sdpa"
+
+
+def test_other_threads_attend_by_sdpa_itself() -> None:
+    """Two plugs, two threads, one model: neither takes its attention from the other's pass."""
+    model = make("llama")
+    ids = torch.arange(3, 40)[None]
+    mask = torch.ones(1, 1, 37, 37, dtype=torch.bool).tril()
+
+    def logits() -> torch.Tensor:
+        with torch.no_grad():
+            return model(ids, attention_mask=mask).logits  # type: ignore[no-any-return]
+
+    seen: list[str] = []
+
+    def folded(*args: Any, **kwargs: Any) -> Any:
+        seen.append("folded")
+        return folded_attention(*args, **kwargs)
+
+    expected = logits()
+    with ThreadPoolExecutor(1) as other, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "folded_attention", folded)
+        with FoldedHeads(model):
+            assert torch.equal(other.submit(logits).result(), expected)
+            assert not seen
+            heads = FoldedHeads(model)
+            other.submit(heads.__enter__).result()
+            torch.testing.assert_close(other.submit(logits).result(), expected)
+            assert len(seen) == model.config.num_hidden_layers
+        assert model.config._attn_implementation == NAME  # the other one is in its pass
+        assert torch.equal(logits(), expected)
+        other.submit(heads.__exit__).result()
+    assert model.config._attn_implementation == "sdpa"

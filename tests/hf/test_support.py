@@ -12,7 +12,8 @@ from transformers.cache_utils import DynamicIndexedLayer
 
 from hf_specplug import attach, detach
 from hf_specplug.hf import support
-from hf_specplug.hf.cache import CHAIN, PLAIN, TREE, capacity, overwrites, rollback
+from hf_specplug.hf.cache import capacity, overwrites, rollback
+from hf_specplug.hf.plan import CHAIN, PLAIN, TREE
 from tests.helpers.oracle import Replay
 from tests.helpers.runs import chosen, plain, plugged
 from tests.helpers.zoo import FAMILIES, make, prompt

@@ -97,7 +97,7 @@ def test_no_tree_holds_one(published: str | None) -> None:
         head.copy_(before)
     named = plug.drafters[1].ids if len(plug.drafters[1].ids) else np.empty(0)
     assert np.isin(named, barred).any(), "the model never found one likely: nothing is shown"
-    trees = [step.tree for step in plug._history.steps]
+    trees = [step.tree for step in plug._runner.history.steps]
     assert sum(len(tree) for tree in trees) > 20
     assert not any(np.isin(tree.tokens, barred).any() for tree in trees)
     assert fed

@@ -81,7 +81,7 @@ def test_false_packs_nothing() -> None:
         model.generate(**prompt(model), max_new_tokens=24, do_sample=False)
     finally:
         detach(model)
-    assert plug._sessions[model]._packed is None
+    assert plug._runner.sessions[model]._packed is None
 
 
 @forced
@@ -199,7 +199,7 @@ def test_memory_decides(monkeypatch: pytest.MonkeyPatch, spare: float, packs: bo
 def test_a_short_first_call_packs_nothing() -> None:
     model = make("llama")
     _, _, plug = plugged(model, prompt(model), ["context"], max_new_tokens=8, do_sample=False)
-    assert not plug._sessions[model]._packed._packed
+    assert not plug._runner.sessions[model]._packed._packed
 
 
 def test_available_memory_is_plausible() -> None:

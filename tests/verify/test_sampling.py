@@ -13,7 +13,7 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 from transformers.generation.stopping_criteria import MaxLengthCriteria
 
 from hf_specplug import SpecPlug
-from hf_specplug.drafters.contract import Context, Drafter, Frontier, Int32
+from hf_specplug.drafters.contract import NO_NOISE, Context, Drafter, Frontier, Int32
 from hf_specplug.drafting.mixer import Mixer
 from hf_specplug.drafting.search import TreeSearch
 from hf_specplug.errors import OptionError
@@ -84,7 +84,7 @@ def test_noise_says_which_of_many_likely_tokens_comes() -> None:
                 expected, _ = plain(model, inputs, seed, do_sample=True, **settings)
                 assert output.tolist() == expected.tolist()
             accepted[name] = plug.stats.accepted
-            patch.setattr(Verifier, "guide", lambda *_: None)
+            patch.setattr(Verifier, "noise", lambda self: NO_NOISE)
     assert accepted["peeking"] > 5 * accepted["blind"]
 
 
@@ -208,7 +208,13 @@ class Wrong(Drafter):
         return np.array(rows, np.int32)
 
 
-def first_two(odds: list[float], nodes: int, runs: int, chain: bool) -> tuple[Any, Any]:
+def first_two(
+    odds: list[float],
+    nodes: int,
+    runs: int,
+    chain: bool,
+    drawn_by: Callable[[RejectionVerifier], Any] = lambda verifier: verifier.generator,
+) -> tuple[Any, Any]:
     """(how often each pair of tokens was emitted, its true chance)"""
     rng = np.random.default_rng(5)
     logits = torch.from_numpy(rng.normal(0, 1.5, (SIZE, SIZE))).float()  # by the token before
@@ -225,10 +231,9 @@ def first_two(odds: list[float], nodes: int, runs: int, chain: bool) -> tuple[An
         emitted = [0]
         drafter.begin(Context([0], SIZE))
         while not verifier.finished:
-            verifier.guide(search)
-            tree = search.grow(emitted[-1], nodes, 2, chain)
+            tree = search.grow(emitted[-1], nodes, 2, chain, generator=drawn_by(verifier))
             rows = [emitted[-1], *tree.tokens.tolist()]
-            emitted += verifier.accept(Outputs(logits[rows]), tree)[1]
+            emitted += verifier.accept(Outputs(logits[rows]), tree, search.proposal)[1]
         counts[emitted[1], emitted[2]] += 1
     return counts.ravel(), (probs[0][:, None] * probs).ravel()
 
@@ -254,21 +259,15 @@ def test_what_an_earlier_step_drew_is_not_used_again(monkeypatch: pytest.MonkeyP
     config, start = GenerationConfig(do_sample=True), torch.zeros((1, 1), dtype=torch.int64)
     criteria = StoppingCriteriaList([MaxLengthCriteria(9)])
     verifier = RejectionVerifier(start, LogitsProcessorList(), criteria, config, None)
-    verifier.guide(search)
-    tree = search.grow(0, 3, 2)
-    verifier.accept(Outputs(torch.zeros(len(tree) + 1, SIZE)), tree)
+    tree = search.grow(0, 3, 2, generator=verifier.generator)
+    verifier.accept(Outputs(torch.zeros(len(tree) + 1, SIZE)), tree, search.proposal)
     monkeypatch.setattr(TreeSearch, "proposal", None)
-    assert verifier.accept(Outputs(torch.zeros(1, SIZE)), EMPTY)[0] == [0]
+    assert verifier.accept(Outputs(torch.zeros(1, SIZE)), EMPTY, search.proposal)[0] == [0]
 
 
-def test_ranked_trees_would_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranked_trees_would_not() -> None:
     """The control: the same acceptance, but the likeliest children instead of drawn ones."""
-
-    def rank(self: RejectionVerifier, search: TreeSearch) -> None:
-        self._search = search
-
-    monkeypatch.setattr(RejectionVerifier, "guide", rank)
-    counts, expected = first_two([0.4, 0.2, 0.1, 0.1], 3, 5000, False)
+    counts, expected = first_two([0.4, 0.2, 0.1, 0.1], 3, 5000, False, drawn_by=lambda _: None)
     assert improbable(counts, expected)
 
 

@@ -23,7 +23,7 @@ from transformers.generation.streamers import BaseStreamer
 from hf_specplug import SpecPlug, attach, detach
 from hf_specplug.errors import OptionError
 from hf_specplug.hf import support
-from hf_specplug.hf.support import Support
+from hf_specplug.hf.plan import CallPlan
 from hf_specplug.tree import DraftTree
 from hf_specplug.verify import static as static_module
 from hf_specplug.verify import static_forward as forward_module
@@ -188,7 +188,7 @@ def test_slots_grow_with_the_text(
             assert model.generate(**inputs, **settings).tolist() == expected.tolist()
     finally:
         detach(model)
-    assert plug._sessions[model]._forward.cache.capacity == 512
+    assert plug._runner.sessions[model].factories["static"].forward.cache.capacity == 512
     assert runs
 
 
@@ -417,13 +417,13 @@ def test_nothing_is_compiled_after_warmup() -> None:
         for seed in range(50):
             inputs = prompt(model, length=3 + 4 * seed, seed=seed)
             plug.nodes = [1, 8, 16, 32, 64][seed % 5]
-            plug._sessions[model]._budgets.clear()
-            plug._sessions[model]._nodes = plug.nodes
+            plug._runner.sessions[model]._budgets.clear()
+            plug._runner.sessions[model]._nodes = plug.nodes
             model.generate(**inputs, max_new_tokens=6, do_sample=seed % 2 == 0, **how)
     finally:
         detach(model)
     assert backend.count == len(PADDED_WIDTHS)
-    assert plug._sessions[model]._forward.prepared == len(PADDED_WIDTHS)
+    assert plug._runner.sessions[model].factories["static"].forward.captured == len(PADDED_WIDTHS)
 
 
 @pytest.mark.slow
@@ -503,7 +503,7 @@ def opened(model: Any) -> StaticForward:
     def run(model: Any, input_ids: torch.Tensor, generation_config: Any, **rest: Any) -> Any:
         kwargs = {key: rest[key] for key in rest if key in ("past_key_values", "attention_mask")}
         kwargs |= {"use_cache": True}
-        engine = StaticEngine(model, generation_config, kwargs, Support("tree"), forward)
+        engine = StaticEngine(model, generation_config, kwargs, CallPlan("tree"), forward)
         with torch.no_grad():
             engine.prefill(input_ids, 1)
         return input_ids

@@ -1,0 +1,96 @@
+"""What a plug drafts with: its drafters, their mixer, and a set of both for each call."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+from hf_specplug.datastore.store import Datastore
+from hf_specplug.drafters.contract import Drafter
+from hf_specplug.drafters.registry import create
+from hf_specplug.drafters.store_drafter import reader
+from hf_specplug.drafting import state
+from hf_specplug.drafting.drafter_sets import DrafterSet, DrafterSets
+from hf_specplug.drafting.mixer import Mixer
+
+
+class Ensemble:
+    """Drafters and mixer; what they learn stays from call to call.
+
+    Args:
+        drafters: in the order of their source bits.
+
+    Attributes:
+        drafters, mixer: the plug's own.
+        lock: held while drafters, or what they share, are used or changed.
+
+    Example:
+        >>> ensemble = Ensemble([])
+        >>> ensemble.acquire().number
+        0
+    """
+
+    def __init__(self, drafters: list[Drafter]) -> None:
+        self.drafters = drafters
+        self.mixer = Mixer([drafter.name for drafter in drafters])
+        self._sets = DrafterSets()
+
+    @property
+    def lock(self) -> Any:
+        return self._sets.lock
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"drafters": self.drafters, "mixer": self.mixer}
+
+    def __setstate__(self, saved: dict[str, Any]) -> None:
+        vars(self).update(saved)
+        self._sets = DrafterSets()
+
+    def acquire(self) -> DrafterSet:
+        """The drafters of one call, to be given back by `release`.
+
+        Raises whatever copying a drafter raises.
+        """
+        return self._sets.acquire(self.drafters, self.mixer)
+
+    def release(self, drafter_set: DrafterSet) -> None:
+        """The call is over."""
+        self._sets.release(drafter_set)
+
+    def without_outputs(self) -> list[Drafter]:
+        """Drafters for one more call, only those that need no outputs of the target."""
+        with self.lock:
+            return [drafter.for_another_call() for drafter in self.drafters if not drafter.needs]
+
+    def add_stores(self, stores: Iterable[Datastore]) -> None:
+        """Draft from more datastores: by the drafters that read their kinds, or by new ones."""
+        with self.lock:
+            for store in stores:
+                self._add_store(store)
+
+    def _add_store(self, store: Datastore) -> None:
+        kind = store.manifest.kind
+        for drafter in self.drafters:
+            if kind in drafter.kinds:
+                drafter.add(store)
+                self.drafters = [*self.drafters]  # sets of drafters are made anew
+                return
+        new = reader(kind)
+        new.add(store)
+        self.drafters = create([*self.drafters, new])
+        learned = self.mixer.state_dict()
+        self.mixer = Mixer([drafter.name for drafter in self.drafters])
+        self.mixer.load_state_dict(learned)
+
+    def save_state(self, path: str | os.PathLike[str]) -> None:
+        """Write what drafters and mixer have learned to a safetensors file."""
+        with self.lock:
+            states = state.learned(self.mixer, self.drafters)
+        state.save(path, states)
+
+    def load_state(self, path: str | os.PathLike[str]) -> None:
+        """Take back what `save_state` wrote. Raises StateError if it does not fit."""
+        states = state.load(path)
+        with self.lock:
+            self.drafters = state.taught(states, self.mixer, self.drafters)

@@ -1,0 +1,133 @@
+"""The drafters of one call: asked and told together, dropped one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hf_specplug.drafters.contract import MAX_CHILDREN, Context, Drafter, Float32, Int32, Step
+from hf_specplug.errors import DraftError
+from hf_specplug.kernels import tree as kernels
+
+REFUSALS = {
+    kernels.BAD_NODE: "named a node that it was not asked about",
+    kernels.BAD_TOKEN: "named a token outside the vocabulary",
+    kernels.BAD_BUCKET: "named an evidence bucket that it has no prior for",
+}
+"""Why the candidates of a drafter are refused, by the code that `kernels.tree.insert` returns."""
+
+
+@dataclass(frozen=True, slots=True)
+class Expert:
+    """A drafter, its column of evidence, and its rows [begin, end) in the table of buckets."""
+
+    drafter: Drafter
+    column: int
+    begin: int
+    end: int
+
+
+class Experts:
+    """The drafters of one call; a drafter that fails is dropped, and never stops generation.
+
+    Args:
+        drafters: their order decides the bit in `DraftTree.sources`.
+        on_error: called once with a drafter that broke its contract, and the exception.
+
+    Attributes:
+        names: of all drafters, dropped or not: names[d] belongs to bit d of `DraftTree.sources`.
+        seconds: how long each drafter took for the last tree.
+    """
+
+    def __init__(
+        self, drafters: Sequence[Drafter], on_error: Callable[[Drafter, Exception], None]
+    ) -> None:
+        self.names = [drafter.name for drafter in drafters]
+        self.seconds = [0.0] * len(drafters)
+        self._suppressed: tuple[int, ...] = ()
+        self._on_error = on_error
+        self._active: list[Expert] = []
+        self._asked: list[Expert] = []
+        tables = [np.zeros((1, 3), np.float32)]  # bucket 0: not proposed
+        end = 1
+        for column, drafter in enumerate(drafters):
+            try:
+                table = _table(drafter)
+            except Exception as error:
+                on_error(drafter, error)
+                continue
+            tables.append(table)
+            self._active.append(Expert(drafter, column, end, end + len(table)))
+            end += len(table)
+        self._table = np.concatenate(tables)
+
+    @property
+    def drafters(self) -> list[Drafter]:
+        """The drafters that have not been dropped."""
+        return [expert.drafter for expert in self._active]
+
+    def begin(self, context: Context) -> None:
+        """Begin a request with every drafter; a drafter that fails is dropped.
+
+        Args:
+            context: the prompt; its `suppressed` tokens are not drafted, whichever drafter
+                proposes them.
+        """
+        self._suppressed = context.suppressed
+        for drafter in self.drafters:
+            try:
+                drafter.begin(context)
+            except Exception as error:
+                self.drop(drafter, error)
+
+    def observe(self, step: Step) -> None:
+        """Show a step to every drafter; a drafter that fails is dropped."""
+        for drafter in self.drafters:
+            try:
+                drafter.observe(step)
+            except Exception as error:
+                self.drop(drafter, error)
+
+    def needs(self, output: str) -> bool:
+        """Whether a drafter needs this output of the target ("topk" or "hidden")."""
+        return any(output in drafter.needs for drafter in self.drafters)
+
+    def drop(self, drafter: Drafter, error: Exception) -> None:
+        """Stop asking a drafter."""
+        self._active = [expert for expert in self._active if expert.drafter is not drafter]
+        self._asked = [expert for expert in self._asked if expert.drafter is not drafter]
+        self._on_error(drafter, error)
+
+
+def _table(drafter: Drafter) -> Float32:
+    """float32[buckets, 3]: prior, its log-odds, weight set."""
+    priors = np.asarray(drafter.priors)
+    if priors.dtype != np.float32 or priors.ndim != 1 or not len(priors):
+        raise DraftError(
+            f"priors of drafter {drafter.name!r} must be float32[buckets], "
+            f"not {priors.dtype}{list(priors.shape)}"
+        )
+    if not ((priors > 0) & (priors <= 1)).all():
+        raise DraftError(f"priors of drafter {drafter.name!r} must lie in (0, 1]")
+    likely = priors.clip(1e-4, 1 - 1e-4)
+    sets = np.searchsorted(_SETS, priors, side="right")
+    return np.stack([priors, np.log(likely / (1 - likely)), sets], axis=1).astype(np.float32)
+
+
+_SETS = (0.1, 0.35, 0.7)
+"""The mixer has a weight set for nodes whose best prior is below each of these, and one above."""
+
+
+def checked_rows(rows: Int32, nodes: int) -> Int32:
+    """What a drafter returned for `nodes` frontier nodes, if its shape is right."""
+    if not isinstance(rows, np.ndarray) or rows.dtype != np.int32 or rows.ndim != 2:
+        given = f"{rows.dtype}{list(rows.shape)}" if isinstance(rows, np.ndarray) else type(rows)
+        raise DraftError(f"expand must return int32[rows, 3], not {given}")
+    if rows.shape[1] != 3 or len(rows) > nodes * MAX_CHILDREN:
+        raise DraftError(
+            f"expand must return at most {MAX_CHILDREN} rows of 3 per node, "
+            f"not {list(rows.shape)} for {nodes} nodes"
+        )
+    return np.ascontiguousarray(rows)

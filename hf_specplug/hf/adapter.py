@@ -1,0 +1,97 @@
+"""The adapter to `generate`: what it hands to a decoding method, and what it expects back."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
+from transformers.generation.candidate_generator import CandidateGenerator as CandidateGenerator
+from transformers.generation.streamers import BaseStreamer as BaseStreamer
+from transformers.generation.utils import (
+    GENERATION_MODES_MAPPING,
+    GenerateDecoderOnlyOutput,
+    GenerateEncoderDecoderOutput,
+)
+
+from hf_specplug.errors import OptionError
+from hf_specplug.hf.call import Call
+
+
+def plain(
+    call: Call,
+    processors: LogitsProcessorList,
+    criteria: StoppingCriteriaList,
+    streamer: BaseStreamer | None,
+) -> Any:
+    """Run a call as `generate` would have run it without a plug."""
+    mode = call.config.get_generation_mode()
+    method = GENERATION_MODES_MAPPING[mode]
+    if method not in ("_sample", "_beam_search"):
+        raise OptionError(
+            f"{mode.value} cannot be combined with custom_generate; leave custom_generate out"
+        )
+    arguments: dict[str, Any] = {
+        "logits_processor": processors,
+        "stopping_criteria": criteria,
+        "generation_config": call.config,
+    }
+    if streamer is not None:
+        arguments["streamer"] = streamer
+    decode = getattr(type(call.model), method)
+    return decode(call.model, call.input_ids, **arguments, **call.kwargs)
+
+
+def vocab_size(model: PreTrainedModel) -> int:
+    """How many token ids the model's decoder has."""
+    return int(model.config.get_text_config(decoder=True).vocab_size)
+
+
+def text_of(call: Call, inputs: torch.Tensor | None) -> NDArray[np.int64]:
+    """int64[n]: the tokens to draft from; the encoder's, if it reads text, then the prompt.
+
+    What is no token of the vocabulary keeps its place; between the two texts is a -1.
+
+    Args:
+        inputs: the model's own inputs, if they are not `input_ids`.
+    """
+    parts = [call.input_ids[0].cpu().numpy()]
+    reads_text = inputs is not None and inputs.ndim == 2 and not inputs.is_floating_point()
+    if call.model.config.is_encoder_decoder and inputs is not None and reads_text:
+        parts = [inputs[0].cpu().numpy(), np.array([-1]), *parts]
+    return np.concatenate(parts)
+
+
+def result(
+    call: Call,
+    sequences: torch.Tensor,
+    scores: tuple[torch.Tensor, ...] | None,
+    logits: tuple[torch.Tensor, ...] | None,
+    cache: Any,
+) -> Any:
+    """What `generate` returns for a finished sequence int64[1, n]."""
+    sequences = sequences.clone()
+    if not call.config.return_dict_in_generate:
+        return sequences
+    kind = (
+        GenerateEncoderDecoderOutput
+        if call.model.config.is_encoder_decoder
+        else GenerateDecoderOnlyOutput
+    )
+    return kind(sequences=sequences, scores=scores, logits=logits, past_key_values=cache)
+
+
+def streamer_of_caller() -> BaseStreamer | None:
+    """The streamer of the `generate(custom_generate=plug)` call that the caller runs in.
+
+    `generate` (since 4.57) hands a callable no streamer, yet has sent it the prompt, so that a
+    reader of a TextIteratorStreamer would wait forever. Only the caller's frame has it. An attached
+    plug is given the streamer, and never looks.
+    """
+    frame = sys._getframe(2)
+    if frame.f_code.co_name == "generate" and "streamer" in frame.f_locals:
+        return frame.f_locals["streamer"]  # type: ignore[no-any-return]
+    return None

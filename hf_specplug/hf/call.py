@@ -1,0 +1,35 @@
+"""One `generate` call, as it reaches a decoding method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel
+
+NOT_FOR_THE_MODEL = ("logits_processor", "stopping_criteria", "inputs_tensor", "streamer")
+"""Arguments of a decoding method that the model's forward pass does not take."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What `generate` prepared.
+
+    Attributes:
+        model: the model.
+        input_ids: int64[rows, n], the prompt (of an encoder-decoder, the decoder's).
+        config: the generation config of this call.
+        kwargs: arguments of the model's forward pass, the cache among them.
+    """
+
+    model: PreTrainedModel
+    input_ids: torch.Tensor
+    config: GenerationConfig
+    kwargs: Mapping[str, Any]
+
+    @property
+    def cache(self) -> Any:
+        """The key-value cache that `generate` prepared; None if there is none."""
+        return self.kwargs.get("past_key_values")

@@ -1,0 +1,200 @@
+"""One call: from what `generate` hands over to what it gets back."""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from transformers import LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
+
+from hf_specplug.datastore.building.growing import GrowingStore
+from hf_specplug.decode import Decoding, decode
+from hf_specplug.drafters.contract import Context, Drafter
+from hf_specplug.drafters.registry import hidden_layer
+from hf_specplug.drafting.drafter_sets import DrafterSet
+from hf_specplug.drafting.ensemble import Ensemble
+from hf_specplug.drafting.mixer import Mixer
+from hf_specplug.drafting.search import TreeSearch
+from hf_specplug.hf import adapter, suppressed
+from hf_specplug.hf.adapter import BaseStreamer
+from hf_specplug.hf.call import Call
+from hf_specplug.hf.plan import CHAIN, PLAIN, CallPlan
+from hf_specplug.published import search_class
+from hf_specplug.session import Session
+from hf_specplug.telemetry.history import History
+from hf_specplug.telemetry.stats import Stats
+from hf_specplug.verify.acceptance import Verifier
+from hf_specplug.verify.rejection import verifier_class
+
+logger = logging.getLogger("hf_specplug")
+
+
+class Runner:
+    """Runs calls, several at a time if several threads ask for them.
+
+    Args:
+        ensemble: what is drafted with.
+        stats: counts what happens in all calls.
+        nodes, pack, published, verification: see `SpecPlug`.
+
+    Attributes:
+        sessions: what is kept of each model.
+        history: the last steps of the last call that was drafted; None before it.
+        growing: the store that answers are appended to, if there is one.
+    """
+
+    def __init__(
+        self,
+        ensemble: Ensemble,
+        stats: Stats,
+        nodes: int | str,
+        pack: bool,
+        published: str | None,
+        verification: str,
+    ) -> None:
+        self._ensemble = ensemble
+        self._stats = stats
+        self._nodes, self._pack = nodes, pack
+        self._search = search_class(published)
+        self._verifier = verifier_class(verification, published)
+        self._warned: set[str] = set()
+        self._begin_process()
+
+    def _begin_process(self) -> None:
+        """Set what belongs to this process, or to a call in progress."""
+        self.sessions: WeakKeyDictionary[PreTrainedModel, Session] = WeakKeyDictionary()
+        self.history: History | None = None
+        self.growing: GrowingStore | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = vars(self).items()
+        return {key: value for key, value in own if key not in ("sessions", "history", "growing")}
+
+    def __setstate__(self, saved: dict[str, Any]) -> None:
+        for key, value in saved.items():
+            setattr(self, key, value)
+        self._begin_process()
+
+    def run(
+        self,
+        call: Call,
+        processors: LogitsProcessorList,
+        criteria: StoppingCriteriaList,
+        inputs: torch.Tensor | None,
+        streamer: BaseStreamer | None,
+    ) -> Any:
+        """What `generate` returns for one call.
+
+        Args:
+            processors, criteria: as `generate` prepared them.
+            inputs: the model's own inputs, if they are not `input_ids`.
+            streamer: receives the tokens.
+        """
+        session = self.session(call.model)
+        with session.planned(call) as plan:
+            if plan.reason:
+                self.record_fallback(plan.reason)
+            drafter_set = None if plan.mode == PLAIN else self._acquire()
+            if drafter_set is None:
+                return adapter.plain(call, processors, criteria, streamer)
+            try:
+                verifier = self._verifier(
+                    call.input_ids, processors, criteria, call.config, streamer
+                )
+                context = self._context(call, inputs, session)
+                cache = self._decode(call, plan, session, verifier, context, drafter_set)
+            finally:
+                self._ensemble.release(drafter_set)
+        if self.growing is not None:
+            self.growing.add(context.tokens[context.prompt_length :])
+        if streamer is not None:
+            streamer.end()
+        return adapter.result(call, verifier.input_ids, verifier.scores, verifier.logits, cache)
+
+    def session(self, model: PreTrainedModel) -> Session:
+        """What is kept of a model."""
+        with self._ensemble.lock:
+            if model not in self.sessions:
+                self.sessions[model] = Session(self._nodes, self._pack)
+            session = self.sessions[model]
+            session.layer = hidden_layer(self._ensemble.drafters)
+            return session
+
+    def _acquire(self) -> DrafterSet | None:
+        """The drafters of one call; None if they cannot be copied for it."""
+        try:
+            return self._ensemble.acquire()
+        except Exception as error:
+            self.record_fallback(f"a drafter cannot be copied for calls at the same time ({error})")
+            return None
+
+    def _context(self, call: Call, inputs: torch.Tensor | None, session: Session) -> Context:
+        """The text to draft from; -1 stands for what is no token of the text."""
+        vocab, never = adapter.vocab_size(call.model), suppressed.tokens(call.model)
+        tokens = adapter.text_of(call, inputs)
+        tokens[(tokens < 0) | (tokens >= vocab) | np.isin(tokens, list(never))] = -1
+        return Context(tokens.astype(np.int32), vocab, session.signature(call.model), never)
+
+    def _decode(
+        self,
+        call: Call,
+        plan: CallPlan,
+        session: Session,
+        verifier: Verifier,
+        context: Context,
+        drafter_set: DrafterSet,
+    ) -> Any:
+        """Run the loop until `verifier` is finished; return the cache."""
+        stats, lock = Stats(calls=1), self._ensemble.lock
+        engine = session.engine(call, plan)
+        budget = session.budget(plan, len(drafter_set.drafters), drafter_set.number)
+        try:
+            search = self.begin_search(context, drafter_set.drafters, drafter_set.mixer, stats)
+            history = self.history = History(search.names)
+            chain = plan.mode == CHAIN
+            decode(Decoding(engine, verifier, search, context, budget, stats, history, chain, lock))
+            return engine.cache
+        finally:
+            stats.add_captured(*engine.captured)
+            if engine.degraded_reason:
+                stats.fallbacks[engine.degraded_reason] += 1
+                self._warn(engine.degraded_reason)
+            with lock:
+                self._stats.add(stats)
+            engine.close()
+
+    def begin_search(
+        self, context: Context, drafters: list[Drafter], mixer: Mixer, stats: Stats | None = None
+    ) -> TreeSearch:
+        """A search whose drafters have begun with a text.
+
+        Args:
+            stats: takes note of dropped drafters; by default the stats of all calls.
+        """
+
+        def on_error(drafter: Drafter, error: Exception) -> None:
+            reason = f"{type(error).__name__}: {error}"
+            (stats or self._stats).dropped[drafter.name] = reason
+            self._warn(f"drafter {drafter.name!r} is dropped for this call ({reason})", error)
+
+        with self._ensemble.lock:
+            search = self._search(drafters, mixer, context.vocab_size, on_error)
+            search.begin(context)
+        return search
+
+    def record_fallback(self, reason: str) -> None:
+        """Count a call that runs as a chain or plainly, and log the reason once."""
+        with self._ensemble.lock:
+            self._stats.fallbacks[reason] += 1
+        self._warn(f"not drafted as a tree: {reason}")
+
+    def _warn(self, message: str, error: Exception | None = None) -> None:
+        """Log a warning, once for each kind of message; with the traceback of `error`."""
+        kind = re.sub(r"\d+", "#", message)  # "a batch of 3" is of the kind "a batch of 2"
+        if kind not in self._warned:
+            self._warned.add(kind)
+            logger.warning(message, exc_info=error)

@@ -1,0 +1,193 @@
+"""Every private name of transformers that the package uses: all in `hf/`, and all still there.
+
+A release of transformers that removes one is met here: the test says which name is gone, and
+`grep` in `hf_specplug/hf/` finds its only use.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import CompileConfig, DynamicCache, GenerationConfig, LlamaConfig
+
+import hf_specplug
+from tests.helpers.zoo import make
+
+ROOT = Path(hf_specplug.__file__).parent
+
+
+@cache
+def _layer(kind: str) -> Any:
+    """A cache layer in use: what it says of itself is set by its first update."""
+    layer = getattr(import_module("transformers.cache_utils"), kind)
+    made = layer(max_cache_len=8) if kind.startswith("Static") else layer()
+    states = torch.zeros(1, 1, 2, 4)
+    made.update(states, states)
+    return made
+
+
+OWNERS = {
+    "a model": lambda: make("llama"),
+    "its config": lambda: LlamaConfig(attn_implementation="sdpa"),
+    "GenerationConfig": lambda: GenerationConfig,
+    "CompileConfig": lambda: CompileConfig(),
+    "DynamicCache": lambda: DynamicCache(),
+    "DynamicLayer": lambda: _layer("DynamicLayer"),
+    "StaticLayer": lambda: _layer("StaticLayer"),
+}
+
+PRIVATE = {
+    "a model": [
+        "_can_compile_fullgraph",
+        "_optimize_model_for_decode",
+        "_prefill",
+        "_sample",
+        "_supports_attention_backend",
+        "_update_model_kwargs_for_generation",
+        "_valid_auto_compile_criteria",
+    ],
+    "its config": ["_attn_implementation", "_attn_implementation_internal"],
+    "GenerationConfig": ["_get_default_generation_params"],
+    "CompileConfig": ["_compile_all_devices"],
+}
+"""Names with an underscore, by what has them."""
+
+OPTIONAL = {
+    "_beam_search": "a mode that generate may name; only compared with",
+    "_is_stateful": "of recurrent models only, asked for with a default",
+    "_hf_hook": "what accelerate leaves on an offloaded model, asked for with a default",
+}
+"""Names with an underscore that may be missing: nothing depends on them being there."""
+
+UNDOCUMENTED = {
+    "a model": ["get_compiled_call", "get_experts_implementation", "get_decoder"],
+    "GenerationConfig": ["get_generation_mode"],
+    "DynamicCache": ["activate_past_recording", "get_mask_sizes", "layers"],
+    "DynamicLayer": ["keys", "values", "crop", "get_seq_length"],
+    "StaticLayer": ["cumulative_length", "max_cache_len"],
+}
+"""Names without an underscore that no page of transformers' documentation promises."""
+
+MODULES = [
+    ("transformers.cache_utils", "CacheLayerMixin"),
+    ("transformers.cache_utils", "DynamicSlidingWindowLayer"),
+    ("transformers.cache_utils", "StaticSlidingWindowLayer"),
+    ("transformers.generation.candidate_generator", "CandidateGenerator"),
+    ("transformers.generation.configuration_utils", "GenerationMode"),
+    ("transformers.generation.streamers", "BaseStreamer"),
+    ("transformers.generation.utils", "GENERATION_MODES_MAPPING"),
+    ("transformers.generation.utils", "GenerateDecoderOnlyOutput"),
+    ("transformers.generation.utils", "GenerateEncoderDecoderOutput"),
+    ("transformers.integrations.deepspeed", "is_deepspeed_zero3_enabled"),
+    ("transformers.integrations.fsdp", "is_fsdp_managed_module"),
+    ("transformers.integrations.sdpa_attention", "sdpa_attention_forward"),
+    ("transformers.masking_utils", "AttentionMaskInterface"),
+    ("transformers.masking_utils", "sdpa_mask"),
+]
+"""What is imported from inside transformers."""
+
+OF_TORCH = {
+    "_buffers",
+    "_compiled_call_impl",
+    "_dynamo",
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_getframe",  # of sys
+    "_is_avx512_bf16_supported",
+    "_linear_pointwise",
+    "_modules",
+    "_parameters",
+    "_reorder_linear_weight",
+    "_version",
+}
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [(o, n) for table in (PRIVATE, UNDOCUMENTED) for o, names in table.items() for n in names],
+)
+def test_a_name_is_still_there(owner: str, name: str) -> None:
+    assert hasattr(OWNERS[owner](), name), f"this transformers has no {name} on {owner} any more"
+
+
+@pytest.mark.parametrize(("module", "name"), MODULES)
+def test_a_module_still_has_it(module: str, name: str) -> None:
+    assert hasattr(import_module(module), name), f"this transformers has no {module}.{name}"
+
+
+def _files() -> Iterator[tuple[Path, ast.Module]]:
+    for path in sorted(ROOT.rglob("*.py")):
+        yield path, ast.parse(path.read_text(encoding="utf-8"))
+
+
+@cache
+def _own() -> frozenset[str]:
+    """Names that the package itself defines."""
+    own = set()
+    for _, tree in _files():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                own.add(node.name)
+            elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+                if isinstance(node.value, ast.Name) and node.value.id in ("self", "cls"):
+                    own.add(node.attr)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                own.add(node.id)
+    return frozenset(own)
+
+
+def _private(tree: ast.Module) -> set[str]:
+    """Private attributes of anything but self, and private names in strings."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            if not (isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")):
+                found.add(node.attr)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found.add(node.value)
+    return {n for n in found if n.startswith("_") and n[1:2] != "_" and n.isidentifier()}
+
+
+LISTED = {name for names in PRIVATE.values() for name in names} | set(OPTIONAL)
+
+
+def test_they_stand_in_one_folder_and_are_all_listed() -> None:
+    used: set[str] = set()
+    for path, tree in _files():
+        private = _private(tree)
+        if path.parent.name == "hf":
+            used |= private & LISTED
+            strange = private - LISTED - OF_TORCH - _own()
+            assert not strange, f"{path.name} uses {sorted(strange)}: list them here"
+        else:
+            named = {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)} & LISTED
+            own = {
+                n.attr
+                for n in ast.walk(tree)
+                if isinstance(n, ast.Attribute)
+                and isinstance(n.value, ast.Name)
+                and n.value.id in ("self", "cls")
+            }
+            assert not named - own, f"{path} uses {sorted(named - own)}, which belong in hf/"
+            strange = {n for n in private if not n.startswith("_specplug")}
+            strange -= LISTED | OF_TORCH | _own()
+            assert not strange, f"{path} uses {sorted(strange)}"
+    assert used == LISTED, f"no longer used: {sorted(LISTED - used)}"
+
+
+def test_the_inside_of_transformers_is_imported_in_one_folder() -> None:
+    found = set()
+    for path, tree in _files():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("transformers."):
+                assert path.parent.name == "hf", f"{path} imports from {node.module}"
+                found |= {(node.module, alias.name) for alias in node.names}
+    documented = {"Cache", "DynamicCache", "DynamicLayer", "EncoderDecoderCache", "StaticLayer"}
+    assert {pair for pair in found if pair[1] not in documented} == set(MODULES)
