@@ -11,8 +11,8 @@ import numpy as np
 from hf_specplug.datastore.building.corpus import Corpus, Document
 from hf_specplug.datastore.building.executors import Batch, Local, Rows
 from hf_specplug.errors import CorpusError, RecordingError
-from hf_specplug.replay.record import asked, greedy, loaded, room
-from hf_specplug.replay.teacher_forcing import prompt_ids
+from hf_specplug.hf.prompts import greedy_answer, prompt_ids, read_prompts, remaining_tokens
+from hf_specplug.replay.record import load_attached
 
 LONGEST = 512
 """Tokens of an answer at most."""
@@ -44,7 +44,7 @@ class Prompts(Corpus):
     def documents(self, on_error: Callable[[CorpusError], None]) -> Iterator[Document]:
         for name in self.files:
             try:
-                for _, line in asked(name):
+                for _, line in read_prompts(name):
                     yield line["prompt"]
             except (RecordingError, OSError) as error:
                 on_error(CorpusError(str(error)))
@@ -61,7 +61,7 @@ class Answering(Local):
     """
 
     def __init__(self, model: str) -> None:
-        self._model, self._tokenizer = loaded(model)
+        self._model, self._tokenizer = load_attached(model)
 
     def tokenised(self, tokenizer: Any, batches: Iterable[Batch]) -> Iterator[tuple[Batch, Rows]]:
         for batch in batches:
@@ -72,5 +72,5 @@ class Answering(Local):
 
     def _answer(self, text: str) -> list[int]:
         prompt = prompt_ids(self._tokenizer, text)
-        tokens = min(LONGEST, room(self._model, prompt))
-        return greedy(self._model, prompt, tokens) if prompt and tokens else []
+        tokens = min(LONGEST, remaining_tokens(self._model, prompt))
+        return greedy_answer(self._model, prompt, tokens) if prompt and tokens else []

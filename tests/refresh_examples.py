@@ -1,6 +1,6 @@
-"""Executes the example notebooks and writes them back: python -m tests.refresh_examples [02 ...]
+"""Execute the example notebooks and write them back: python -m tests.refresh_examples [02 ...]
 
-Outputs are kept as they come, but for what has no meaning to a reader; pictures become smaller.
+Outputs are kept, except what has no meaning to a reader. Pictures are reduced to fewer colours.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from PIL import Image
 EXAMPLES = Path(__file__).parents[1] / "examples"
 NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
 
-_SECONDS = 180  # of a cell at most
+_SECONDS = 180  # maximum time of a cell
 _COLOURS = 64
 
 
 def execute(notebook: Any, folder: Path) -> Any:
-    """Run all cells with `folder` as the working directory; the notebook with its outputs.
+    """Run all cells with `folder` as the working directory, and return the notebook.
 
     Raises:
         nbclient.exceptions.CellExecutionError: a cell fails.
@@ -35,12 +35,12 @@ def execute(notebook: Any, folder: Path) -> Any:
         **os.environ,
         "PATH": commands,  # finds `specplug`, as an activated environment does
         "IPYTHONDIR": str(folder / ".ipython"),
-        "TMPDIR": str(folder),  # what they leave behind goes with it
+        "TMPDIR": str(folder),  # removed with the folder
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "PYTHONWARNINGS": "ignore:IProgress not found",  # no ipywidgets: no bars are shown here
+        "PYTHONWARNINGS": "ignore:IProgress not found",  # progress bars are not shown
         "TTY_COMPATIBLE": "0",  # commands print plain text
         "COLUMNS": "100",
-        "OMP_NUM_THREADS": "1",  # threads that wait for each other take longest on a busy machine
+        "OMP_NUM_THREADS": "1",  # timings vary less on a busy machine
     }
     client = NotebookClient(
         notebook,
@@ -55,7 +55,7 @@ def execute(notebook: Any, folder: Path) -> Any:
 
 
 def normalise(notebook: Any) -> Any:
-    """Leave out what an execution adds that has no meaning to a reader."""
+    """Remove what an execution adds that has no meaning to a reader."""
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
@@ -73,7 +73,7 @@ def normalise(notebook: Any) -> Any:
 
 
 def _smaller(png: str) -> str:
-    """A plot with as many colours as it needs: a third of the size."""
+    """The plot with 64 colours: a third of its size."""
     file = io.BytesIO()
     picture = Image.open(io.BytesIO(base64.b64decode(png)))
     white = Image.new("RGBA", picture.size, "white")
@@ -83,7 +83,7 @@ def _smaller(png: str) -> str:
 
 
 def refresh(path: Path) -> None:
-    """Execute a notebook in a folder of its own, and replace it."""
+    """Execute a notebook in a temporary folder, and replace it."""
     with tempfile.TemporaryDirectory() as folder:
         notebook = execute(nbformat.read(path, as_version=4), Path(folder))
     nbformat.write(normalise(notebook), path)

@@ -1,7 +1,8 @@
-"""The example notebooks run, in a folder of their own, and are committed as they come out."""
+"""The example notebooks run as committed, each in its own folder, and use public names only."""
 
 from __future__ import annotations
 
+import ast
 import re
 import sys
 import sysconfig
@@ -15,6 +16,7 @@ import torch
 from nbclient.exceptions import CellExecutionError
 from transformers import LlamaConfig, LlamaForCausalLM
 
+import hf_specplug
 from tests.refresh_examples import NOTEBOOKS, execute
 
 LARGEST = 150_000  # bytes
@@ -24,7 +26,7 @@ PLACES = [
     Path(sys.prefix),
     Path(sysconfig.get_paths()["stdlib"]),
     Path(tempfile.gettempdir()),
-]  # nothing that readers share
+]  # paths of this machine
 ADDRESS = re.compile(r"\b0x[0-9a-f]{6,}")
 WARNING = re.compile(r"\w*Warning: .*")
 
@@ -38,7 +40,7 @@ def code_cells(notebook: Any) -> list[Any]:
 
 
 def texts(output: Any) -> list[str]:
-    """All that is to be read in an output; pictures that are bytes are not."""
+    """All text of an output."""
     if output.output_type == "stream":
         return [output.text]
     if output.output_type == "error":
@@ -47,7 +49,7 @@ def texts(output: Any) -> list[str]:
 
 
 def faults(notebook: Any, *private: Path) -> list[str]:
-    """What no reader should see in the outputs: errors, warnings, paths of a machine, addresses."""
+    """What readers should not see in outputs: errors, warnings, paths of a machine, addresses."""
     found = []
     for number, cell in enumerate(code_cells(notebook), start=1):
         for output in cell.outputs:
@@ -55,7 +57,7 @@ def faults(notebook: Any, *private: Path) -> list[str]:
                 found.append(f"cell {number}: {texts(output)}")
             for text in texts(output):
                 named = [place for place in [*PLACES, *private] if str(place) in text]
-                warned = WARNING.findall(text)  # of commands, whose stderr comes as stdout
+                warned = WARNING.findall(text)  # of commands; their stderr appears as stdout
                 shown = [*map(str, named), *ADDRESS.findall(text), *warned]
                 found += [f"cell {number} shows {part}" for part in shown]
     return found
@@ -67,6 +69,55 @@ def shape(notebook: Any) -> list[list[tuple[str, ...]]]:
         [(output.output_type, *sorted(output.get("data", ()))) for output in cell.outputs]
         for cell in code_cells(notebook)
     ]
+
+
+def documented() -> set[str]:
+    """Modules that docs/api.md shows whole or in part, by their dotted names."""
+    page = (Path(__file__).parents[1] / "docs" / "api.md").read_text(encoding="utf-8")
+    return set(re.findall(r"(?m)^::: (\S+)", page))
+
+
+def not_public(source: str) -> list[str]:
+    """What a cell uses that is not public: undocumented names, private attributes."""
+    lines = [line for line in source.splitlines() if not line.startswith(("!", "%"))]
+    found = []
+    for node in ast.walk(ast.parse("\n".join(lines))):
+        if isinstance(node, ast.Import):
+            found += [
+                alias.name
+                for alias in node.names
+                if alias.name.startswith("hf_specplug.") or alias.name == "unittest.mock"
+            ]
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            if node.module == "hf_specplug":
+                found += [name for name in names if name.split(".")[1] not in hf_specplug.__all__]
+            elif str(node.module).startswith(("hf_specplug.", "unittest")):
+                found += [name for name in names if name not in documented()]
+        elif isinstance(node, ast.Attribute) and re.match(r"_(?!_)", node.attr):
+            found.append(node.attr)
+    return found
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_uses_public_names_only(path: Path) -> None:
+    assert [name for cell in code_cells(read(path)) for name in not_public(cell.source)] == []
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("from unittest.mock import patch", "unittest.mock.patch"),
+        ("import unittest.mock", "unittest.mock"),
+        ("import hf_specplug.verify", "hf_specplug.verify"),
+        ("from hf_specplug import SpecPlug, verify", "hf_specplug.verify"),
+        ("from hf_specplug.verify.noise import draw", "hf_specplug.verify.noise.draw"),
+        ("!ls\nplug._sessions", "_sessions"),
+    ],
+)
+def test_names_that_are_not_public_are_found(source: str, name: str) -> None:
+    assert not_public(source) == [name]
+    assert not_public("from hf_specplug import SpecPlug\ntype(SpecPlug).__name__") == []
 
 
 @pytest.mark.slow

@@ -1,235 +1,208 @@
-"""`specplug bench`: ways to decode, taking turns on the same prompts.
+"""`specplug bench`: methods compared on the same prompts.
 
-No prompt is asked twice of a method: what drafters learn from an answer would make its repetition
-too easy. The spread is therefore that over prompts, and methods take turns in another order at
-each, so that a machine that slows down slows them all.
+No method answers a prompt twice: what drafters learn from an answer would make its repetition too
+easy. The reported spread is therefore that over prompts. The methods answer each prompt in turn, in
+another order at each prompt, so that a machine that slows down slows all methods.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import track
 
 from hf_specplug import DEMO_MODEL
 from hf_specplug.attachment import attach
-from hf_specplug.bench import environment, page, results, tables
-from hf_specplug.bench.methods import PLAIN, Method, parse
+from hf_specplug.bench import environment
+from hf_specplug.bench.ablation import ablation
+from hf_specplug.bench.generation import first_difference, generate
+from hf_specplug.bench.methods import DEFAULT, PLAIN, Method, parse
 from hf_specplug.bench.prompts import Question, load
-from hf_specplug.bench.replayed import ablation
+from hf_specplug.bench.results import begun, merged, middle_length, names, new
 from hf_specplug.bench.widths import milliseconds
 from hf_specplug.datastore.store import open_all
 from hf_specplug.errors import RecordingError
 from hf_specplug.hf import loading
-from hf_specplug.replay.record import room
-from hf_specplug.replay.teacher_forcing import prompt_ids
-from hf_specplug.telemetry import plots
+from hf_specplug.hf.prompts import prompt_ids, remaining_tokens
+from hf_specplug.replay.progress import Progress, silent
 
-_WARM = "Say in one sentence what you can do."
-_WARM_TOKENS = 48  # enough for weights to be packed, and for widths to be timed
+_WARMUP_PROMPT = "Say in one sentence what you can do."
+_WARMUP_TOKENS = 48  # enough to pack weights and to time widths
 
 
-def run(
-    model_name: str | None,
-    prompts: str | None,
-    methods: str,
-    datastores: Sequence[str],
-    per_task: int,
-    tokens: int,
-    dtype: str,
-    temperature: float,
-    out: str | None,
-    html: str | None,
-) -> dict[str, Any]:
-    """Measure, print tables, keep `out` up to date, and draw `html`; arguments as the command's.
+@dataclass(frozen=True)
+class Options:
+    """What is compared.
 
-    A run that was interrupted goes on if `out` holds its beginning.
+    Attributes:
+        model: folder or Hub name; None for the built-in model.
+        prompts: a JSON-lines file; None for the built-in prompts.
+        methods: names with commas.
+        datastores: folders or Hub names of stores that plugs draft from.
+        per_task: prompts of each task; 0 for all.
+        tokens: the maximum length of an answer in tokens.
+        dtype: of the weights.
+        temperature: of sampling; 0 for greedy decoding.
+    """
 
-    Returns:
-        What `out` holds, see `results`.
+    model: str | None = None
+    prompts: str | None = None
+    methods: str = DEFAULT
+    datastores: Sequence[str] = ()
+    per_task: int = 0
+    tokens: int = 128
+    dtype: str = "float32"
+    temperature: float = 0.0
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """Arguments of `generate`."""
+        if self.temperature:
+            return {"do_sample": True, "temperature": self.temperature}
+        return {"do_sample": False}
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON, with names for what is built in."""
+        return asdict(self) | {
+            "model": self.model or "the built-in demo model",
+            "prompts": self.prompts or "the built-in set",
+            "datastores": list(map(str, self.datastores)),
+        }
+
+
+class Benchmark:
+    """A comparison of methods, which an interruption does not lose.
+
+    Args:
+        options: what is compared.
+        out: a JSON file for the results, written after every prompt. If it holds the beginning of
+            the same comparison, the run goes on from there.
+        progress: shows how far the work is.
+
+    Attributes:
+        results: what has been measured so far, see `bench.results`.
 
     Raises:
-        ModelError, OptionError, RecordingError, StoreError, PlotError: one line says what is wrong.
-        KeyboardInterrupt: after writing and printing what was measured.
+        ModelError, OptionError, RecordingError, StoreError: the message says what is wrong.
+
+    Example:
+        >>> benchmark = Benchmark(Options(methods="specplug", per_task=1))  # doctest: +SKIP
+        >>> benchmark.run()  # doctest: +SKIP
     """
-    questions = load(prompts, per_task)
-    stores = open_all(datastores)
-    ways = parse(methods, stores)
-    if html:  # what cannot be drawn or written fails now
-        plots.style()
-        open(html, "a", encoding="utf-8").close()
-    asked = {
-        "model": model_name or "the built-in demo model",
-        "prompts": prompts or "the built-in set",
-        "methods": [way.name for way in ways],
-        "datastores": [str(store) for store in datastores],
-        "per_task": per_task,
-        "tokens": tokens,
-        "dtype": dtype,
-        "temperature": temperature,
-    }
-    found = results.begun(out, results.new(environment.environment(), asked))
-    model, tokenizer = loading.load(model_name or str(DEMO_MODEL), dtype)
-    for store in stores:
-        store.refuse_other(tokenizer)
-    attach(model)
-    console = Console(highlight=False)
-    bars = Console(stderr=True)
 
-    def keep() -> None:
-        if out:
-            environment.save(out, found)
+    def __init__(
+        self, options: Options, out: str | None = None, progress: Progress = silent
+    ) -> None:
+        self._options, self._out, self._progress = options, out, progress
+        self._questions = load(options.prompts, options.per_task)
+        stores = open_all(options.datastores)
+        self._methods = parse(options.methods, stores)
+        arguments = options.to_dict() | {"methods": [method.name for method in self._methods]}
+        self.results = begun(out, new(environment.environment(), arguments))
+        self._model, self._tokenizer = loading.load(options.model or str(DEMO_MODEL), options.dtype)
+        for store in stores:
+            store.refuse_other(self._tokenizer)
+        attach(self._model)
 
-    try:
-        keep()
-        if any(question.name not in results.names(found) for question in questions):
-            _measure(model, tokenizer, questions, ways, found, keep, bars)
-        if not found["rows"]:
+    def run(self) -> None:
+        """Measure what has not been measured yet.
+
+        Raises:
+            RecordingError: no prompt leaves room for an answer.
+            OSError: the results cannot be written.
+        """
+        results, progress = self.results, self._progress
+        self._save()
+        if any(question.name not in names(results) for question in self._questions):
+            self._warm_up()
+            self._measure()
+        if not results["rows"]:
+            tokens = self._options.tokens
             raise RecordingError(f"no prompt leaves the model room for {tokens} tokens")
-        first = next((way for way in ways if way.plug is not None), None)
-        if first is not None and not found["milliseconds"]:
-            found["milliseconds"] = milliseconds(model, first, results.middle_length(found), bars)
-            keep()
-        if first is not None and not found["ablation"]:
-            found["ablation"] = ablation(model, tokenizer, questions, first, found, bars)
-            keep()
-    finally:
-        if found["rows"]:
-            if html:
-                page.write(html, found)
-            tables.show(found, console)
-    return found
-
-
-def _measure(
-    model: Any,
-    tokenizer: Any,
-    questions: list[Question],
-    ways: list[Method],
-    found: dict[str, Any],
-    keep: Callable[[], None],
-    bars: Console,
-) -> None:
-    """Ask what was not asked yet; `found` grows by one question at a time."""
-    sampling = _sampling(found["arguments"]["temperature"])
-    with bars.status("first calls, to compile and to warm up"):
-        for way in list(ways):
-            try:
-                _warm(model, tokenizer, way, sampling, found["arguments"]["tokens"])
-            except Exception as error:  # transformers refuses some models in many ways
-                if way.name == PLAIN:
-                    raise
-                found["failed"][way.name] = f"{type(error).__name__}: {error}"
-                ways.remove(way)
-    known = results.names(found)
-    before = dict(found["stats"])
-    for number, question in enumerate(track(questions, "prompts", console=bars, transient=True)):
-        if question.name in known:
-            continue
-        order = ways[number % len(ways) :] + ways[: number % len(ways)]
-        rows = list(_ask(model, tokenizer, question, order, sampling, found["arguments"], number))
-        if not rows:
-            found["skipped"].append(question.name)
-        found["rows"] += rows
-        for way in ways:
-            if way.plug is not None:
-                stats = way.plug.stats.to_dict()
-                found["stats"][way.name] = results.merged(before.get(way.name), stats)
-        keep()
-
-
-def _sampling(temperature: float) -> dict[str, Any]:
-    if temperature:
-        return {"do_sample": True, "temperature": temperature}
-    return {"do_sample": False}
-
-
-def _warm(model: Any, tokenizer: Any, way: Method, sampling: dict[str, Any], tokens: int) -> None:
-    ids = torch.tensor([prompt_ids(tokenizer, _WARM)], device=model.device)
-    if way.plug is not None:
-        way.plug.warmup(model, ids.shape[1] + tokens, **way.settings)
-    for _ in range(2):
-        _generate(model, ids, way, {**sampling, "max_new_tokens": _WARM_TOKENS})
-    if way.plug is not None:
-        way.plug.stats.reset()
-
-
-def _ask(
-    model: Any,
-    tokenizer: Any,
-    question: Question,
-    ways: list[Method],
-    sampling: dict[str, Any],
-    asked: dict[str, Any],
-    seed: int,
-) -> Iterator[dict[str, Any]]:
-    """A row for each turn; what was said before is what plain decoding said, for all methods."""
-    said: list[list[int]] = []
-    for turn in range(len(question.turns)):
-        prompt = question.prompt(tokenizer, said)
-        if room(model, prompt) < asked["tokens"]:
+        ours = next((method for method in self._methods if method.plug is not None), None)
+        if ours is None:
             return
-        ids = torch.tensor([prompt], device=model.device)
-        settings = {**sampling, "max_new_tokens": asked["tokens"]}
-        runs: dict[str, dict[str, Any]] = {}
-        answers: dict[str, list[int]] = {}
-        for way in ways:
-            torch.manual_seed(seed)
-            answer, seconds, forwards = _generate(model, ids, way, settings)
-            answers[way.name] = answer
-            runs[way.name] = {"seconds": seconds, "tokens": len(answer), "forwards": forwards}
-        for name, answer in answers.items():
-            runs[name]["differs_at"] = _first_difference(answer, answers[PLAIN])
-        row = {"task": question.task, "name": question.name, "turn": turn}
-        yield row | {"prompt_tokens": len(prompt), "answer": answers[PLAIN], "runs": runs}
-        said.append(answers[PLAIN])
+        if not results["milliseconds"]:
+            length = middle_length(results)
+            results["milliseconds"] = milliseconds(self._model, ours, length, progress)
+            self._save()
+        if not results["ablation"]:
+            model, tokenizer = self._model, self._tokenizer
+            results["ablation"] = ablation(
+                model, tokenizer, self._questions, ours, results, progress
+            )
+            self._save()
 
+    def _save(self) -> None:
+        if self._out:
+            environment.save(self._out, self.results)
 
-def _generate(
-    model: Any, ids: torch.Tensor, way: Method, settings: dict[str, Any]
-) -> tuple[list[int], float, int]:
-    """(answer, seconds, forward passes)"""
-    before = _drafted(way)
-    with _counted(model, way) as count:
-        start = time.perf_counter()
-        output = model.generate(
-            ids, attention_mask=torch.ones_like(ids), **settings, **way.arguments
-        )
-        answer = output[0, ids.shape[1] :].tolist()  # waits for the device
-        seconds = time.perf_counter() - start
-    calls, forwards = (now - then for now, then in zip(_drafted(way), before, strict=True))
-    if calls:
-        forwards += 1  # that of the prompt
-    return answer, seconds, forwards or len(count) or len(answer)
+    def _warm_up(self) -> None:
+        """Compile, pack and time once with each method; leave out those that cannot run."""
+        prompt = torch.tensor([prompt_ids(self._tokenizer, _WARMUP_PROMPT)])
+        prompt = prompt.to(self._model.device)
+        settings = {**self._options.sampling, "max_new_tokens": _WARMUP_TOKENS}
+        for method in self._progress(list(self._methods), "warm-up"):
+            try:
+                if method.plug is not None:
+                    length = prompt.shape[1] + self._options.tokens
+                    method.plug.warmup(self._model, length, **method.settings)
+                for _ in range(2):
+                    generate(self._model, prompt, method, settings)
+            except Exception as error:  # transformers refuses some models in many ways
+                if method.name == PLAIN:
+                    raise
+                self.results["failed"][method.name] = f"{type(error).__name__}: {error}"
+                self._methods.remove(method)
+                continue
+            if method.plug is not None:
+                method.plug.stats.reset()
 
+    def _measure(self) -> None:
+        """Ask what has not been asked yet; the results grow by one question at a time."""
+        results, methods = self.results, self._methods
+        known, before = names(results), dict(results["stats"])
+        for number, question in enumerate(self._progress(self._questions, "prompts")):
+            if question.name in known:
+                continue
+            first = number % len(methods)
+            rows = list(self._ask(question, methods[first:] + methods[:first], seed=number))
+            if not rows:
+                results["skipped"].append(question.name)
+            results["rows"] += rows
+            for method in methods:
+                if method.plug is not None:
+                    stats = method.plug.stats.to_dict()
+                    results["stats"][method.name] = merged(before.get(method.name), stats)
+            self._save()
 
-def _drafted(way: Method) -> tuple[int, int]:
-    """Calls that were drafted by our plug so far, and their forward passes."""
-    return (0, 0) if way.plug is None else (way.plug.stats.calls, way.plug.stats.forwards)
-
-
-@contextmanager
-def _counted(model: Any, way: Method) -> Iterator[list[None]]:
-    """A list that grows with each forward pass, where nothing else tells how many there are."""
-    count: list[None] = []
-    if way.plug is not None or not way.drafts:  # a hook may cost a compiled model its graph
-        yield count
-        return
-    hook = model.register_forward_pre_hook(lambda *_: count.append(None))
-    try:
-        yield count
-    finally:
-        hook.remove()
-
-
-def _first_difference(answer: list[int], plain: list[int]) -> int | None:
-    """The first token that is another one; None if there is none."""
-    for place, pair in enumerate(zip(answer, plain, strict=False)):
-        if pair[0] != pair[1]:
-            return place
-    return None if len(answer) == len(plain) else min(len(answer), len(plain))
+    def _ask(
+        self, question: Question, methods: list[Method], seed: int
+    ) -> Iterator[dict[str, Any]]:
+        """A row for each turn; all methods see plain decoding's answers to earlier turns."""
+        options, answers = self._options, list[list[int]]()
+        settings = {**options.sampling, "max_new_tokens": options.tokens}
+        for turn in range(len(question.turns)):
+            ids = question.prompt(self._tokenizer, answers)
+            if remaining_tokens(self._model, ids) < options.tokens:
+                return
+            prompt = torch.tensor([ids], device=self._model.device)
+            generated = {}
+            for method in methods:
+                torch.manual_seed(seed)
+                generated[method.name] = generate(self._model, prompt, method, settings)
+            plain = generated[PLAIN].tokens
+            runs = {
+                name: {
+                    "seconds": one.seconds,
+                    "tokens": len(one.tokens),
+                    "forwards": one.forwards,
+                    "differs_at": first_difference(one.tokens, plain),
+                }
+                for name, one in generated.items()
+            }
+            row = {"task": question.task, "name": question.name, "turn": turn}
+            yield row | {"prompt_tokens": len(ids), "answer": plain, "runs": runs}
+            answers.append(plain)

@@ -1,193 +1,168 @@
-"""`specplug bench engine`: transformers' own ways to decode and ours, side by side."""
+"""`specplug bench engine`: the decoding loops of transformers and the engines of the plug."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
 from torch.nn.attention.flex_attention import flex_attention
 from torch.utils.benchmark import Timer
-from transformers import CompileConfig, PreTrainedModel
+from transformers import AttentionInterface, PreTrainedModel
 
 from hf_specplug.attachment import attach
-from hf_specplug.bench import environment
-from hf_specplug.bench.methods import STATIC, Method
+from hf_specplug.bench.methods import Method, make
 from hf_specplug.bench.widths import step_milliseconds
-from hf_specplug.errors import OptionError
 from hf_specplug.hf import loading
-from hf_specplug.hf.attention import folded_attention, sdpa_attention_forward
-from hf_specplug.hf.compiling import compiled_everywhere
-from hf_specplug.plug import SpecPlug
-from hf_specplug.replay import teacher_forcing
+from hf_specplug.hf.attention import folded_attention
+from hf_specplug.replay.progress import Progress, silent
+from hf_specplug.replay.teacher_forcing import Answer, load
+from hf_specplug.replay.teacher_forcing import measure as seconds_of
 from hf_specplug.verify.static import PADDED_WIDTHS
 
-LEAST = 96  # tokens of an answer
+_SHORTEST_ANSWER = 96  # tokens
+_ROOM = 64  # slots after the context, for the tree
+_MIN_SECONDS = 0.1  # of timing an attention function
 
 
-def engine(
+def measure(
     model_name: str,
     texts: str,
     per_task: int,
     tokens: int,
     dtype: str,
-    contexts: str,
+    contexts: Sequence[int],
     compiled: bool,
-    out: str | None,
-) -> None:
-    """Measure, print tables, and write `out`; the arguments are those of the command.
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Time all methods on recorded answers, and their forward passes by width.
+
+    Args:
+        model_name: folder or Hub name.
+        texts: JSON lines with "prompt" and "response", and optionally "task".
+        per_task: answers of each task.
+        tokens: the maximum length of an answer in tokens.
+        dtype: of the weights.
+        contexts: lengths in tokens after which forward passes are timed.
+        compiled: also measure with torch.compile.
+        progress: shows how far the work is.
+
+    Returns:
+        device; rows: task, tokens, and method -> seconds for each answer; milliseconds by width and
+        attention milliseconds by width: name -> width in tokens -> ms; stats: method -> counters.
 
     Raises:
-        OptionError: a dtype or context that is none.
+        OptionError: an unknown dtype.
         ModelError: the model cannot be loaded.
         RecordingError: `texts` cannot be used, or another text came out.
     """
-    lengths = _lengths(contexts)
     model, tokenizer = loading.load(model_name, dtype)
-    device = model.device.type
     attach(model)
+    shortest = min(_SHORTEST_ANSWER, tokens)
     answers = [
-        teacher_forcing.Answer(answer.task, answer.prompt.to(device), answer.tokens)
-        for answer in teacher_forcing.load(
-            texts, tokenizer, per_task, tokens, least=min(LEAST, tokens)
-        )
+        dataclasses.replace(answer, prompt=answer.prompt.to(model.device))
+        for answer in load(texts, tokenizer, per_task, tokens, min_tokens=shortest)
     ]
-    console = Console(highlight=False)
-    methods = _methods(device, compiled)
-    for way in track(methods, "first calls", console=console, transient=True):
-        teacher_forcing.measure(model.generate, answers[0], way.arguments)
-        teacher_forcing.measure(model.generate, answers[-1], way.arguments)
-        if way.plug is not None:
-            way.plug.warmup(model, _longest(answers), **way.settings)
-            way.plug.stats.reset()
-    rows: list[dict[str, Any]] = []
-    for answer in track(answers, "answers", console=console, transient=True):
-        row: dict[str, Any] = {"task": answer.task, "tokens": len(answer.tokens)}
-        for way in methods:
-            row[way.name] = teacher_forcing.measure(model.generate, answer, way.arguments)
-        rows.append(row)
+    methods = _methods(model.device.type, compiled)
+    for method in progress(methods, "warm-up"):
+        _warm_up(model, method, answers)
+    rows = [_row(model, answer, methods) for answer in progress(answers, "answers")]
+    drafting = [method for method in methods if method.plug is not None]
     steps = {
-        f"{way.name} at {length}": step_milliseconds(model, length, way)
-        for length in track(lengths, "widths", console=console, transient=True)
-        for way in methods
-        if way.plug is not None
+        f"{method.name} at {length}": step_milliseconds(model, length, method)
+        for length in progress(contexts, "forward passes by width")
+        for method in drafting
     }
-    console.print(_speeds(methods, rows, f"{model_name}, {dtype}, {device}, {len(rows)} answers"))
-    console.print(_widths(steps, "ms per forward pass by tokens checked"))
     attention: dict[str, dict[int, float]] = {}
-    for length in lengths:
+    for length in progress(contexts, "attention by width"):
         attention |= _attention_milliseconds(model, length, compiled)
-    console.print(_widths(attention, "ms of one layer's attention by tokens checked"))
-    if out:
-        stats = {way.name: way.plug.stats.to_dict() for way in methods if way.plug}
-        figures = {"rows": rows, "milliseconds by width": steps, "stats": stats}
-        figures["attention milliseconds by width"] = attention
-        arguments = {"model": model_name, "texts": texts, "tokens": tokens, "dtype": dtype}
-        environment.write(out, arguments, **figures)
-
-
-def _longest(answers: list[teacher_forcing.Answer]) -> int:
-    return max(answer.prompt.shape[1] + len(answer.tokens) for answer in answers)
-
-
-def _lengths(text: str) -> list[int]:
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise OptionError(f"contexts are numbers of tokens, with commas, not {text!r}")
-    return [int(part) for part in parts]
+    return {
+        "device": model.device.type,
+        "rows": rows,
+        "milliseconds by width": steps,
+        "stats": {each.name: each.plug.stats.to_dict() for each in drafting if each.plug},
+        "attention milliseconds by width": attention,
+    }
 
 
 def _methods(device: str, compiled: bool) -> list[Method]:
-    own: dict[str, Any] = {} if device == "cuda" else STATIC  # on CUDA the engine is static anyway
-    methods = [
-        Method("generate", {}),
-        Method("prompt lookup", {"prompt_lookup_num_tokens": 10}),
-        Method("static cache", STATIC),
-        Method("specplug eager", {"disable_compile": True}, SpecPlug()),
-        Method("specplug", own, SpecPlug()),
-    ]
+    own = "" if device == "cuda" else ":static"  # on CUDA the static engine is the default
+    written = {
+        "generate": "plain",
+        "prompt lookup": "prompt-lookup",
+        "static cache": "static",
+        "specplug eager": "specplug:eager",
+        "specplug": f"specplug{own}",
+    }
     if compiled:
-        config = compiled_everywhere(CompileConfig())
-        how = {"compile_config": config, **own}
-        methods.append(Method("specplug compiled", how, SpecPlug()))
-    return methods
+        written["specplug compiled"] = f"specplug:compiled{own}"
+    return [dataclasses.replace(make(spec), name=name) for name, spec in written.items()]
+
+
+def _row(model: PreTrainedModel, answer: Answer, methods: list[Method]) -> dict[str, Any]:
+    """Task, tokens, and method -> seconds of one answer."""
+    row: dict[str, Any] = {"task": answer.task, "tokens": len(answer.tokens)}
+    for method in methods:
+        row[method.name] = seconds_of(model.generate, answer, method.arguments)
+    return row
+
+
+def _warm_up(model: PreTrainedModel, method: Method, answers: list[Answer]) -> None:
+    """Compile, capture and pack ahead of the measurement."""
+    for answer in (answers[0], answers[-1]):
+        seconds_of(model.generate, answer, method.arguments)
+    if method.plug is not None:
+        longest = max(answer.prompt.shape[1] + len(answer.tokens) for answer in answers)
+        method.plug.warmup(model, longest, **method.settings)
+        method.plug.stats.reset()
 
 
 def _attention_milliseconds(
     model: PreTrainedModel, length: int, compiled: bool
 ) -> dict[str, dict[int, float]]:
-    """Median time of one layer's attention over a tree after `length` tokens, by how it is done."""
+    """Median ms of one layer's attention over a tree after `length` tokens, by implementation."""
     config = model.config.get_text_config(decoder=True)
     heads = config.num_attention_heads
     groups = getattr(config, "num_key_value_heads", None) or heads
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
     where: dict[str, Any] = {"device": model.device, "dtype": model.dtype}
+    keys, values = (torch.randn(1, groups, length + _ROOM, size, **where) for _ in range(2))
+    times: dict[str, dict[int, float]] = {}
+    for name, attention in _attention_functions(heads, groups, compiled).items():
+        for width in PADDED_WIDTHS:
+            query = torch.randn(1, heads, width, size, **where)
+            mask = torch.ones(1, 1, width, length + _ROOM, dtype=torch.bool, device=model.device)
+            mask[..., length + width :] = False
+            tensors = {"query": query, "keys": keys, "values": values, "mask": mask}
+            with torch.no_grad():
+                measurement = Timer(
+                    "attention(query, keys, values, mask)",
+                    globals={"attention": attention, **tensors},
+                    num_threads=torch.get_num_threads(),
+                ).blocked_autorange(min_run_time=_MIN_SECONDS)
+            times.setdefault(f"{name} at {length}", {})[width] = 1e3 * measurement.median
+    return times
+
+
+def _attention_functions(
+    heads: int, groups: int, compiled: bool
+) -> dict[str, Callable[..., torch.Tensor]]:
+    """Implementations of (query, keys, values, mask) -> output, by name."""
     module: Any = SimpleNamespace(num_key_value_groups=heads // groups, is_causal=True)
-    keys, values = (torch.randn(1, groups, length + 64, size, **where) for _ in range(2))
-    ways: dict[str, Callable[..., Any]] = {
-        "transformers' sdpa": lambda *arguments: sdpa_attention_forward(module, *arguments),
+    sdpa = AttentionInterface()["sdpa"]
+    functions: dict[str, Callable[..., Any]] = {
+        "transformers' sdpa": lambda *arguments: sdpa(module, *arguments),
         "folded heads": lambda *arguments: folded_attention(module, *arguments),
     }
     if compiled:
         flex = torch.compile(flex_attention, dynamic=False)
-        ways["flex attention"] = lambda query, keys, values, mask: flex(
+        functions["flex attention"] = lambda query, keys, values, mask: flex(
             query,
             keys,
             values,
             score_mod=lambda score, _b, _h, q, k: torch.where(mask[0, 0, q, k], score, -1e9),
             enable_gqa=heads != groups,
         )
-    times: dict[str, dict[int, float]] = {}
-    for name, way in ways.items():
-        for width in PADDED_WIDTHS:
-            query = torch.randn(1, heads, width, size, **where)
-            mask = torch.ones(1, 1, width, length + 64, dtype=torch.bool, device=model.device)
-            mask[..., length + width :] = False
-            with torch.no_grad():
-                measurement = Timer(
-                    "way(query, keys, values, mask)",
-                    globals={"way": way, "query": query, "keys": keys, "values": values}
-                    | {"mask": mask},
-                    num_threads=torch.get_num_threads(),
-                ).blocked_autorange(min_run_time=0.1)
-            times.setdefault(f"{name} at {length}", {})[width] = 1e3 * measurement.median
-    return times
-
-
-def _speeds(methods: list[Method], rows: list[dict[str, Any]], title: str) -> Table:
-    table = Table(title=title, padding=(0, 0, 0, 1))
-    table.add_column("method", no_wrap=True)
-    for column in ("tokens/s", "x generate", "x static", "accept\nlength", "host ms\nper step"):
-        table.add_column(column, justify="right")
-    total = {way.name: sum(row[way.name] for row in rows) for way in methods}
-    count = sum(row["tokens"] for row in rows)
-    for way in methods:
-        name, plug = way.name, way.plug
-        accept = host = ""
-        if plug is not None and plug.stats.forwards:
-            spent = sum(plug.stats.seconds[phase] for phase in ("draft", "accept", "observe"))
-            accept = f"{plug.stats.accept_length:.2f}"
-            host = f"{1e3 * spent / plug.stats.forwards:.2f}"
-        table.add_row(
-            name,
-            f"{count / total[name]:.1f}",
-            f"{total['generate'] / total[name]:.3f}",
-            f"{total['static cache'] / total[name]:.3f}",
-            accept,
-            host,
-        )
-    return table
-
-
-def _widths(steps: dict[str, dict[int, float]], title: str) -> Table:
-    table = Table(title=title, padding=(0, 0, 0, 1))
-    table.add_column("after so many tokens", no_wrap=True)
-    for width in PADDED_WIDTHS:
-        table.add_column(str(width), justify="right")
-    for name, times in steps.items():
-        table.add_row(name, *(f"{times[width]:.3g}" for width in PADDED_WIDTHS))
-    return table
+    return functions

@@ -1,4 +1,4 @@
-"""What every benchmark writes beside its figures: machine, versions, commit and arguments."""
+"""The environment of a benchmark: machine, versions, commit and arguments, beside its figures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hf_specplug import __version__
 
 
 def environment() -> dict[str, Any]:
-    """Machine, versions and commit, for JSON."""
+    """Machine, versions of libraries, and commit, for JSON."""
     commit = subprocess.run(
         ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
         capture_output=True,
@@ -44,7 +44,7 @@ def environment() -> dict[str, Any]:
 
 
 def _cpu() -> str:
-    """The processor's name, or at least its architecture."""
+    """The name of the processor, or its architecture where no name is known."""
     try:
         found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text("utf-8"))
     except OSError:
@@ -53,7 +53,7 @@ def _cpu() -> str:
 
 
 def save(path: str | os.PathLike[str], report: dict[str, Any]) -> None:
-    """Write a report as JSON; the file appears whole or not at all."""
+    """Write a report as JSON. An interruption leaves no partial file at `path`."""
     partial = f"{os.fspath(path)}.partial"
     with open(partial, "w", encoding="utf-8") as file:
         json.dump(report, file, indent=1, ensure_ascii=False)
@@ -62,5 +62,5 @@ def save(path: str | os.PathLike[str], report: dict[str, Any]) -> None:
 
 
 def write(path: str, arguments: dict[str, Any], **figures: Any) -> None:
-    """Write `figures` and what they were measured with to `path` as JSON."""
+    """Write figures, the environment and the arguments of a benchmark to `path` as JSON."""
     save(path, {**environment(), "arguments": arguments, **figures})

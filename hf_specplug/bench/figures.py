@@ -1,4 +1,4 @@
-"""The results of `specplug bench` as pictures; those of a plug's counters are in `plots`."""
+"""The results of `specplug bench` as figures; those of a plug's counters are in `plots`."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 _WIDE = 11.5  # inches
 
 
-def by_task(found: Results) -> Figure:
-    """Speed of each method by task, and on all."""
+def by_task(results: Results) -> Figure:
+    """Speed of each method by task, and on all tasks."""
     with plots.style():
         figure, (axes,) = plots.subplots(1, 1, (_WIDE, 3.6))
-        groups = [*tasks(found), None]
-        others = _others(found)
+        groups = [*tasks(results), None]
+        others = _others(results)
         thick = 0.8 / max(len(others), 1)
         for place, method in enumerate(others):
-            heights = [summary(found, method, task).speed for task in groups]
+            heights = [summary(results, method, task).speed for task in groups]
             left = [at + (place + 0.5) * thick - 0.4 for at in range(len(groups))]
             shade = plots.colour(method, others)
             bars = axes.bar(left, heights, width=0.92 * thick, label=method, color=shade)
@@ -38,13 +38,13 @@ def by_task(found: Results) -> Figure:
     return figure
 
 
-def by_answer(found: Results) -> Figure:
-    """Speed of each method for single answers: each a dot; quartiles and median as a box."""
-    others = _others(found)
+def by_answer(results: Results) -> Figure:
+    """Speed of each method for single answers (dots), with quartiles and median (box)."""
+    others = _others(results)
     with plots.style():
         figure, (axes,) = plots.subplots(1, 1, (_WIDE, 0.9 + 0.55 * max(len(others), 1)))
         for place, method in enumerate(others):
-            shade, ratios = plots.colour(method, others), speeds(found["rows"], method)
+            shade, ratios = plots.colour(method, others), speeds(results["rows"], method)
             spread = [place + 0.28 * ((7 * n) % 11 / 5 - 1) for n in range(len(ratios))]
             axes.scatter(ratios, spread, s=12, color=shade, alpha=0.55, linewidths=0)
             axes.boxplot(
@@ -67,18 +67,18 @@ def by_answer(found: Results) -> Figure:
     return figure
 
 
-def cost_and_worth(found: Results) -> Figure:
-    """What a forward pass costs by its width, and what each drafter is worth."""
-    rows = len(found["ablation"].get("rows", {}))
+def cost_and_contributions(results: Results) -> Figure:
+    """The cost of a forward pass by its width, and what each drafter contributes."""
+    rows = len(results["ablation"].get("rows", {}))
     with plots.style():
         figure, (left, right) = plots.subplots(1, 2, (_WIDE, max(3.2, 0.6 + 0.24 * rows)))
-        _cost(left, found)
-        _worth(right, found)
+        _cost(left, results)
+        _contributions(right, results)
     return figure
 
 
-def _cost(axes: Axes, found: Results) -> None:
-    times = found["milliseconds"]
+def _cost(axes: Axes, results: Results) -> None:
+    times = results["milliseconds"]
     axes.set_title(f"a forward pass after {times['after']} tokens ({times['method']})")
     widths = [int(width) for width in times["by_width"]]
     ms = list(times["by_width"].values())
@@ -94,29 +94,29 @@ def _cost(axes: Axes, found: Results) -> None:
     axes.set_ylabel("ms per forward pass")
 
 
-def _worth(axes: Axes, found: Results) -> None:
-    of = found["ablation"]
-    if not of:
+def _contributions(axes: Axes, results: Results) -> None:
+    ablation = results["ablation"]
+    if not ablation:
         axes.set_axis_off()
         return
-    axes.set_title(f"the same answers replayed, {of['nodes']} tokens per forward pass")
-    labels = list(of["rows"])
-    lengths = [row["tokens_per_forward"] for row in of["rows"].values()]
+    axes.set_title(f"the same answers replayed, {ablation['nodes']} tokens per forward pass")
+    labels = list(ablation["rows"])
+    lengths = [row["tokens_per_forward"] for row in ablation["rows"].values()]
     shades = [plots.PALETTE[_shade(label)] for label in labels]
     bars = axes.barh(labels, lengths, color=shades)
     axes.bar_label(bars, fmt="%.2f", padding=3)
     axes.axvline(lengths[0], color=plots.INK, linewidth=1, linestyle="--")
     axes.invert_yaxis()
     axes.margins(x=0.12)
-    axes.set_xlabel("tokens per forward pass, the prompt's not included")
+    axes.set_xlabel("tokens per forward pass, the prompt's excluded")
 
 
 def _shade(label: str) -> int:
     return 0 if label == "all" else 2 if label.endswith(" alone") else 1
 
 
-def _others(found: Results) -> list[str]:
-    return [method for method in methods(found) if method != PLAIN]
+def _others(results: Results) -> list[str]:
+    return [method for method in methods(results) if method != PLAIN]
 
 
 def _plain_line(axes: Axes, vertical: bool) -> None:

@@ -1,34 +1,34 @@
-"""Ways to decode, by the names that `specplug bench --methods` takes."""
+"""The methods that `specplug bench --methods` can compare: a registry, one entry for each."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from hf_specplug.datastore.store import Datastore
-from hf_specplug.drafters.registry import create
-from hf_specplug.drafters.store_drafter import give, readers
 from hf_specplug.errors import OptionError
-from hf_specplug.plug import DEFAULT_DRAFTERS, SpecPlug
+
+if TYPE_CHECKING:  # the command line shows `usage` without loading torch
+    from hf_specplug.datastore.store import Datastore
+    from hf_specplug.plug import SpecPlug
 
 PLAIN = "plain"
-STATIC = {"cache_implementation": "static"}
-_HELP = (
-    "methods are plain, prompt-lookup[:TOKENS], static and specplug[:-DRAFTER][:+DRAFTER]"
-    "[:nodes=N][:pack=no][:static][:published=PAPER], with commas"
-)
+"""The method that all others are compared with."""
+
+DEFAULT = "plain,prompt-lookup,static,specplug"
+
+_STATIC = {"cache_implementation": "static"}
 
 
 @dataclass(frozen=True)
 class Method:
-    """A way to decode.
+    """One way to decode.
 
     Attributes:
         name: as it was asked for.
-        settings: of `generate`.
-        plug: what drafts, if it is one of ours.
-        drafts: whether a forward pass may give more than one token.
+        settings: further arguments of `generate`.
+        plug: what drafts, if it is a plug.
+        drafts: whether a forward pass may emit more than one token.
     """
 
     name: str
@@ -38,63 +38,133 @@ class Method:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """Of `generate`, the plug included."""
+        """Arguments of `generate`, the plug included."""
         return {**self.settings, "assistant": self.plug}
 
 
+Builder = Callable[[str, list[str], "Sequence[Datastore]"], Method]
+"""Makes a method of its whole name, the options in it, and the datastores to draft from."""
+
+METHODS: dict[str, tuple[str, Builder]] = {}
+"""By name: how the method is written, and what makes it."""
+
+
+def method(usage: str) -> Callable[[Builder], Builder]:
+    """Register a builder under the name that `usage` begins with.
+
+    Example:
+        >>> @method("sampled[:SEED]")  # doctest: +SKIP
+        ... def _sampled(name, options, stores):
+        ...     return Method(name, {"do_sample": True})
+    """
+    name = usage.replace("[", " ").split()[0]
+
+    def add(builder: Builder) -> Builder:
+        METHODS[name] = usage, builder
+        return builder
+
+    return add
+
+
+def usage() -> str:
+    """How methods are written."""
+    *others, last = (written for written, _ in METHODS.values())
+    return f"{', '.join(others)} and {last}, with commas"
+
+
 def parse(text: str, stores: Sequence[Datastore] = ()) -> list[Method]:
-    """Methods by their names, plain decoding first, as all are compared with it.
+    """Make methods by their names; plain decoding is added in front.
 
     Args:
-        stores: what each plug drafts from, besides.
+        text: names with commas, see `usage`.
+        stores: datastores that plugs draft from.
 
     Raises:
-        OptionError: a name that is none; the message says which there are.
+        OptionError: an unknown method or option.
 
     Example:
         >>> [method.name for method in parse("specplug:-stand,prompt-lookup")]
         ['plain', 'specplug:-stand', 'prompt-lookup']
     """
     names = [part.strip() for part in text.split(",") if part.strip()]
-    return [_method(name, stores) for name in dict.fromkeys([PLAIN, *names])]
+    return [make(name, stores) for name in dict.fromkeys([PLAIN, *names])]
 
 
-def _method(name: str, stores: Sequence[Datastore]) -> Method:
-    base, *changes = name.split(":")
-    if base == PLAIN and not changes:
-        return Method(name, {})
-    if base == "static" and not changes:
-        return Method(name, STATIC)
-    if base == "prompt-lookup" and all(change.isdecimal() and int(change) for change in changes):
-        tokens = int(changes[-1]) if changes else 10
-        return Method(name, {"prompt_lookup_num_tokens": tokens}, drafts=True)
-    if base == "specplug":
-        return _plugged(name, changes, stores)
-    raise OptionError(f"{_HELP}; not {name!r}")
+def make(name: str, stores: Sequence[Datastore] = ()) -> Method:
+    """Make one method by its name.
+
+    Raises:
+        OptionError: an unknown method or option.
+    """
+    base, *options = name.split(":")
+    if base not in METHODS:
+        raise _unknown(name)
+    return METHODS[base][1](name, options, stores)
 
 
-def _plugged(name: str, changes: list[str], stores: Sequence[Datastore]) -> Method:
+def _unknown(name: str, option: str | None = None) -> OptionError:
+    what = repr(name) if option is None else f"{option!r} in {name!r}"
+    return OptionError(f"methods are {usage()}; not {what}")
+
+
+@method("plain")
+def _plain(name: str, options: list[str], stores: Sequence[Datastore]) -> Method:
+    if options:
+        raise _unknown(name)
+    return Method(name, {})
+
+
+@method("prompt-lookup[:TOKENS]")
+def _prompt_lookup(name: str, options: list[str], stores: Sequence[Datastore]) -> Method:
+    if not all(option.isdecimal() and int(option) for option in options):
+        raise _unknown(name)
+    tokens = int(options[-1]) if options else 10
+    return Method(name, {"prompt_lookup_num_tokens": tokens}, drafts=True)
+
+
+@method("static")
+def _static(name: str, options: list[str], stores: Sequence[Datastore]) -> Method:
+    if options:
+        raise _unknown(name)
+    return Method(name, _STATIC)
+
+
+@method(
+    "specplug (with any of :-DRAFTER :+DRAFTER :nodes=N :pack=no :static :eager :compiled "
+    ":published=PAPER)"
+)
+def _specplug(name: str, options: list[str], stores: Sequence[Datastore]) -> Method:
+    from transformers import CompileConfig
+
+    from hf_specplug.drafters.store_drafter import readers
+    from hf_specplug.hf.compiling import compiled_everywhere
+    from hf_specplug.plug import DEFAULT_DRAFTERS, SpecPlug
+    from hf_specplug.replay.compare import reading
+
     drafters = [*DEFAULT_DRAFTERS, *readers(stores)]
-    options: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
     settings: dict[str, Any] = {}
-    for change in changes:
-        key, _, value = change.partition("=")
-        if change.startswith("-"):
-            if change[1:] not in drafters:
-                raise OptionError(f"{name!r}: it drafts with {', '.join(drafters)}; {_HELP}")
-            drafters.remove(change[1:])
-        elif change.startswith("+"):
-            drafters.append(change[1:])
+    for option in options:
+        key, _, value = option.partition("=")
+        if option.startswith("-") and option[1:] in drafters:
+            drafters.remove(option[1:])
+        elif option.startswith("-"):
+            raise OptionError(f"{name!r} drafts with {', '.join(drafters)}, not {option[1:]!r}")
+        elif option.startswith("+"):
+            drafters.append(option[1:])
         elif key == "nodes" and value.isdecimal():
-            options["nodes"] = int(value)
-        elif change == "pack=no":
-            options["pack"] = False
+            arguments["nodes"] = int(value)
+        elif option == "pack=no":
+            arguments["pack"] = False
         elif key == "published":
-            options["published"] = value
-        elif change == "static":
-            settings = STATIC
+            arguments["published"] = value
+        elif option == "static":
+            settings |= _STATIC
+        elif option == "eager":
+            settings["disable_compile"] = True
+        elif option == "compiled":
+            settings["compile_config"] = compiled_everywhere(CompileConfig())
         else:
-            raise OptionError(f"{_HELP}; not {change!r} in {name!r}")
-    made = create(drafters)
-    give(stores, made)
-    return Method(name, settings, SpecPlug(drafters=made, **options), drafts=True)
+            raise _unknown(name, option)
+    plug = SpecPlug(drafters=reading(drafters, stores), **arguments)
+    return Method(name, settings, plug, drafts=True)

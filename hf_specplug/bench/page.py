@@ -1,4 +1,4 @@
-"""The results of `specplug bench` as one HTML file that needs nothing else."""
+"""The results of `specplug bench` as one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from hf_specplug.bench import figures
 from hf_specplug.bench.methods import PLAIN
 from hf_specplug.bench.results import Results, methods, middle_length, names, notes, summary
-from hf_specplug.bench.tables import overall, spec_bench, title, worth
+from hf_specplug.bench.tables import contributions, overall, spec_bench, title
 from hf_specplug.telemetry import plots
 
 _STYLE = """
@@ -30,29 +30,47 @@ figure { margin: 1rem 0; } code { font-size: 0.9em; }
 """.strip()
 
 
-def write(path: str, found: Results) -> None:
-    """Write the report of what was measured, be it all or a part.
+def check(path: str) -> None:
+    """Check before a long run that a report can be drawn and written.
 
     Raises:
-        PlotError: there is no matplotlib.
+        PlotError: matplotlib is not installed.
         OSError: the file cannot be written.
     """
-    parts = [_head(found), _table(*overall(found))]
-    parts += [f"<p>{escape(line)}</p>" for line in notes(found)]
-    parts += ["<h2>As Spec-Bench counts</h2>", _table(*spec_bench(found))]
-    parts.append(_figure(figures.by_task(found), "Speed by task, as a multiple of plain decoding"))
-    parts.append(_figure(figures.by_answer(found), "Speed of single answers"))
-    if found["milliseconds"]:
-        parts.append("<h2>What a forward pass costs, and what each drafter is worth</h2>")
-        if found["ablation"]:
-            parts.append(_table(*worth(found)))
-        parts.append(_figure(figures.cost_and_worth(found), "Cost by width, and worth by drafter"))
-    for method, stats in found["stats"].items():
+    plots.style()
+    open(path, "a", encoding="utf-8").close()
+
+
+def write(path: str, results: Results) -> None:
+    """Write the report of a run, finished or not.
+
+    Raises:
+        PlotError: matplotlib is not installed.
+        OSError: the file cannot be written.
+    """
+    parts = [_head(results), _table(*overall(results))]
+    parts += [f"<p>{escape(line)}</p>" for line in notes(results)]
+    parts += ["<h2>As Spec-Bench counts</h2>", _table(*spec_bench(results))]
+    parts.append(
+        _figure(figures.by_task(results), "Speed by task, as a multiple of plain decoding")
+    )
+    parts.append(_figure(figures.by_answer(results), "Speed of single answers"))
+    if results["milliseconds"]:
+        parts.append("<h2>Cost of a forward pass, and what each drafter contributes</h2>")
+        if results["ablation"]:
+            parts.append(_table(*contributions(results)))
+        parts.append(
+            _figure(
+                figures.cost_and_contributions(results),
+                "Cost by width, and contribution by drafter",
+            )
+        )
+    for method, stats in results["stats"].items():
         parts.append(f"<h2>What <code>{escape(method)}</code> drafted</h2>")
         parts.append(_figure(plots.stats_figure(stats), f"What {method} drafted and accepted"))
-    parts.append(_differences(found))
-    parts.append(_how(found))
-    name = escape(found["arguments"]["model"])
+    parts.append(_differences(results))
+    parts.append(_how(results))
+    name = escape(results["arguments"]["model"])
     text = (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -78,60 +96,61 @@ def _figure(figure: object, name: str) -> str:
     return f"<figure>{plots.svg(figure, name)}</figure>"  # type: ignore[arg-type]
 
 
-def _head(found: Results) -> str:
-    asked, rows = found["arguments"], found["rows"]
-    best = max(methods(found), key=lambda method: summary(found, method).speed)
-    of = summary(found, best)
-    said = "Nothing here is faster than plain decoding."
+def _head(results: Results) -> str:
+    asked, rows = results["arguments"], results["rows"]
+    best = max(methods(results), key=lambda method: summary(results, method).speed)
+    fastest = summary(results, best)
+    headline = "No method is faster than plain decoding."
     if best != PLAIN:
-        said = (
-            f"<strong>{escape(best)} generates {of.speed:.2f} times as many tokens per second as "
-            f"plain <code>generate</code>; {of.identical} of {of.answers} answers are the same to "
-            "the last token.</strong>"
+        headline = (
+            f"<strong>{escape(best)} generates {fastest.speed:.2f} times as many tokens per second "
+            f"as plain <code>generate</code>; {fastest.identical} of {fastest.answers} answers are "
+            "identical.</strong>"
         )
     datastores = f", datastores {', '.join(asked['datastores'])}" if asked["datastores"] else ""
     return (
-        f"<h1>{escape(asked['model'])}</h1>\n<p>{escape(title(found))}; {len(names(found))} "
+        f"<h1>{escape(asked['model'])}</h1>\n<p>{escape(title(results))}; {len(names(results))} "
         f"prompts from {escape(asked['prompts'])}, {len(rows)} answers{escape(datastores)}</p>\n"
-        f"<p>{said}</p>"
+        f"<p>{headline}</p>"
     )
 
 
-def _differences(found: Results) -> str:
+def _differences(results: Results) -> str:
     rows = [
         [method, row["name"], str(row["turn"] + 1), str(run["differs_at"] + 1), str(run["tokens"])]
-        for row in found["rows"]
+        for row in results["rows"]
         for method, run in row["runs"].items()
         if run["differs_at"] is not None
     ]
     if not rows:
-        return "<h2>Not identical</h2>\n<p>None: every answer is plain decoding's.</p>"
-    columns = ["method", "prompt", "turn", "first other token", "of tokens"]
+        return "<h2>Not identical</h2>\n<p>None: every answer is identical to plain decoding's.</p>"
+    columns = ["method", "prompt", "turn", "first token that differs", "of tokens"]
     return (
-        "<h2>Not identical</h2>\n<p>Every token was picked from the model's own scores; over many "
-        "tokens at once they are rounded differently, and near-ties can fall the other way.</p>\n"
+        "<h2>Not identical</h2>\n<p>Every token is chosen from the model's own scores. A forward "
+        "pass over several tokens rounds them differently, which can decide near-ties.</p>\n"
         + _table(columns, rows)
     )
 
 
-def _how(found: Results) -> str:
-    asked, versions = found["arguments"], found["versions"]
-    machine = found["machine"]
+def _how(results: Results) -> str:
+    asked, versions = results["arguments"], results["versions"]
+    machine = results["machine"]
     return (
         "<h2>How it was measured</h2>\n<ul>"
-        "<li>All methods answer each prompt in turn, in another order at each; none is asked "
-        "twice, as what is learned from an answer would make its repetition too easy. In later "
-        "turns of a conversation all see what plain decoding answered.</li>"
-        "<li>x plain: all tokens by all seconds, the prompt's forward pass included, beside plain "
-        "<code>generate</code>. Spec-Bench's figures are means over questions of tokens per second "
-        "(arXiv 2401.07851); its accepted tokens are those per forward pass, the model's own and "
-        "the prompt's pass included.</li>"
-        f"<li>The cost of a forward pass is the median of ten after {middle_length(found)} tokens. "
-        "What a drafter is worth: the answers replayed without the model, with fresh drafters, and "
-        "priced with that cost.</li>"
+        "<li>The methods answer each prompt in turn, in another order at each prompt. No method "
+        "answers a prompt twice, because drafters learn from answers. In later turns of a "
+        "conversation all methods see plain decoding's answers.</li>"
+        "<li>x plain: all tokens divided by all seconds, the prompt's forward pass included, as a "
+        "multiple of plain <code>generate</code>. Spec-Bench's figures are means over questions of "
+        "tokens per second (arXiv 2401.07851). Its accepted tokens are tokens per forward pass, "
+        "with the model's own token and the prompt's forward pass included.</li>"
+        "<li>The cost of a forward pass is the median of ten after "
+        f"{middle_length(results)} tokens. What a drafter contributes: the answers are replayed "
+        "without the model, with new drafters, at that cost.</li>"
         f"<li>{escape(machine['cpu'])}, {machine['cores']} cores, {machine['threads']} threads, "
         f"GPU {escape(machine['gpu'] or 'none')}; "
         f"{escape(', '.join(f'{name} {version}' for name, version in versions.items()))}; commit "
-        f"{escape(found['commit'][:9] or 'unknown')}; methods {escape(', '.join(asked['methods']))}"
+        f"{escape(results['commit'][:9] or 'unknown')}; "
+        f"methods {escape(', '.join(asked['methods']))}"
         "</li></ul>"
     )

@@ -1,4 +1,4 @@
-"""What a benchmark asks: JSON lines in Spec-Bench's format, or a small set that is built in."""
+"""Prompts of a benchmark: JSON lines in the format of Spec-Bench, or the built-in prompts."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_specplug.errors import RecordingError
-from hf_specplug.replay.record import asked
-from hf_specplug.replay.teacher_forcing import prompt_ids
+from hf_specplug.hf.prompts import prompt_ids, read_prompts
 
 BUILT_IN = Path(__file__).parent / "prompts.jsonl"
 
@@ -30,29 +29,36 @@ _MT_BENCH |= {"humanities"}
 
 @dataclass(frozen=True)
 class Question:
-    """One conversation: what the user says in each turn."""
+    """One conversation.
+
+    Attributes:
+        task: the kind of question, such as "mt_bench".
+        name: unique in its file.
+        turns: what the user says in each turn.
+    """
 
     task: str
     name: str
     turns: list[str]
 
     def prompt(self, tokenizer: Any, answers: Sequence[list[int]]) -> list[int]:
-        """Token ids of the next turn, after the ones before it and their `answers` (token ids)."""
-        said: list[str] = []
+        """Token ids of the next turn, earlier turns and their `answers` (token ids) included."""
+        before: list[str] = []
         for text, answer in zip(self.turns, answers, strict=False):
-            said += [text, tokenizer.decode(answer, skip_special_tokens=True)]
-        return prompt_ids(tokenizer, *said, self.turns[len(answers)])
+            before += [text, tokenizer.decode(answer, skip_special_tokens=True)]
+        return prompt_ids(tokenizer, *before, self.turns[len(answers)])
 
 
 def load(path: str | None, per_task: int = 0) -> list[Question]:
-    """Questions of each task, spread evenly over the file; 0: all.
+    """Read the questions of a benchmark.
 
     Args:
         path: JSON lines with "turns" or "prompt", and optionally "task" (or Spec-Bench's
-            "category") and "id" (or "question_id"); None for the built-in set.
+            "category") and "id" (or "question_id"); None for the built-in prompts.
+        per_task: questions of each task, at even distances in the file; 0 for all.
 
     Raises:
-        RecordingError: a line that is not understood, or there is none; the message names it.
+        RecordingError: a line cannot be used (the message names it), or the file has none.
         OSError: the file cannot be read.
 
     Example:
@@ -61,28 +67,30 @@ def load(path: str | None, per_task: int = 0) -> list[Question]:
     """
     by_task: dict[str, list[Question]] = defaultdict(list)
     names: set[str] = set()
-    for where, line in asked(str(path or BUILT_IN)):
+    for where, line in read_prompts(str(path or BUILT_IN)):
         question = _question(where, line)
         if question.name in names:
-            raise RecordingError(f'{where}: an "id" must be there once, but {question.name} is not')
+            raise RecordingError(
+                f'{where}: each "id" must be unique, but {question.name} is repeated'
+            )
         names.add(question.name)
         by_task[question.task].append(question)
     if not by_task:
         raise RecordingError(f'{path} holds no prompts: JSON lines with "turns" or "prompt"')
-    return [question for found in by_task.values() for question in _spread(found, per_task)]
+    return [question for group in by_task.values() for question in spread(group, per_task)]
 
 
 def _question(where: str, line: dict[str, Any]) -> Question:
     turns = line.get("turns") or [line["prompt"]]
     if not all(isinstance(turn, str) and turn.strip() for turn in turns):
-        raise RecordingError(f'{where}: "turns" must be texts, and none of them empty')
+        raise RecordingError(f'{where}: "turns" must be texts that are not empty')
     task = str(line.get("task") or line.get("category") or "prompts")
     name = str(line.get("id", line.get("question_id", where)))
     return Question("mt_bench" if task in _MT_BENCH else task, name, turns)
 
 
-def _spread(questions: list[Question], count: int) -> list[Question]:
-    """`count` of them at even distances, as neighbours are often of one kind."""
+def spread(questions: list[Question], count: int) -> list[Question]:
+    """`count` questions at even distances; neighbours are often alike."""
     if not count or count >= len(questions):
         return questions
     return [questions[place * len(questions) // count] for place in range(count)]

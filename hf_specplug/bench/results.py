@@ -1,12 +1,13 @@
-"""What `specplug bench` found, as it stands in its JSON file, and what follows from it.
+"""The results of `specplug bench`, as they stand in its JSON file, and what follows from them.
 
 rows: one for each turn: task, name, turn, prompt_tokens, answer (token ids of plain decoding),
-    runs: method -> seconds, tokens, forwards (that of the prompt included), differs_at (the
-    first token that is not plain decoding's; null if there is none)
+    runs: method -> seconds, tokens, forwards (the prompt's forward pass included), differs_at (the
+    index of the first token that differs from plain decoding's; null if there is none)
+failed: method -> the error that its first call raised
 skipped: names of prompts that leave the model no room for an answer
-stats: method -> what its plug counted (`Stats.to_dict()`)
+stats: method -> the counters of its plug (`Stats.to_dict()`)
 milliseconds: method, after (tokens of context), by_width (ms per forward pass)
-ablation: see `replayed`
+ablation: see `bench.ablation`
 """
 
 from __future__ import annotations
@@ -34,84 +35,84 @@ _SAME = ("arguments", "machine", "versions")
 
 
 def new(environment: dict[str, Any], arguments: dict[str, Any]) -> Results:
-    """Results of a run that has measured nothing yet."""
+    """The results of a run that has not measured anything yet."""
     return {**environment, "arguments": arguments, **{key: of() for key, of in _PARTS.items()}}
 
 
 def begun(path: str | None, fresh: Results) -> Results:
-    """What an interrupted run wrote to `path`, to go on from; `fresh` if there is no such file.
+    """The results that an interrupted run wrote to `path`; `fresh` if there is no such file.
 
     Raises:
-        RecordingError: the file holds something else.
+        RecordingError: the file holds the results of another run, or something else.
     """
     if path is None or not os.path.exists(path):
         return fresh
-    found = read(path)
+    results = read(path)
     for key in _SAME:
-        before, now = found[key], fresh[key]
+        before, now = results[key], fresh[key]
         if changed := sorted(part for part in {*before, *now} if before.get(part) != now.get(part)):
             raise RecordingError(
                 f"{path} holds a run with other {key} ({', '.join(changed)}): remove it or choose "
                 "another --out"
             )
-    return found
+    return results
 
 
 def read(path: str) -> Results:
-    """What a run wrote to its `--out`.
+    """Read the results that a run wrote to its `--out`.
 
     Raises:
         RecordingError: the file is something else.
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     try:
         with open(path, encoding="utf-8") as file:
-            found = json.load(file)
-        fitting = all(isinstance(found[key], of) for key, of in _PARTS.items())
-        fitting &= all(isinstance(found[key], dict) for key in _SAME)
-        fitting &= all(PLAIN in row["runs"] for row in found["rows"])
+            results = json.load(file)
+        fitting = all(isinstance(results[key], of) for key, of in _PARTS.items())
+        fitting &= all(isinstance(results[key], dict) for key in _SAME)
+        fitting &= all(PLAIN in row["runs"] for row in results["rows"])
     except (ValueError, KeyError, TypeError) as error:
         raise RecordingError(f"{path} is not what `specplug bench --out` writes") from error
     if not fitting:
         raise RecordingError(f"{path} is not what `specplug bench --out` writes")
-    return found  # type: ignore[no-any-return]
+    return results  # type: ignore[no-any-return]
 
 
-def names(found: Results) -> set[str]:
-    """The questions that were asked, or cannot be."""
-    return {row["name"] for row in found["rows"]} | set(found["skipped"])
+def names(results: Results) -> set[str]:
+    """The names of the questions that were asked or skipped."""
+    return {row["name"] for row in results["rows"]} | set(results["skipped"])
 
 
-def methods(found: Results) -> list[str]:
-    """What was compared, plain decoding first."""
-    return [name for name in found["arguments"]["methods"] if name not in found["failed"]]
+def methods(results: Results) -> list[str]:
+    """The methods that were compared, plain decoding first."""
+    return [name for name in results["arguments"]["methods"] if name not in results["failed"]]
 
 
-def notes(found: Results) -> list[str]:
-    """What a reader should know beside the figures, a line each."""
-    lines = [f"{method} cannot run this model: {why}" for method, why in found["failed"].items()]
-    for method, stats in found["stats"].items():
+def notes(results: Results) -> list[str]:
+    """What a reader should know beside the figures: failures, fallbacks, skipped prompts."""
+    lines = [f"{method} cannot run this model: {why}" for method, why in results["failed"].items()]
+    for method, stats in results["stats"].items():
         lines += [f"{method}: {count} x {why}" for why, count in stats["fallbacks"].items()]
         lines += [f"{method}: {name} was dropped: {why}" for name, why in stats["dropped"].items()]
-    if found["skipped"]:
-        count, tokens = len(found["skipped"]), found["arguments"]["tokens"]
-        lines.append(f"{count} prompts were left out: they leave no room for {tokens} tokens")
+    if results["skipped"]:
+        count, tokens = len(results["skipped"]), results["arguments"]["tokens"]
+        lines.append(f"{count} prompts were skipped: they leave no room for {tokens} tokens")
     return lines
 
 
-def tasks(found: Results) -> list[str]:
-    """In the order of the prompts."""
-    return list(dict.fromkeys(row["task"] for row in found["rows"]))
+def tasks(results: Results) -> list[str]:
+    """The tasks, in the order of the prompts."""
+    return list(dict.fromkeys(row["task"] for row in results["rows"]))
 
 
-def middle_length(found: Results) -> int:
-    """Tokens of a context in the middle of an answer, on the median."""
-    lengths = [row["prompt_tokens"] + len(row["answer"]) // 2 for row in found["rows"]]
+def middle_length(results: Results) -> int:
+    """The median number of tokens of prompt and half an answer."""
+    lengths = [row["prompt_tokens"] + len(row["answer"]) // 2 for row in results["rows"]]
     return int(statistics.median(lengths))
 
 
 def merged(one: Any, other: Any) -> Any:
-    """The counters of two runs as one: numbers are added, at any depth."""
+    """Add up the counters of two runs, at any depth."""
     if one is None:
         return other
     if isinstance(other, dict):
@@ -133,15 +134,16 @@ def merged(one: Any, other: Any) -> Any:
 
 @dataclass(frozen=True)
 class Summary:
-    """A method on some rows, beside plain decoding.
+    """A method on some rows, compared with plain decoding.
 
     Attributes:
-        tokens_per_second: all tokens by all seconds.
+        tokens_per_second: all tokens divided by all seconds.
         speed: the same, as a multiple of plain decoding's.
         quartiles: lower quartile, median and upper quartile of the speeds of single answers.
-        tokens_per_forward: the forward pass of the prompt included.
-        identical, answers: how many are plain decoding's to the last token, and of how many.
-        spec_bench: speed by Spec-Bench's formula: means over questions of tokens per second.
+        tokens_per_forward: the prompt's forward pass included.
+        identical: how many answers are identical to plain decoding's.
+        answers: how many there are.
+        spec_bench: speed by the formula of Spec-Bench: means over questions of tokens per second.
     """
 
     tokens_per_second: float
@@ -153,9 +155,9 @@ class Summary:
     spec_bench: float
 
 
-def summary(found: Results, method: str, task: str | None = None) -> Summary:
-    """How a method did on a task, or on all."""
-    rows = [row for row in found["rows"] if task in (None, row["task"])]
+def summary(results: Results, method: str, task: str | None = None) -> Summary:
+    """Sum up a method on a task, or on all tasks."""
+    rows = [row for row in results["rows"] if task in (None, row["task"])]
     own, plain = [row["runs"][method] for row in rows], [row["runs"][PLAIN] for row in rows]
     single = speeds(rows, method)
     quartiles = statistics.quantiles(single, method="inclusive") if len(single) > 1 else 3 * single
@@ -171,7 +173,7 @@ def summary(found: Results, method: str, task: str | None = None) -> Summary:
 
 
 def speeds(rows: list[dict[str, Any]], method: str) -> list[float]:
-    """Of single answers: tokens per second, as a multiple of plain decoding's."""
+    """Speeds of single answers: tokens per second as a multiple of plain decoding's."""
     return [_rate([row["runs"][method]]) / _rate([row["runs"][PLAIN]]) for row in rows]
 
 
@@ -181,7 +183,7 @@ def _rate(runs: list[dict[str, Any]]) -> float:
 
 
 def _by_question(rows: list[dict[str, Any]], method: str) -> float:
-    """Spec-Bench's tokens per second: the mean over questions, each with all its turns."""
+    """Tokens per second as Spec-Bench counts: the mean over questions, each with all its turns."""
     turns: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         turns.setdefault(row["name"], []).append(row["runs"][method])

@@ -1,4 +1,4 @@
-"""What a forward pass over several tokens costs with this model on this machine."""
+"""What a forward pass over several tokens costs with a model on this machine."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 from transformers import PreTrainedModel
 
 from hf_specplug.bench.methods import Method
+from hf_specplug.replay.progress import Progress
 from hf_specplug.session import Session
 from hf_specplug.tree import DraftTree
 from hf_specplug.verify.engine import Engine
@@ -20,20 +20,23 @@ from hf_specplug.verify.static import PADDED_WIDTHS
 _REPEATS = 15
 
 
-def milliseconds(model: PreTrainedModel, way: Method, length: int, bars: Console) -> dict[str, Any]:
-    """A plug's forward passes, by width, after `length` tokens.
+def milliseconds(
+    model: PreTrainedModel, method: Method, length: int, progress: Progress
+) -> dict[str, Any]:
+    """Time the forward passes of a plug, by their width, after `length` tokens.
 
     Returns:
-        method, after and by_width: width -> ms; {} if it cannot draft.
+        method, after (`length`), and by_width: width in tokens -> ms; {} if it cannot draft.
     """
-    with bars.status("forward passes by width"):
-        times = step_milliseconds(model, length, way)
+    times: dict[int, float] = {}
+    for one in progress([method], "forward passes by width"):
+        times = step_milliseconds(model, length, one)
     by_width = {str(width): ms for width, ms in times.items()}
-    return {"method": way.name, "after": length, "by_width": by_width} if times else {}
+    return {"method": method.name, "after": length, "by_width": by_width} if times else {}
 
 
-def step_milliseconds(model: PreTrainedModel, length: int, way: Method) -> dict[int, float]:
-    """Median time of a plug's forward pass over each width, after `length` tokens."""
+def step_milliseconds(model: PreTrainedModel, length: int, method: Method) -> dict[int, float]:
+    """Width in tokens -> median ms of a plug's forward pass over it, after `length` tokens."""
     times: dict[int, float] = {}
 
     def act(engine: Engine) -> None:
@@ -50,6 +53,6 @@ def step_milliseconds(model: PreTrainedModel, length: int, way: Method) -> dict[
 
     ids = torch.arange(length, device=model.device)[None] % 100 + 3
     room = {"max_new_tokens": 2 + _REPEATS * len(PADDED_WIDTHS)}
-    pack = way.plug is not None and way.plug.pack
-    Session("auto", pack).on_engine(model, ids, act, **way.settings, **room)
+    pack = method.plug is not None and method.plug.pack
+    Session("auto", pack).on_engine(model, ids, act, **method.settings, **room)
     return times

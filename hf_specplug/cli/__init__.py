@@ -1,4 +1,4 @@
-"""The `specplug` command: one file for each group of commands, which that file registers."""
+"""The `specplug` command; each file registers a group of commands."""
 
 from hf_specplug.cli import bench, decoding, stores  # noqa: F401
 from hf_specplug.cli.app import app

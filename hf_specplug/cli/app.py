@@ -1,4 +1,4 @@
-"""The `specplug` app, and how its commands fail. Heavy imports wait until a command runs."""
+"""The `specplug` app and the errors of its commands. Commands import heavy libraries when run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import typer
 from hf_specplug import __version__
 
 app = typer.Typer(
-    help="Model-free tree drafting for transformers' model.generate: the same output, faster.",
+    help="Speculative decoding without a draft model for transformers' model.generate: the same "
+    "output, faster.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -30,7 +31,7 @@ def root(
 
 @contextmanager
 def friendly(command: str) -> Iterator[None]:
-    """Errors as one line, and exit code 1."""
+    """Print errors as one line, and exit with code 1."""
     from hf_specplug.errors import SpecPlugError
 
     try:
@@ -42,11 +43,11 @@ def friendly(command: str) -> Iterator[None]:
 
 @contextmanager
 def resumable(command: str, again: bool = True) -> Iterator[None]:
-    """The same, and exit code 130 if interrupted; `again`: what was done is kept."""
+    """Like `friendly`; exit with code 130 if interrupted. `again`: the command can be continued."""
     try:
         with friendly(command):
             yield
     except KeyboardInterrupt as error:
-        then = "; the same command goes on" if again else ""
+        then = "; the same command continues" if again else ""
         typer.echo(f"specplug {command}: interrupted{then}", err=True)
         raise typer.Exit(130) from error

@@ -1,4 +1,4 @@
-"""`specplug bench`: speed on this machine."""
+"""Commands that measure speed on this machine: bench, bench report, bench engine."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from hf_specplug.bench.methods import DEFAULT, usage
 from hf_specplug.cli.app import app, friendly, resumable
 
 _EXAMPLE = "Example: specplug bench --model ./my-model --prompts my.jsonl --html report.html"
@@ -18,72 +19,72 @@ app.add_typer(bench, name="bench")
 def compare(
     context: typer.Context,
     model: Annotated[
-        str | None, typer.Option(help="Folder or Hub name of a causal LM (built in if not given).")
+        str | None, typer.Option(help="Folder or Hub name of a causal LM (default: built in).")
     ] = None,
     prompts: Annotated[
         str | None,
         typer.Option(
-            help='JSON lines with "prompt" or "turns", and "task", as Spec-Bench\'s (a dozen built '
-            "in if not given)."
+            help='JSON lines with "prompt" or "turns", and "task", as in Spec-Bench (default: a '
+            "dozen, built in)."
         ),
     ] = None,
-    methods: Annotated[
-        str,
-        typer.Option(
-            help="With commas: plain, prompt-lookup[:TOKENS], static, "
-            "specplug[:-DRAFTER][:+DRAFTER][:nodes=N][:pack=no][:static][:published=PAPER]."
-        ),
-    ] = "plain,prompt-lookup,static,specplug",
+    methods: Annotated[str, typer.Option(help=f"Any of {usage()}.")] = DEFAULT,
     datastore: Annotated[
-        list[str] | None, typer.Option(help="What specplug drafts from, too; may be repeated.")
+        list[str] | None, typer.Option(help="A store that specplug drafts from; may be repeated.")
     ] = None,
     per_task: Annotated[
         int, typer.Option(min=0, help="Prompts of each task, spread over the file; 0: all.")
     ] = 0,
-    tokens: Annotated[int, typer.Option(min=2, help="Of an answer at most.")] = 128,
+    tokens: Annotated[int, typer.Option(min=2, help="Maximum length of an answer.")] = 128,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     temperature: Annotated[
-        float, typer.Option(min=0.0, help="To sample, with the same seeds; 0: greedy.")
+        float, typer.Option(min=0.0, help="Of sampling, with the same seeds; 0: greedy.")
     ] = 0.0,
     out: Annotated[
         str | None,
-        typer.Option(help="Write all figures as JSON after every prompt; goes on if it is there."),
+        typer.Option(
+            help="Write all figures as JSON after every prompt. If the file holds the beginning of "
+            "this run, continue."
+        ),
     ] = None,
     html: Annotated[
-        str | None, typer.Option(help='Draw a report (needs "hf-specplug[plot]").')
+        str | None, typer.Option(help='Write a report (needs "hf-specplug[plot]").')
     ] = None,
 ) -> None:
-    """Plain decoding, prompt lookup, static cache and the plug on your prompts, side by side."""
+    """Compare plain decoding, prompt lookup, a static cache and the plug on your prompts."""
     if context.invoked_subcommand is not None:
         return
     with resumable("bench", again=out is not None):
-        from hf_specplug.bench import compare as module
+        from hf_specplug.bench import page, tables
+        from hf_specplug.bench.compare import Benchmark, Options
+        from hf_specplug.cli import console
 
-        module.run(
-            model,
-            prompts,
-            methods,
-            datastore or (),
-            per_task,
-            tokens,
-            dtype,
-            temperature,
-            out,
-            html,
+        if html:
+            page.check(html)
+        options = Options(
+            model, prompts, methods, datastore or (), per_task, tokens, dtype, temperature
         )
+        benchmark = Benchmark(options, out, console.progress)
+        try:
+            benchmark.run()
+        finally:  # also of a run that is interrupted
+            if benchmark.results["rows"]:
+                if html:
+                    page.write(html, benchmark.results)
+                tables.show(benchmark.results, console.output())
 
 
 @bench.command(epilog="Example: specplug bench report bench.json report.html")
 def report(
-    results: Annotated[str, typer.Argument(help="What `specplug bench --out` wrote.")],
-    html: Annotated[str, typer.Argument(help="The report to draw.")],
+    results: Annotated[str, typer.Argument(help="A file that `specplug bench --out` wrote.")],
+    html: Annotated[str, typer.Argument(help="The report to write.")],
 ) -> None:
-    """Draw the report of a run again, be it finished or not."""
+    """Write the report of a run, finished or not."""
     with friendly("bench report"):
-        from hf_specplug.bench import page
-        from hf_specplug.bench import results as module
+        from hf_specplug.bench.page import write
+        from hf_specplug.bench.results import read
 
-        page.write(html, module.read(results))
+        write(html, read(results))
         typer.echo(f"{html}: written")
 
 
@@ -95,18 +96,37 @@ def engine(
     model: Annotated[str, typer.Option(help="Folder or Hub name of a causal LM.")],
     texts: Annotated[str, typer.Option(help='JSON lines with "task", "prompt" and "response".')],
     per_task: Annotated[int, typer.Option(min=1, help="Answers per task.")] = 2,
-    tokens: Annotated[int, typer.Option(min=2, help="Of an answer at most.")] = 160,
+    tokens: Annotated[int, typer.Option(min=2, help="Maximum length of an answer.")] = 160,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "bfloat16",
     contexts: Annotated[
         str, typer.Option(help="Tokens before a timed forward pass, with commas.")
     ] = "512,4096",
     compiled: Annotated[
-        bool, typer.Option(help="Also with torch.compile (minutes, once per width).")
+        bool, typer.Option(help="Also with torch.compile (takes minutes for each width).")
     ] = False,
     out: Annotated[str | None, typer.Option(help="Write all figures as JSON.")] = None,
 ) -> None:
-    """transformers' eager, prompt lookup and static decoding, and both engines of the plug."""
-    from hf_specplug.bench import engine as module
-
+    """Compare transformers' eager, prompt lookup and static decoding with the plug's engines."""
     with friendly("bench engine"):
-        module.engine(model, texts, per_task, tokens, dtype, contexts, compiled, out)
+        from hf_specplug.bench import environment
+        from hf_specplug.bench.engine import measure
+        from hf_specplug.bench.engine_tables import tables
+        from hf_specplug.cli import console
+
+        lengths = _lengths(contexts)
+        figures = measure(
+            model, texts, per_task, tokens, dtype, lengths, compiled, console.progress
+        )
+        console.output().print(*tables(figures, f"{model}, {dtype}"))
+        if out:
+            arguments = {"model": model, "texts": texts, "tokens": tokens, "dtype": dtype}
+            environment.write(out, arguments, **figures)
+
+
+def _lengths(text: str) -> list[int]:
+    from hf_specplug.errors import OptionError
+
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise OptionError(f"--contexts takes numbers of tokens, with commas, not {text!r}")
+    return [int(part) for part in parts]

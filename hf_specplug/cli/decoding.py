@@ -1,32 +1,33 @@
-"""Commands that draft: demo, record, simulate, tune-tree."""
+"""Commands that draft: demo, record, simulate, tune-tree, learn-priors."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import json
+from typing import Annotated, Any
 
 import typer
 
-from hf_specplug.cli.app import app, friendly
+from hf_specplug.cli.app import app, friendly, resumable
 
 
 @app.command(epilog="Example: specplug demo --model ./my-model --prompt 'Explain recursion.'")
 def demo(
     model: Annotated[
-        str | None, typer.Option(help="Folder or Hub name of a causal LM (built in if not given).")
+        str | None, typer.Option(help="Folder or Hub name of a causal LM (default: built in).")
     ] = None,
     prompt: Annotated[
         list[str] | None,
-        typer.Option(help="What to ask; may be repeated (a handful if not given)."),
+        typer.Option(help="A prompt; may be repeated (default: a handful, built in)."),
     ] = None,
-    tokens: Annotated[int, typer.Option(min=2, help="New tokens per prompt.")] = 192,
+    tokens: Annotated[int, typer.Option(min=2, help="Maximum length of an answer.")] = 192,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
-    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves it to torch.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: as torch chooses.")] = 0,
     color: Annotated[bool, typer.Option(help="Colour the text by drafter.")] = True,
     store: Annotated[
-        bool, typer.Option(help="Also with a datastore of Python's standard library.")
+        bool, typer.Option(help="Also draft from a datastore of Python's standard library.")
     ] = True,
 ) -> None:
-    """Generate plainly and with the plug, in turn, and compare: speed, forward passes, output."""
+    """Generate plainly and with the plug, and compare speed, forward passes and output."""
     from hf_specplug.cli import demo as module
 
     with friendly("demo"):
@@ -44,23 +45,28 @@ def record(
     texts: Annotated[
         str,
         typer.Option(
-            help='JSON lines with "prompt", and optionally "task" and "response" (without one the '
-            "model answers itself)."
+            help='JSON lines with "prompt", and optionally "task" and "response" (the model answers'
+            " lines without one)."
         ),
     ],
-    out: Annotated[str, typer.Option(help="The recording; continued if it is there.")],
-    tokens: Annotated[int, typer.Option(min=2, help="Of an answer at most.")] = 512,
-    per_task: Annotated[int, typer.Option(min=0, help="Texts per task at most; 0: all.")] = 0,
-    device: Annotated[str | None, typer.Option(help="As torch names it.")] = None,
+    out: Annotated[str, typer.Option(help="The recording; an unfinished one is continued.")],
+    tokens: Annotated[int, typer.Option(min=2, help="Maximum length of an answer.")] = 512,
+    per_task: Annotated[
+        int, typer.Option(min=0, help="Maximum number of texts of each task; 0: all.")
+    ] = 0,
+    device: Annotated[str | None, typer.Option(help="A torch device, such as cuda.")] = None,
     states: Annotated[
-        bool, typer.Option("--states", help="Also hidden states, to replay dense retrieval.")
+        bool, typer.Option("--states", help="Also record hidden states, to replay dense retrieval.")
     ] = False,
 ) -> None:
-    """Write down what a model finds likely at every token of some texts, to be replayed."""
+    """Record what a model finds likely at every token of some texts, to be replayed."""
+    from hf_specplug.cli import console
     from hf_specplug.replay import record as module
 
-    with friendly("record"):
-        made = module.run(model, texts, out, tokens, per_task, device, states)
+    with resumable("record"):
+        made = module.record(
+            model, texts, out, tokens, per_task, device, states, progress=console.progress
+        )
     typer.echo(f"{out}: {len(made)} texts, {made.answer_tokens} tokens of answers")
 
 
@@ -71,10 +77,10 @@ def simulate(
     recording: Annotated[str, typer.Argument(help="A file that `specplug record` wrote.")],
     drafters: Annotated[str, typer.Option(help="Names, with commas.")] = "context,recycling,stand",
     datastore: Annotated[
-        list[str] | None, typer.Option(help="Also draft from this store; may be repeated.")
+        list[str] | None, typer.Option(help="A store to draft from; may be repeated.")
     ] = None,
     nodes: Annotated[
-        str, typer.Option(help='Tokens per forward pass to compare; "auto" needs --cost.')
+        str, typer.Option(help='Tokens per forward pass, with commas; "auto" needs --cost.')
     ] = "8,16,32,64",
     cost: Annotated[
         str | None,
@@ -83,32 +89,48 @@ def simulate(
             "milliseconds by width."
         ),
     ] = None,
-    tasks: Annotated[str | None, typer.Option(help="Only these, with commas.")] = None,
+    tasks: Annotated[str | None, typer.Option(help="Replay these tasks only, with commas.")] = None,
     leave_one_out: Annotated[
-        bool, typer.Option(help="Also without each drafter in turn, and with each alone.")
+        bool, typer.Option(help="Also replay all drafters but each, and each alone.")
     ] = False,
     published: Annotated[
-        str | None, typer.Option(help="Also as a paper drafts: aded, rasd, stand, token-recycling.")
+        str | None,
+        typer.Option(help="Also draft as a paper does: aded, rasd, stand, token-recycling."),
     ] = None,
-    calibration: Annotated[bool, typer.Option(help="Print predicted against accepted.")] = False,
+    calibration: Annotated[
+        bool, typer.Option(help="Print predicted and realised acceptance.")
+    ] = False,
     out: Annotated[str | None, typer.Option(help="Write all figures as JSON.")] = None,
 ) -> None:
-    """Replay a recording through drafters, without the model: accept length, cost, calibration."""
-    from hf_specplug.replay import compare
-
+    """Replay a recording through drafters, without the model."""
     with friendly("simulate"):
-        compare.run(
-            recording,
-            drafters,
-            datastore or (),
-            nodes,
-            cost,
-            tasks,
-            leave_one_out,
+        from hf_specplug.cli import console, tables
+        from hf_specplug.datastore.store import open_all
+        from hf_specplug.replay.compare import compare, report
+        from hf_specplug.replay.recording import load
+        from hf_specplug.replay.simulate import cost_curve
+
+        recorded = load(recording)
+        if tasks:
+            recorded = recorded.where(_split(tasks))
+        results = compare(
+            recorded,
+            _split(drafters),
+            _sizes(nodes),
+            open_all(datastore or ()),
+            cost_curve(cost) if cost else None,
             published,
-            calibration,
-            out,
+            leave_one_out,
+            console.progress,
         )
+        title = f"{recording}: {len(recorded)} texts of {recorded.model}"
+        terminal = console.output()
+        terminal.print(tables.overall(results, title), tables.by_task(results))
+        if calibration:
+            for label, result in results.items():
+                terminal.print(f"{label}\n{result.total.calibration()}")
+        if out:
+            _write(out, report(recording, recorded, cost, results), indent=1)
 
 
 @app.command(
@@ -117,14 +139,76 @@ def simulate(
 def tune_tree(
     recording: Annotated[str, typer.Argument(help="A file that `specplug record` wrote.")],
     drafters: Annotated[
-        str, typer.Option(help="Names, with commas, of the best-first search to compare with.")
+        str, typer.Option(help="Drafters of the best-first search to compare with, with commas.")
     ] = "stand",
     start: Annotated[int, typer.Option(min=1, max=1023, help="Nodes of the first tree.")] = 625,
     keep: Annotated[int, typer.Option(min=1, max=1023, help="Nodes of the tuned tree.")] = 80,
     out: Annotated[str | None, typer.Option(help="Write the tree as JSON.")] = None,
 ) -> None:
-    """Cut the static tree that STAND's paper drafts in to the nodes that a recording pays for."""
-    from hf_specplug.replay import tuning
-
+    """Tune the static tree of the STAND paper: keep the nodes that are accepted most often."""
     with friendly("tune-tree"):
-        tuning.run(recording, drafters, start, keep, out)
+        from hf_specplug.cli import console, tables
+        from hf_specplug.replay.recording import load
+        from hf_specplug.replay.tuning import tune
+
+        tuned = tune(load(recording), _split(drafters), start, keep, console.progress)
+        console.output().print(tables.tuned_tree(tuned, recording))
+        if out:
+            _write(out, tuned.to_list())
+
+
+@app.command(
+    "learn-priors",
+    epilog="Example: specplug learn-priors my.safetensors --drafters context,recycling,mine "
+    "--only mine --out priors.json",
+)
+def learn_priors(
+    recording: Annotated[str, typer.Argument(help="A file that `specplug record` wrote.")],
+    drafters: Annotated[
+        str, typer.Option(help="Names, with commas; they draft together.")
+    ] = "context,recycling",
+    datastore: Annotated[
+        list[str] | None, typer.Option(help="A store to draft from; may be repeated.")
+    ] = None,
+    only: Annotated[
+        str | None, typer.Option(help="Change the numbers of this drafter only.")
+    ] = None,
+    passes: Annotated[int, typer.Option(min=1, help="Replays of the recording.")] = 3,
+    out: Annotated[str | None, typer.Option(help="Write all priors as JSON.")] = None,
+) -> None:
+    """Learn the priors and mixing weights that the package ships in priors.json."""
+    with friendly("learn-priors"):
+        from hf_specplug.cli import console
+        from hf_specplug.datastore.store import open_all
+        from hf_specplug.replay.learn_priors import learn, write
+        from hf_specplug.replay.recording import load
+
+        stores = open_all(datastore or ())
+        priors, lengths = learn(
+            load(recording), _split(drafters), stores, only, passes, console.progress
+        )
+        for number, length in enumerate(lengths, start=1):
+            typer.echo(f"pass {number}: accept length {length:.3f} tokens")
+        if out:
+            write(priors, out)
+
+
+def _split(text: str) -> list[str]:
+    """The parts of a list with commas."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _sizes(text: str) -> list[int | str]:
+    from hf_specplug.errors import OptionError
+
+    sizes: list[int | str] = []
+    for part in _split(text):
+        if part != "auto" and not part.isdecimal():
+            raise OptionError(f'--nodes takes numbers or "auto", with commas, not {part!r}')
+        sizes.append(part if part == "auto" else int(part))
+    return sizes
+
+
+def _write(path: str, figures: Any, indent: int | None = None) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(figures, file, indent=indent)

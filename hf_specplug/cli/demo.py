@@ -1,77 +1,31 @@
-"""`specplug demo`: plain and plugged generation side by side."""
+"""What `specplug demo` shows: a table of speeds, and one answer with drafted tokens in colour."""
 
 from __future__ import annotations
 
-import os
-import sysconfig
-import time
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-import numpy as np
 import torch
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
 from hf_specplug import DEMO_MODEL
 from hf_specplug.attachment import attach
-from hf_specplug.datastore.building.build import Plan, build
-from hf_specplug.datastore.building.corpus import Corpus, find
-from hf_specplug.datastore.store import Datastore, tokenizer_hash
-from hf_specplug.drafters.contract import Drafter, Float32, Frontier, Int32, Step
-from hf_specplug.hf import loading
-from hf_specplug.plug import DEFAULT_DRAFTERS, SpecPlug
-
-PROMPTS = (
-    "Write a Python function that computes the factorial of n.",
-    "Write a Python class for a stack with push, pop and is_empty, and tests for it.",
-    "Natalia sold 48 clips in April, and half as many in May. How many did she sell altogether?",
-    "Write a Python function that merges two sorted lists.",
-    "Explain what a context manager is, with an example.",
+from hf_specplug.bench.demo import (
+    PENALTY,
+    PROMPTS,
+    Comparison,
+    Demo,
+    build_standard_library,
+    standard_library,
 )
-STORE_TOKENS = 2_000_000
-PENALTY = 1.1  # without it small models repeat themselves, which is too easy to draft
+from hf_specplug.bench.generation import Generation
+from hf_specplug.cli import console
+from hf_specplug.hf import loading
+
 STYLES = {"context": "bold green", "recycling": "bold magenta", "both": "bold yellow"}
-
-
-class Recorder(Drafter):
-    """Proposes nothing; remembers who had drafted each emitted token."""
-
-    name: ClassVar[str] = "recorder"
-
-    def __init__(self) -> None:
-        self.priors: Float32 = np.ones(1, np.float32)
-        self.origins: list[int] = []
-
-    def begin(self, context: Any) -> None:
-        self.origins = []
-
-    def expand(self, frontier: Frontier) -> Int32:
-        return np.empty((0, 3), np.int32)
-
-    def observe(self, step: Step) -> None:
-        drafted = step.sources[step.visited[1:]].tolist()
-        self.origins += drafted + [0] * (len(step.emitted) - len(drafted))
-
-
-@dataclass
-class Comparison:
-    """One prompt, run both ways: seconds of each, and what came out."""
-
-    prompt: str
-    plain_seconds: float
-    plug_seconds: float
-    tokens: int
-    forwards: int
-    identical: bool
-    output: list[int]
-    origins: list[int] = field(default_factory=list)
-    store_seconds: float = 0.0
-    store_forwards: int = 0
 
 
 def run(
@@ -83,102 +37,50 @@ def run(
     color: bool,
     store: bool,
 ) -> bool:
-    """Run the demo and print it; return whether all outputs were identical.
+    """Run the demo and print it.
 
     Args:
-        store: also draft from a datastore of Python's standard library, built once.
+        model_name: folder or Hub name; None for the built-in model.
+        prompts: None for the built-in ones.
+        tokens: the maximum length of an answer in tokens.
+        dtype: of the weights.
+        threads: CPU threads; 0 for torch's default.
+        color: print an answer with drafted tokens in colour.
+        store: also draft from a datastore of Python's standard library, which is built once.
+
+    Returns:
+        Whether the outputs were identical.
 
     Raises:
         OptionError: an unknown dtype.
         ModelError: the model cannot be loaded.
+        StoreError, OSError: the datastore cannot be built.
     """
     if threads:
         torch.set_num_threads(threads)
-    console = Console(highlight=False)
-    source = model_name or str(DEMO_MODEL)
-    model, tokenizer = loading.load(source, dtype)
-    recorder = Recorder()
+    terminal = console.output()
+    model, tokenizer = loading.load(model_name or str(DEMO_MODEL), dtype)
     attach(model)
-    plug = SpecPlug(drafters=[*DEFAULT_DRAFTERS, recorder])
-    stored = SpecPlug(datastores=[_standard_library(tokenizer, console)]) if store else None
+    demo = Demo(model, tokenizer, _standard_library(tokenizer, terminal) if store else None)
     questions = prompts or list(PROMPTS)
-    _compare(model, tokenizer, plug, stored, questions[0], min(tokens, 32))  # warm all up
-    plug.stats.reset()
-    results = []
-    for question in track(questions, "generating", console=console, transient=True):
-        results.append(_compare(model, tokenizer, plug, stored, question, tokens))
-        results[-1].origins = list(recorder.origins)
-    name = model_name or "the built-in demo model"
-    console.print(_table(name, dtype, results))
+    demo.warm_up(questions[0], tokens)
+    results = [
+        demo.compare(question, tokens) for question in console.progress(questions, "generating")
+    ]
+    terminal.print(_table(model_name or "the built-in demo model", dtype, results))
     if color:
-        longest = max(results, key=lambda result: result.tokens - result.forwards)
-        console.print(_coloured(tokenizer, longest))
-    console.print(plug.stats)
+        saved = max(results, key=lambda result: len(result.plug.tokens) - result.plug.forwards)
+        terminal.print(_coloured(tokenizer, saved))
+    terminal.print(demo.plug.stats)
     return all(result.identical for result in results)
 
 
-def _standard_library(tokenizer: Any, console: Console) -> Path:
-    """A store of the interpreter's standard library in the user's cache, built if it is not there.
-
-    Raises:
-        StoreError, OSError: it cannot be built there.
-    """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hf_specplug"
-    path = cache / f"stdlib-{tokenizer_hash(tokenizer)[:8]}.store"
-    if not path.exists() or Datastore(path).manifest.build:
-        with console.status("building a datastore of Python's standard library, once"):
-            files = Corpus(find([sysconfig.get_paths()["stdlib"]]))
-            plan = Plan(max_tokens=STORE_TOKENS)
-            build(path, files, tokenizer, plan, lambda error: None, lambda *counts: None)
+def _standard_library(tokenizer: Any, terminal: Console) -> Path:
+    path, built = standard_library(tokenizer)
+    if not built:
+        with terminal.status("building a datastore of Python's standard library, once"):
+            build_standard_library(path, tokenizer)
     return path
-
-
-def _compare(
-    model: Any,
-    tokenizer: Any,
-    plug: SpecPlug,
-    stored: SpecPlug | None,
-    question: str,
-    tokens: int,
-) -> Comparison:
-    """Plain first, then plugged, then with a store, on the same prompt."""
-    if tokenizer.chat_template:
-        inputs = tokenizer.apply_chat_template(
-            [{"role": "user", "content": question}],
-            add_generation_prompt=True,
-            return_tensors="pt",
-            return_dict=True,
-        )
-    else:
-        inputs = tokenizer(question, return_tensors="pt")
-    inputs = inputs.to(model.device)
-    settings = {"max_new_tokens": tokens, "do_sample": False, "repetition_penalty": PENALTY}
-    start = time.perf_counter()
-    plain = model.generate(**inputs, **settings, assistant=None)
-    middle = time.perf_counter()
-    before = plug.stats.forwards
-    plugged = model.generate(**inputs, **settings, assistant=plug)
-    end = time.perf_counter()
-    length = inputs["input_ids"].shape[1]
-    identical = torch.equal(plain, plugged)
-    seconds, forwards = 0.0, 0
-    if stored is not None:
-        stored.stats.reset()
-        begin = time.perf_counter()
-        output = model.generate(**inputs, **settings, assistant=stored)
-        seconds, forwards = time.perf_counter() - begin, stored.stats.forwards + 1
-        identical &= torch.equal(plain, output)
-    return Comparison(
-        prompt=question,
-        plain_seconds=middle - start,
-        plug_seconds=end - middle,
-        tokens=plugged.shape[1] - length,
-        forwards=plug.stats.forwards - before + 1,
-        identical=identical,
-        output=plugged[0, length:].tolist(),
-        store_seconds=seconds,
-        store_forwards=forwards,
-    )
 
 
 def _table(name: str, dtype: str, results: list[Comparison]) -> Table:
@@ -187,46 +89,55 @@ def _table(name: str, dtype: str, results: list[Comparison]) -> Table:
     table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 0, 0, 1))
     table.add_column("prompt", max_width=17, no_wrap=True)
     columns = ["new", "plain\ntok/s", "plug\ntok/s", "ratio", "accept\nlength"]
-    if any(result.store_forwards for result in results):
+    if results[0].store is not None:
         columns += ["with\nstore", "accept\nlength"]
     for column in columns:
         table.add_column(column, justify="right", min_width=len(max(column.split(), key=len)))
     table.add_column("output", no_wrap=True)
+    for result in results:
+        table.add_row(result.prompt, *_cells(result), _verdict(result.identical))
+    table.add_section()
+    stores = [result.store for result in results if result.store is not None]
     total = Comparison(
         "all",
-        sum(result.plain_seconds for result in results),
-        sum(result.plug_seconds for result in results),
-        sum(result.tokens for result in results),
-        sum(result.forwards for result in results),
-        all(result.identical for result in results),
-        [],
-        store_seconds=sum(result.store_seconds for result in results),
-        store_forwards=sum(result.store_forwards for result in results),
+        _sum([result.plain for result in results]),
+        _sum([result.plug for result in results]),
+        _sum(stores) if stores else None,
     )
-    for result in [*results, total]:
-        if result is total:
-            table.add_section()
-        with_store = []
-        if result.store_forwards:
-            with_store = [
-                f"{result.plain_seconds / result.store_seconds:.2f}x",
-                f"{result.tokens / result.store_forwards:.2f}",
-            ]
-        table.add_row(
-            result.prompt,
-            f"{result.tokens}",
-            f"{result.tokens / result.plain_seconds:.0f}",
-            f"{result.tokens / result.plug_seconds:.0f}",
-            f"{result.plain_seconds / result.plug_seconds:.2f}x",
-            f"{result.tokens / result.forwards:.2f}",
-            *with_store,
-            "identical" if result.identical else "[red]DIFFERENT[/red]",
-        )
+    same = all(result.identical for result in results)
+    table.add_row(total.prompt, *_cells(total), _verdict(same))
     return table
 
 
+def _cells(result: Comparison) -> list[str]:
+    plain, plug, store = result.plain, result.plug, result.store
+    count = len(plug.tokens)
+    cells = [
+        f"{count}",
+        f"{count / plain.seconds:.0f}",
+        f"{count / plug.seconds:.0f}",
+        f"{plain.seconds / plug.seconds:.2f}x",
+        f"{count / plug.forwards:.2f}",
+    ]
+    if store is not None:
+        cells += [f"{plain.seconds / store.seconds:.2f}x", f"{count / store.forwards:.2f}"]
+    return cells
+
+
+def _verdict(identical: bool) -> str:
+    return "identical" if identical else "[red]DIFFERENT[/red]"
+
+
+def _sum(parts: list[Generation]) -> Generation:
+    return Generation(
+        [token for part in parts for token in part.tokens],
+        sum(part.seconds for part in parts),
+        sum(part.forwards for part in parts),
+    )
+
+
 def _coloured(tokenizer: Any, result: Comparison) -> Text:
-    """The text of one answer; drafted tokens in the colour of who drafted them."""
+    """The text of one answer; drafted tokens have the colour of their drafter."""
     text = Text.assemble("\nTokens accepted from ", ("context", STYLES["context"]), ", ")
     text.append("recycling", STYLES["recycling"])
     text.append(", ")
@@ -236,8 +147,8 @@ def _coloured(tokenizer: Any, result: Comparison) -> Text:
     written = ""
     for place, origin in enumerate(result.origins, start=1):
         # decode up to here, not token by token: a character may span tokens
-        whole = tokenizer.decode(result.output[:place])
-        if not whole.endswith("�"):
+        whole = tokenizer.decode(result.plug.tokens[:place])
+        if not whole.endswith("\ufffd"):
             text.append(whole[len(written) :], styles[origin & 3])
             written = whole
     return text

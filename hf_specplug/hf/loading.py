@@ -1,4 +1,4 @@
-"""Loading a model by its name, for every command: what fails is said in one line."""
+"""Models and tokenizers by name, for commands; errors say in one line why they cannot be loaded."""
 
 from __future__ import annotations
 
@@ -12,20 +12,24 @@ from hf_specplug.errors import ModelError, OptionError
 
 DTYPES = ("float32", "bfloat16", "float16")
 
-_LONGEST = 300  # characters of a reason
+_LONGEST_REASON = 300  # characters
 
 
 def load(name: str, dtype: str = "auto", device: str | None = None) -> tuple[Any, Any]:
-    """A causal language model, ready to generate, and its tokenizer.
+    """Load a causal language model and its tokenizer.
 
     Args:
         name: folder or Hub name.
-        dtype: of its weights, or "auto": as they were saved, float32 on a CPU.
-        device: as torch names it; an accelerator if there is one.
+        dtype: of the weights; "auto" keeps the dtype of the files, except on a CPU, where it is
+            float32.
+        device: a torch device; "cuda" where it is available if not given.
+
+    Returns:
+        (the model in evaluation mode, the tokenizer)
 
     Raises:
         OptionError: an unknown dtype.
-        ModelError: it cannot be loaded; the message says why in one line.
+        ModelError: the model cannot be loaded; the message says why in one line.
 
     Example:
         >>> model, tokenizer = load("Qwen/Qwen3-0.6B", "bfloat16")  # doctest: +SKIP
@@ -44,10 +48,10 @@ def load(name: str, dtype: str = "auto", device: str | None = None) -> tuple[Any
 
 
 def tokenizer(name: str) -> Any:
-    """The tokenizer of a model.
+    """Load the tokenizer of a model by folder or Hub name.
 
     Raises:
-        ModelError: it cannot be loaded; the message says why in one line.
+        ModelError: the tokenizer cannot be loaded; the message says why in one line.
     """
     try:
         return AutoTokenizer.from_pretrained(name)
@@ -56,8 +60,8 @@ def tokenizer(name: str) -> Any:
 
 
 def model_error(name: str, error: Exception) -> ModelError:
-    """Why a model cannot be loaded, in one line."""
-    why = shorten(str(error), _LONGEST, placeholder=" ...") or type(error).__name__
+    """The error for a model that cannot be loaded, with the reason in one line."""
+    why = shorten(str(error), _LONGEST_REASON, placeholder=" ...") or type(error).__name__
     return ModelError(
         f"{name} cannot be loaded; it must be a folder with a causal language model and its "
         f"tokenizer as save_pretrained writes them, or such a model's name on the Hub. {why}"

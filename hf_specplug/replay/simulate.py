@@ -1,4 +1,4 @@
-"""Replays of recorded texts through any set of drafters: no model runs, so it takes seconds."""
+"""Simulation: recorded texts are replayed through any set of drafters, without the model."""
 
 from __future__ import annotations
 
@@ -24,21 +24,25 @@ from hf_specplug.replay.recording import RecordedText, Recording
 from hf_specplug.telemetry.stats import Stats
 from hf_specplug.tree import DraftTree
 
-Progress = Callable[[Iterable[RecordedText]], Iterable[RecordedText]]
+Texts = Iterable[RecordedText]
 
 COSTS = {
-    # milliseconds of a forward pass by width, measured
+    # milliseconds of a forward pass by the number of tokens that it checks, measured
     "h200-graph": {1: 8.05, 8: 9.15, 16: 9.55, 32: 9.67, 64: 9.94, 128: 10.45},  # 8B bf16, ctx 512
     "h200-eager": {1: 28.6, 8: 25.2, 16: 25.6, 32: 25.7, 64: 25.5, 128: 24.6},
     "cpu-2core": {1: 14.3, 6: 19.3, 8: 18.7, 12: 20.1, 16: 21.7, 24: 24.8, 32: 28.8, 64: 51.6},
     "cpu-2core-bf16": {1: 9.3, 6: 9.8, 8: 10.0, 12: 10.9, 16: 11.8, 24: 13.5, 32: 15.1, 64: 22.6},
 }
-"""Built-in cost curves: Llama-3-8B's shape on one H200, a 32 M Llama on two CPU cores."""
+"""Built-in cost curves: the shape of Llama-3-8B on one H200, and a 32 M Llama on two CPU cores."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds of a forward pass by width: straight lines between measured points.
+    """A cost curve: seconds of a forward pass by its width, linear between measured points.
+
+    Attributes:
+        widths: int[n], tokens that a forward pass checks, ascending.
+        seconds: float[n], what it takes.
 
     Example:
         >>> Cost(np.array([1.0, 3.0]), np.array([0.01, 0.02]))(2)
@@ -50,7 +54,7 @@ class Cost:
 
     @classmethod
     def of(cls, points: Mapping[int, float]) -> Cost:
-        """The curve through milliseconds by width."""
+        """The curve through points {width in tokens: milliseconds}."""
         widths = sorted(points)
         return cls(np.array(widths), np.array([points[width] / 1e3 for width in widths]))
 
@@ -59,10 +63,14 @@ class Cost:
 
 
 def cost_curve(name: str | os.PathLike[str]) -> Cost:
-    """A built-in curve by name, or a JSON file {"1": ms, "8": ms, ...}.
+    """A built-in cost curve by its name in `COSTS`, or from a JSON file {"1": ms, "8": ms, ...}.
 
     Raises:
-        RecordingError: neither; or numbers that are no curve.
+        RecordingError: there is no such curve or file, or its numbers are not a curve.
+
+    Example:
+        >>> cost_curve("h200-graph")(1)
+        0.00805
     """
     points: Any = COSTS.get(str(name))
     if points is None:
@@ -72,21 +80,23 @@ def cost_curve(name: str | os.PathLike[str]) -> Cost:
         except (OSError, ValueError, AttributeError, TypeError) as error:
             raise RecordingError(
                 f"a cost curve is one of {sorted(COSTS)} or a JSON file of milliseconds by width, "
-                f'{{"1": 8.0, "8": 9.1}}; {name} is not: {error}'
+                f'{{"1": 8.0, "8": 9.1}}; {name} is neither: {error}'
             ) from error
     if not points or min(points) < 1 or min(points.values()) <= 0:
-        raise RecordingError(f"the cost curve {name} needs widths from 1 and times above 0")
+        raise RecordingError(f"the cost curve {name} needs widths of at least 1 and positive times")
     return Cost.of(points)
 
 
 @dataclass
 class Result:
-    """What a replay showed: of all traces (`total`), and by task.
+    """The result of a replay.
 
     Attributes:
-        seconds: what the cost curve says that the forward passes would have taken, by task.
-        plain_seconds: the same without drafting.
-        draft_seconds: what search, drafters and learning took here, by task (measured).
+        total: counters over all texts.
+        by_task: counters of each task.
+        seconds: by task, what the forward passes cost by the cost curve.
+        plain_seconds: by task, what plain decoding costs by the cost curve.
+        draft_seconds: by task, what search, drafters and learning took here (measured).
     """
 
     total: Stats = field(default_factory=Stats)
@@ -96,7 +106,7 @@ class Result:
     draft_seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     def speed(self, task: str | None = None) -> float | None:
-        """How many times plain decoding, drafting time included; None without a cost curve."""
+        """Speedup over plain decoding, drafting time included; None without a cost curve."""
         if not self.seconds:
             return None
         tasks = list(self.by_task) if task is None else [task]
@@ -104,7 +114,7 @@ class Result:
         return sum(self.plain_seconds[task] for task in tasks) / spent
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain numbers, for JSON."""
+        """All figures as plain numbers, strings, lists and dicts, for JSON."""
         steps = max(self.total.forwards, 1)
         return {
             "tokens_per_step": self.total.accept_length,
@@ -126,16 +136,30 @@ def simulate(
     nodes: int | str,
     cost: Cost | None = None,
     published: str | None = None,
-    progress: Progress = lambda traces: traces,
+    progress: Callable[[Texts], Texts] = lambda texts: texts,
 ) -> Result:
-    """`replay` with new drafters, by name, or with given ones.
+    """Replay a recording as if a model generated its answers, drafting with the given drafters.
+
+    Args:
+        recording: what a model found likely along some texts.
+        drafters: names, or drafters as they are.
+        nodes: the maximum number of tokens that a forward pass checks; "auto" for the size that
+            maximises goodput by the cost curve.
+        cost: the cost curve of a forward pass.
+        published: draft as a paper does, by its name.
+        progress: wraps the texts, to show progress.
 
     Raises:
         OptionError: an unknown drafter, number of nodes or paper.
-        RecordingError: `nodes` is "auto" and there is no cost curve.
+        RecordingError: `nodes` is "auto" without a cost curve.
+
+    Example:
+        >>> recording = load("my.safetensors")  # doctest: +SKIP
+        >>> simulate(recording, ["context", "recycling"], 16).total.accept_length  # doctest: +SKIP
+        2.1
     """
     if nodes == "auto" and cost is None:
-        raise RecordingError('nodes "auto" needs a cost curve: what would it have to pay?')
+        raise RecordingError('nodes "auto" needs a cost curve, from which the size is chosen')
     made = completed(create(drafters), published)
     mixer = Mixer([drafter.name for drafter in made])
     return replay(recording, made, mixer, nodes, cost, search_class(published), progress)
@@ -148,18 +172,24 @@ def replay(
     nodes: int | str = 16,
     cost: Cost | None = None,
     search: type[TreeSearch] = TreeSearch,
-    progress: Progress = lambda traces: traces,
+    progress: Callable[[Texts], Texts] = lambda texts: texts,
 ) -> Result:
-    """Draft every recorded answer as `generate` would, taking the recorded tokens for the target's.
+    """Draft every recorded answer as `generate` would, taking the recorded tokens as the model's.
 
-    Only nodes on the path that was taken have rows: what the target would have said at the others
-    is not recorded, so recycling drafters learn a little less than in earnest.
+    Only accepted nodes have top-k rows: what the model finds likely after rejected ones is not
+    recorded. Drafters that learn from these rows therefore learn slightly less than in live
+    decoding.
+
+    Args:
+        search: grows the trees; a paper's, or one that counts.
+
+    See `simulate` for the other arguments.
     """
     budget = Budget(nodes, len(drafters))
     result = Result()
-    for trace in progress(recording):
+    for text in progress(recording):
         grower = search(drafters, mixer, recording.vocab_size, _fail)
-        _replay(trace, recording.vocab_size, grower, budget, cost, result)
+        _replay(text, recording.vocab_size, grower, budget, cost, result)
     return result
 
 

@@ -1,7 +1,7 @@
-"""Recorded answers, generated again: every method says the same real text, and is timed.
+"""Teacher forcing: recorded answers are generated again, so every method is timed on real text.
 
-A logits processor makes the target choose the recorded answer's next token; what is below the
-chosen token is the model's own.
+A logits processor makes the model choose the next token of the recorded answer; the order of all
+other tokens is the model's own.
 """
 
 from __future__ import annotations
@@ -18,13 +18,23 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from hf_specplug.errors import RecordingError
+from hf_specplug.hf.prompts import prompt_ids
 
-MIN_ANSWER = 32
+SHORTEST_ANSWER = 32
+"""Tokens that an answer has at least, by default."""
+
+_LONGEST_TEXT = 1800  # tokens of a prompt and its answer
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A prompt int64[1, n] and the tokens that were answered."""
+    """A recorded answer.
+
+    Attributes:
+        task: the kind of text.
+        prompt: int64[1, n], its token ids.
+        tokens: ids of the answer.
+    """
 
     task: str
     prompt: torch.Tensor
@@ -32,7 +42,12 @@ class Answer:
 
 
 class TeacherForcing(LogitsProcessor):  # type: ignore[misc]
-    """Makes the recorded token the likeliest, and leaves the others' order as it is."""
+    """Makes the recorded token the most likely one, and keeps the order of the others.
+
+    Args:
+        start: the number of tokens before the answer.
+        answer: token ids.
+    """
 
     def __init__(self, start: int, answer: list[int]) -> None:
         self.start, self.answer = start, answer
@@ -45,80 +60,90 @@ class TeacherForcing(LogitsProcessor):  # type: ignore[misc]
 
 
 def load(
-    path: str, tokenizer: Any, per_task: int, tokens: int, seed: int = 0, least: int = MIN_ANSWER
+    path: str,
+    tokenizer: Any,
+    per_task: int,
+    max_tokens: int,
+    seed: int = 0,
+    min_tokens: int = SHORTEST_ANSWER,
 ) -> list[Answer]:
-    """`per_task` answers of each task from JSON lines with "task", "prompt" and "response".
+    """Draw `per_task` answers of each task from a JSON-lines file.
 
     Args:
-        tokens: of an answer at most; `least` at least.
+        path: lines with "prompt" and "response", and optionally "task".
+        tokenizer: the model's.
+        per_task: answers of each task.
+        max_tokens: longer answers are cut to this number of tokens.
+        seed: decides which answers are drawn.
+        min_tokens: shorter answers are left out.
 
     Raises:
         RecordingError: a line is something else, or no answer is long enough.
+        OSError: the file cannot be read.
     """
-    by_task: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                trace = json.loads(line)
-                by_task[str(trace.get("task", ""))].append(
-                    {"prompt": str(trace["prompt"]), "response": str(trace["response"])}
-                )
-            except (ValueError, KeyError, AttributeError) as error:
-                raise RecordingError(
-                    f'{path}, line {number}: needs JSON with "prompt" and "response"'
-                ) from error
     chosen = []
-    for task, traces in sorted(by_task.items()):
-        random.Random(seed).shuffle(traces)
+    for task, lines in sorted(_by_task(path).items()):
+        random.Random(seed).shuffle(lines)
         taken = 0
-        for trace in traces:
-            prompt = prompt_ids(tokenizer, trace["prompt"])
-            answer = tokenizer(trace["response"], add_special_tokens=False)["input_ids"][:tokens]
-            if len(answer) < least or len(prompt) + tokens > 1800:
+        for line in lines:
+            prompt = prompt_ids(tokenizer, line["prompt"])
+            answer = tokenizer(line["response"], add_special_tokens=False)["input_ids"][:max_tokens]
+            if len(answer) < min_tokens or len(prompt) + max_tokens > _LONGEST_TEXT:
                 continue
             chosen.append(Answer(task, torch.tensor([prompt]), answer))
             taken += 1
             if taken == per_task:
                 break
     if not chosen:
-        raise RecordingError(f"{path} holds no answer of {least} tokens or more")
+        raise RecordingError(f"{path} holds no answer of {min_tokens} tokens or more")
     return chosen
 
 
-def prompt_ids(tokenizer: Any, *turns: str) -> list[int]:
-    """A question as the model is asked it: by its chat template, if it has one.
-
-    Args:
-        turns: question, answer, question, ...; the last one is to be answered.
-    """
-    if tokenizer.chat_template:
-        roles = ("user", "assistant")
-        said = [{"role": roles[n % 2], "content": text} for n, text in enumerate(turns)]
-        ids = tokenizer.apply_chat_template(said, add_generation_prompt=True)["input_ids"]
-    else:
-        ids = tokenizer("\n\n".join(turns))["input_ids"]
-    return list(ids)
+def _by_task(path: str) -> dict[str, list[dict[str, str]]]:
+    lines: dict[str, list[dict[str, str]]] = defaultdict(list)
+    with open(path, encoding="utf-8") as file:
+        for number, text in enumerate(file, start=1):
+            try:
+                line = json.loads(text)
+                lines[str(line.get("task", ""))].append(
+                    {"prompt": str(line["prompt"]), "response": str(line["response"])}
+                )
+            except (ValueError, KeyError, AttributeError) as error:
+                raise RecordingError(
+                    f'{path}, line {number}: needs JSON with "prompt" and "response"'
+                ) from error
+    return lines
 
 
 def measure(generate: Callable[..., Any], answer: Answer, arguments: dict[str, Any]) -> float:
-    """Seconds that `generate` takes for an answer.
+    """Time one call of `generate` that is forced to say a recorded answer.
+
+    Args:
+        generate: a model's.
+        answer: what it is to say.
+        arguments: further arguments of `generate`.
+
+    Returns:
+        Seconds, the prompt's forward pass included.
 
     Raises:
-        RecordingError: another text came out.
+        RecordingError: the output is not the recorded answer.
     """
-    start_of_answer = answer.prompt.shape[1]
-    forced = LogitsProcessorList([TeacherForcing(start_of_answer, answer.tokens)])
+    prompt_length = answer.prompt.shape[1]
+    forcing = LogitsProcessorList([TeacherForcing(prompt_length, answer.tokens)])
     start = time.perf_counter()
     output = generate(
         input_ids=answer.prompt,
         attention_mask=torch.ones_like(answer.prompt),
         max_new_tokens=len(answer.tokens),
         do_sample=False,
-        logits_processor=forced,
+        logits_processor=forcing,
         **arguments,
     )
-    said = output[0, start_of_answer:].tolist()  # waits for the device
+    generated = output[0, prompt_length:].tolist()  # waits for the device
     seconds = time.perf_counter() - start
-    if said != answer.tokens:
-        raise RecordingError(f"the recorded answer did not come out: {said} is not {answer.tokens}")
+    if generated != answer.tokens:
+        raise RecordingError(
+            f"the output is not the recorded answer: {generated} instead of {answer.tokens}"
+        )
     return seconds

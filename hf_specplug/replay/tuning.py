@@ -1,19 +1,16 @@
-"""`specplug tune-tree`: the static tree that STAND drafts in, cut to what a recording shows to pay.
+"""Tuning of the static tree that STAND drafts in, on recorded texts (Song et al. 2025).
 
-As in the paper (Song et al. 2025): draft in a tree that is much too large, count which of its nodes
-are accepted, and keep the most effective ones.
+As in the paper: draft in a tree that is much too large, count how often each of its nodes is
+accepted, and keep the most effective ones.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
 
 from hf_specplug.drafters.contract import Int32
 from hf_specplug.drafters.registry import create
@@ -23,66 +20,113 @@ from hf_specplug.drafting.search import TreeSearch
 from hf_specplug.errors import OptionError, RecordingError
 from hf_specplug.published import completed
 from hf_specplug.published.stand import Stand
-from hf_specplug.published.static_tree import Shape, depths, wide_tree
-from hf_specplug.replay.recording import RecordedText, Recording, load
+from hf_specplug.published.static_tree import Shape, wide_tree
+from hf_specplug.replay.progress import Progress, silent
+from hf_specplug.replay.recording import Recording
 from hf_specplug.replay.simulate import Result, accepted_path, replay
 
 
-def run(path: str, drafters: str, start: int, keep: int, out: str | None) -> None:
-    """Tune on every second text, compare on the others, and write `out`.
+@dataclass(frozen=True)
+class Trial:
+    """A tree on the held-out texts.
 
-    `out` is a JSON list of [parent, rank], -1 = root: what `priors.json` holds as "stand_tree".
+    Attributes:
+        label: what it is.
+        shape: the static tree; None for the best-first search.
+        nodes: its size.
+        result: what the replay counted.
+    """
+
+    label: str
+    shape: Shape | None
+    nodes: int
+    result: Result
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A tuned tree, and how it did beside others.
+
+    Attributes:
+        shape: int32[n] parents (-1 = root) and int32[n] ranks.
+        held_out: the number of texts that it was not tuned on.
+        trials: of the first tree, a smaller untuned one, the tuned one, and the best-first search.
+    """
+
+    shape: Shape
+    held_out: int
+    trials: list[Trial]
+
+    def to_list(self) -> list[list[int]]:
+        """[parent, rank] of each node, as `priors.json` holds them under "stand_tree"."""
+        return np.stack(self.shape, axis=1).tolist()  # type: ignore[no-any-return]
+
+
+def tune(
+    recording: Recording,
+    drafters: Sequence[str] = ("stand",),
+    start: int = 625,
+    keep: int = 80,
+    progress: Progress = silent,
+) -> Tuned:
+    """Tune the static tree on every second text, and compare it on the others.
+
+    Args:
+        recording: two texts at least.
+        drafters: names, of the best-first search to compare with.
+        start: nodes of the first tree.
+        keep: nodes of the tuned tree.
+        progress: shows how many texts are done.
 
     Raises:
-        RecordingError: the recording cannot be used.
-        OptionError: an unknown drafter, or a size that cannot be.
+        RecordingError: the recording has fewer than two texts.
+        OptionError: an unknown drafter, or `keep` is not in [1, start].
+
+    Example:
+        >>> tune(load("my.safetensors"), keep=80).to_list()[0]  # doctest: +SKIP
+        [-1, 0]
     """
-    recording = load(path)
     if len(recording) < 2:
-        raise RecordingError(f"{path} has {len(recording)} texts: too few to tune and to try")
+        raise RecordingError(f"{len(recording)} texts are too few to tune on some and try others")
     if not 1 <= keep <= start:
         raise OptionError(f"{keep} nodes cannot be kept of {start}")
     tuning, held_out = (
-        Recording(recording.model, recording.vocab_size, recording.texts[place::2])
-        for place in (0, 1)
+        Recording(recording.model, recording.vocab_size, recording.texts[first::2])
+        for first in (0, 1)
     )
-    names = [name.strip() for name in drafters.split(",") if name.strip()]
-    console, progress_bars = Console(highlight=False), Console(stderr=True)
 
     def tried(texts: Recording, search: type[TreeSearch], label: str) -> Result:
-        def progress(traces: Iterable[RecordedText]) -> Iterable[RecordedText]:
-            return track(traces, label, total=len(texts), console=progress_bars, transient=True)
-
-        made = completed(create(names), "stand")
+        made = completed(create(list(drafters)), "stand")
         mixer = Mixer([drafter.name for drafter in made])
-        return replay(texts, made, mixer, keep + 1, search=search, progress=progress)
+        nodes = keep + 1
+        return replay(
+            texts, made, mixer, nodes, search=search, progress=lambda each: progress(each, label)
+        )
 
-    wide = wide_tree(start, WIDTH)
-    hits = np.zeros(start, np.int64)
+    wide, hits = wide_tree(start, WIDTH), np.zeros(start, np.int64)
     tried(tuning, _search(wide, hits), "tuning")
     tuned = most_effective(wide, hits, keep)
-    table = Table(title=f"{path}: {len(held_out)} held-out texts", padding=(0, 0, 0, 1))
-    table.add_column("tree", no_wrap=True)
-    for column in ("nodes", "tokens\nper step", "drafted\nper step", "nodes by depth"):
-        table.add_column(column, justify="left" if column.endswith("depth") else "right")
     shapes = {"start": wide, "same size, untuned": wide_tree(keep, WIDTH), "tuned": tuned}
+    trials = []
     for label, shape in shapes.items():
-        result = tried(held_out, _search(shape, np.zeros(len(shape[0]), np.int64)), label)
-        levels = " ".join(map(str, np.bincount(depths(shape[0]))[1:]))
-        table.add_row(label, str(len(shape[0])), *_figures(result), levels)
+        size = len(shape[0])
+        result = tried(held_out, _search(shape, np.zeros(size, np.int64)), label)
+        trials.append(Trial(label, shape, size, result))
     label = "calibrated best-first"
-    table.add_row(label, str(keep), *_figures(tried(held_out, TreeSearch, label)), "as it comes")
-    console.print(table)
-    if out:
-        with open(out, "w", encoding="utf-8") as file:
-            json.dump(np.stack(tuned, axis=1).tolist(), file)
+    trials.append(Trial(label, None, keep, tried(held_out, TreeSearch, label)))
+    return Tuned(tuned, len(held_out), trials)
 
 
 def most_effective(shape: Shape, hits: NDArray[np.int64], keep: int) -> Shape:
     """The `keep` nodes of a tree that were accepted most often, as a tree.
 
-    A parent is accepted whenever a child is, and comes before it, so it is kept whenever a child
-    is. Siblings close ranks: the k-th that is kept gets rank k.
+    A parent is accepted whenever one of its children is, and stands before it. It is therefore kept
+    whenever a child is. Ranks are renumbered: the k-th sibling that is kept gets rank k.
+
+    Args:
+        shape: int32[n] parents (-1 = root) and int32[n] ranks.
+        hits: int64[n], how often each node was accepted.
+        keep: in [1, n].
 
     Example:
         >>> shape = np.array([-1, -1, 0, 1]), np.array([0, 1, 0, 0])
@@ -109,8 +153,3 @@ def _search(tree: Shape, hits: NDArray[np.int64]) -> type[Stand]:
             hits[self.filled[np.array(accepted_path(self.draft, emitted)[1:], np.intp) - 1]] += 1
 
     return Counting
-
-
-def _figures(result: Result) -> tuple[str, str]:
-    stats = result.total
-    return f"{stats.accept_length:.3f}", f"{stats.drafted / max(stats.forwards, 1):.1f}"

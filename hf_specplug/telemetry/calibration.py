@@ -1,4 +1,4 @@
-"""Whether drafted tokens come true as often as the mixer said they would."""
+"""Calibration: whether drafted tokens are accepted as often as the mixer predicts."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def _zeros() -> NDArray[np.float64]:
 
 @dataclass
 class Calibration:
-    """Predicted against realised acceptance of drafted nodes whose parent was accepted.
+    """Predicted and realised acceptance of drafted nodes whose parent was accepted.
 
     Attributes:
-        count: float64[20], nodes by predicted probability: [0, .05), [.05, .1), ...
-        predicted: float64[20], the sum of their probabilities.
-        accepted: float64[20], how many of them were accepted.
+        count: float64[20], nodes by predicted probability: [0, 0.05), [0.05, 0.1), ...
+        predicted: float64[20], the sum of the predicted probabilities in each bin.
+        accepted: float64[20], the number of accepted nodes in each bin.
 
     Example:
         >>> calibration = Calibration()
@@ -38,7 +38,7 @@ class Calibration:
     accepted: NDArray[np.float64] = field(default_factory=_zeros)
 
     def observe(self, tree: DraftTree, visited: Sequence[int]) -> None:
-        """Count a checked tree: `visited` accepted indices, 0 = root."""
+        """Count a verified tree; `visited`: indices of the accepted nodes, 0 = root."""
         taken = np.zeros(len(tree) + 1, np.bool_)
         taken[visited] = True
         tested = taken[tree.parents + 1]
@@ -49,19 +49,19 @@ class Calibration:
         self.accepted += np.bincount(bins, taken[1:][tested], BINS)
 
     def add(self, other: Calibration) -> None:
-        """Take what another one has counted, too."""
+        """Add the counts of another calibration."""
         self.count += other.count
         self.predicted += other.predicted
         self.accepted += other.accepted
 
     @property
     def ece(self) -> float:
-        """Expected calibration error: mean |predicted - realised| over the bins, by nodes."""
+        """Expected calibration error: the mean of |predicted - realised| over all nodes."""
         total = self.count.sum()
         return float(np.abs(self.predicted - self.accepted).sum() / total) if total else 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """The bins as lists, and the error."""
+        """The bins as lists, and the expected calibration error, for JSON."""
         return {
             "count": self.count.astype(int).tolist(),
             "predicted": self.predicted.round(4).tolist(),
@@ -82,7 +82,7 @@ class Calibration:
         return "\n".join([*lines, f"expected calibration error {self.ece:.4f}"])
 
     def _repr_html_(self) -> str:
-        """A reliability plot, for notebooks: on the diagonal, promises are kept."""
+        """A reliability plot, for notebooks: calibrated predictions are on the diagonal."""
         side, left, top = 220, 40, 12
         most = self.count.max() or 1.0
         dots = "".join(

@@ -1,7 +1,7 @@
-"""Trees of a trace as SVG: left to right by depth, what the model said in the top row.
+"""Trees of a trace as SVG: depth from left to right, the accepted path in the top row.
 
-Lines and text take the colour of the page's text (`currentColor`), so that they are seen on light
-and dark pages; drafters have the colours of `plots.colour`.
+Lines and text have the colour of the page's text (`currentColor`), for light and dark pages.
+Drafters have the colours of `plots.colour`.
 """
 
 from __future__ import annotations
@@ -12,16 +12,19 @@ from html import escape
 
 from rich.cells import cell_len
 
-from hf_specplug.telemetry.history import ACCEPTED, OWN, REJECTED, ROOT, Node, TokenText
+from hf_specplug.telemetry.history import ACCEPTED, BONUS, REJECTED, ROOT, Node, TokenText
 
-CLIP = 12  # characters of a token that are shown; all are in the tooltip
+MAX_CHARACTERS = 12
+"""Longer tokens are cut; the tooltip shows them whole."""
+
 _CELL, _BOX, _ROW, _GAP = 7.3, 21, 27, 24  # pixels: a character, a box, a row, between columns
+_BONUS_TEXT = "the model's own token"
 _FONT = "ui-monospace, SFMono-Regular, Menlo, Consolas, 'DejaVu Sans Mono', monospace"
 
 
 @dataclass(frozen=True)
 class Block:
-    """A part of a picture: its size in pixels, its elements, and what they show in words."""
+    """A part of a picture: its size in pixels, its SVG elements, and a label in words."""
 
     width: float
     height: float
@@ -29,7 +32,7 @@ class Block:
     label: str
 
     def svg(self, place: str = "") -> str:
-        """One `<svg>` element; `place`: attributes that put it inside another one."""
+        """One `<svg>` element; `place`: attributes that place it in another one."""
         return (
             f'<svg xmlns="http://www.w3.org/2000/svg" {place} width="{self.width:.0f}" '
             f'height="{self.height:.0f}" viewBox="0 0 {self.width:.0f} {self.height:.0f}" '
@@ -39,7 +42,7 @@ class Block:
 
 
 def stacked(blocks: Sequence[Block], space: float = 12) -> Block:
-    """Blocks below each other."""
+    """Blocks one below the other, `space` pixels apart."""
     parts, y = [], 0.0
     for block in blocks:
         parts.append(block.svg(f'x="0" y="{y:.0f}"'))
@@ -54,10 +57,10 @@ def line(text: str) -> Block:
 
 
 def legend(colours: Mapping[str, str]) -> Block:
-    """Which drafter has which colour, and what the kinds of boxes mean."""
+    """A box of each drafter's colour, and of each kind of node."""
     samples = [(Node(0, ACCEPTED, drafters=(name,)), name) for name in colours]
     samples += [(Node(0, REJECTED, drafters=tuple(colours)), "rejected (accepted: bold)")]
-    samples += [(Node(0, OWN), "the model's own token")]
+    samples += [(Node(0, BONUS), _BONUS_TEXT)]
     parts, x = ['<g font-family="sans-serif">'], 2.0
     for node, text in samples:
         parts.append(_gradient(node, colours) + _box(node, x, 2, 24, colours))
@@ -67,14 +70,16 @@ def legend(colours: Mapping[str, str]) -> Block:
     return Block(x, _BOX + 4, body, "legend: " + ", ".join(text for _, text in samples))
 
 
-def tree(root: Node, caption: str, words: TokenText, colours: Mapping[str, str]) -> Block:
-    """A step: its caption, and its tree with the accepted path on top.
+def tree(root: Node, caption: str, token_text: TokenText, colours: Mapping[str, str]) -> Block:
+    """A caption, and a step's tree with the accepted path on top.
 
     Args:
-        root: what `steps.read` made of the step.
+        root: of the tree, see `history.node_tree`.
+        caption: a line of text.
+        token_text: shows tokens.
         colours: by drafter.
     """
-    places = _layout(root, words)
+    places = _layout(root, token_text)
     edges: dict[bool, list[str]] = {True: [], False: []}  # by whether they were rejected
     boxes = []
     for place in places:
@@ -83,7 +88,7 @@ def tree(root: Node, caption: str, words: TokenText, colours: Mapping[str, str])
             edges[node.kind == REJECTED].append(_edge(place, place.parent))
         looks = {ACCEPTED: ' font-weight="bold"', REJECTED: ' fill-opacity="0.7"'}
         boxes.append(
-            f"<g><title>{escape(_tooltip(node, words))}</title>"
+            f"<g><title>{escape(_tooltip(node, token_text))}</title>"
             f"{_box(node, place.x, place.y, place.width, colours)}"
             f'<text x="{place.x + place.width / 2:.1f}" y="{middle + 3.5:.1f}" text-anchor="middle"'
             f"{looks.get(node.kind, '')}>{escape(place.text)}</text></g>"
@@ -101,16 +106,16 @@ def tree(root: Node, caption: str, words: TokenText, colours: Mapping[str, str])
 
 @dataclass(slots=True)
 class _Place:
-    """Where a node goes: column = depth, row, and x, its left side in pixels."""
+    """Where a node is drawn: its column (depth), its row, and its left side x in pixels."""
 
     node: Node
     parent: _Place | None
-    elder: _Place | None  # the sibling before it
+    elder: _Place | None  # the sibling above it
     column: int
     row: int
     text: str
     x: float = 0.0
-    newest: _Place | None = None  # of its children
+    newest: _Place | None = None  # the child placed last
 
     @property
     def y(self) -> float:
@@ -121,16 +126,16 @@ class _Place:
         return _CELL * cell_len(self.text) + 14
 
 
-def _layout(root: Node, words: TokenText) -> list[_Place]:
-    """Parents first; no two meet: a first child stays in its parent's row, others get new ones."""
+def _layout(root: Node, token_text: TokenText) -> list[_Place]:
+    """Places of all nodes, parents first: a first child is in its parent's row."""
     places: list[_Place] = []
     waiting: list[tuple[Node, _Place | None]] = [(root, None)]
     while waiting:
         node, parent = waiting.pop()
         elder = None if parent is None else parent.newest
         row = places[-1].row + 1 if elder else parent.row if parent else 0
-        text = words(node.token)
-        text = text if len(text) <= CLIP else text[: CLIP - 1] + "…"
+        text = token_text(node.token)
+        text = text if len(text) <= MAX_CHARACTERS else text[: MAX_CHARACTERS - 1] + "…"
         place = _Place(node, parent, elder, parent.column + 1 if parent else 0, row, text)
         if parent is not None:
             parent.newest = place
@@ -145,19 +150,19 @@ def _layout(root: Node, words: TokenText) -> list[_Place]:
 
 
 def _edge(place: _Place, parent: _Place) -> str:
-    """To the left side of a node, down from its elder sibling in the gap between columns."""
+    """The edge to a node: from its parent, or from the edge of the sibling above it."""
     x, y = place.x, place.y + _BOX / 2
     if place.elder is None:
         return f"M{parent.x + parent.width:.1f} {y:.1f}H{x:.1f}"
     turn, above = x - _GAP / 2, place.elder.y + _BOX / 2
     start = f"M{turn:.1f} {above - 6:.1f}"
-    if place.elder.elder is None:  # the first one is beside the parent
+    if place.elder.elder is None:  # the first child is beside the parent
         start = f"M{turn - 6:.1f} {above:.1f}Q{turn:.1f} {above:.1f} {turn:.1f} {above + 6:.1f}"
     return f"{start}V{y - 6:.1f}Q{turn:.1f} {y:.1f} {turn + 6:.1f} {y:.1f}H{x:.1f}"
 
 
 def _paths(edges: Mapping[bool, Sequence[str]]) -> list[str]:
-    """One path for all edges of a kind."""
+    """One path element for all edges of a kind."""
     looks = {True: 'stroke-opacity="0.35"', False: 'stroke-opacity="0.9" stroke-width="2"'}
     return [
         f'<path d="{"".join(parts)}" fill="none" stroke="currentColor" {looks[rejected]}/>'
@@ -170,11 +175,11 @@ def _box(node: Node, x: float, y: float, width: float, colours: Mapping[str, str
     paint = _paint(node, colours)
     looks = {
         ROOT: 'fill="currentColor" fill-opacity="0.1" stroke="currentColor" stroke-opacity="0.4"',
-        OWN: 'fill="none" stroke="currentColor" stroke-width="1.5"',
+        BONUS: 'fill="none" stroke="currentColor" stroke-width="1.5"',
         ACCEPTED: f'fill="{paint}" fill-opacity="0.45" stroke="{paint}" stroke-width="2.5"',
         REJECTED: f'fill="{paint}" fill-opacity="0.16" stroke="{paint}" stroke-opacity="0.85"',
     }
-    radius = 8 if node.kind in (ROOT, OWN) else 4
+    radius = 8 if node.kind in (ROOT, BONUS) else 4
     return (
         f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{_BOX}" rx="{radius}" '
         f"{looks[node.kind]}/>"
@@ -182,33 +187,36 @@ def _box(node: Node, x: float, y: float, width: float, colours: Mapping[str, str
 
 
 def _paint(node: Node, colours: Mapping[str, str]) -> str:
-    """The drafter's colour; stripes of all who named the node."""
-    own = [colours[name] for name in node.drafters]
-    if len(own) > 1:
-        return f"url(#{_name(own)})"
-    return own[0] if own else "currentColor"
+    """The colour of the node's drafter, or stripes of several."""
+    shades = [colours[name] for name in node.drafters]
+    if len(shades) > 1:
+        return f"url(#{_name(shades)})"
+    return shades[0] if shades else "currentColor"
 
 
-def _name(own: Sequence[str]) -> str:
-    return "stripes" + "".join(colour.replace("#", "-") for colour in own)
+def _name(shades: Sequence[str]) -> str:
+    return "stripes" + "".join(colour.replace("#", "-") for colour in shades)
 
 
 def _gradient(node: Node, colours: Mapping[str, str]) -> str:
-    """The stripes, defined; named by their colours: two of one name in a page are the same."""
-    own = [colours[name] for name in node.drafters]
-    if len(own) < 2:
+    """The definition of a node's stripes, or nothing.
+
+    Stripes are named by their colours, so definitions of one name in a page are identical.
+    """
+    shades = [colours[name] for name in node.drafters]
+    if len(shades) < 2:
         return ""
     stops = "".join(
-        f'<stop offset="{edge / len(own):.3f}" stop-color="{colour}"/>'
-        for i, colour in enumerate(own)
+        f'<stop offset="{edge / len(shades):.3f}" stop-color="{colour}"/>'
+        for i, colour in enumerate(shades)
         for edge in (i, i + 1)
     )
-    return f'<linearGradient id="{_name(own)}">{stops}</linearGradient>'
+    return f'<linearGradient id="{_name(shades)}">{stops}</linearGradient>'
 
 
-def _tooltip(node: Node, words: TokenText) -> str:
-    said = f"{words(node.token)}  (token {node.token})"
+def _tooltip(node: Node, token_text: TokenText) -> str:
+    text = f"{token_text(node.token)}  (token {node.token})"
     if node.drafters or node.kind in (ACCEPTED, REJECTED):
-        named = ", ".join(node.drafters) or "nobody"
-        return f"{said}\n{node.kind}, predicted {node.prob:.2f}, named by {named}"
-    return f"{said}\n{'the last token before' if node.kind == ROOT else 'said by the model itself'}"
+        drafters = ", ".join(node.drafters) or "no drafter"
+        return f"{text}\n{node.kind}, predicted {node.prob:.2f}, proposed by {drafters}"
+    return f"{text}\n{'the last token before the draft' if node.kind == ROOT else _BONUS_TEXT}"

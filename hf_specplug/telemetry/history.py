@@ -1,4 +1,4 @@
-"""What is kept of checked trees, and how their nodes read."""
+"""The history of a call: its verified trees, and how to read and show their nodes."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from hf_specplug.errors import OptionError
 from hf_specplug.tree import DraftTree
 
 KEPT = 4096
-"""Steps that a history holds at most: a few megabytes."""
+"""The maximum number of steps in a history: a few megabytes."""
 
 
 class CheckedStep(NamedTuple):
-    """One forward pass.
+    """One forward pass and what it verified.
 
     Attributes:
-        root: the last token before it.
-        tree: the draft that it checked, without the root; may be empty.
-        visited: indices of the accepted nodes, 0 = root, i + 1 = node i of the tree.
-        emitted: the tokens that it gave, one for each visited node; the last is the model's own.
+        root: the last token before the draft.
+        tree: the draft, without the root; may be empty.
+        visited: indices of the accepted nodes; 0 = root, i + 1 = node i of the tree.
+        emitted: token ids, one for each visited node; the last is the bonus token, the model's own.
     """
 
     root: int
@@ -31,13 +31,14 @@ class CheckedStep(NamedTuple):
 
 
 class History:
-    """The last steps of one call, as they happen.
+    """The last steps of one call.
 
     Args:
         names: of the drafters, by source bit.
 
     Attributes:
-        count: steps so far, those that are no longer kept included.
+        steps: the last `KEPT` steps.
+        count: the number of all steps, including those that are no longer kept.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -50,17 +51,20 @@ class History:
         self.count += 1
 
 
-ROOT, ACCEPTED, REJECTED, OWN = "root", "accepted", "rejected", "own"
+ROOT, ACCEPTED, REJECTED, BONUS = "root", "accepted", "rejected", "bonus"
+"""Kinds of nodes. BONUS: the model's own token, where the accepted path ends."""
 
 
 @dataclass(slots=True)
 class Node:
-    """A token of a step, with those that may follow: the model's choice first, then by probability.
+    """A token of a step.
 
     Attributes:
-        kind: ROOT, ACCEPTED, REJECTED, or OWN: what the model said where the draft ended.
-        prob: P(accepted | parent accepted) as it was predicted; 1 if it was not drafted.
-        drafters: who named it.
+        token: its id.
+        kind: ROOT, ACCEPTED, REJECTED or BONUS.
+        prob: the predicted P(accepted | parent accepted); 1 if the token was not drafted.
+        drafters: names of the drafters that proposed it.
+        children: what may follow; the model's choice first, then by descending probability.
     """
 
     token: int
@@ -70,8 +74,13 @@ class Node:
     children: list[Node] = field(default_factory=list)
 
 
-def read(step: CheckedStep, names: Sequence[str]) -> Node:
-    """The root of a step's tree, the model's own token included."""
+def node_tree(step: CheckedStep, names: Sequence[str]) -> Node:
+    """The root of a step's tree, with the bonus token as a node.
+
+    Args:
+        step: a verified tree.
+        names: of the drafters, by source bit.
+    """
     tree, accepted = step.tree, set(step.visited)
     nodes = [Node(step.root, ROOT)]
     columns = (tree.tokens, tree.parents, tree.probs, tree.sources)
@@ -81,26 +90,30 @@ def read(step: CheckedStep, names: Sequence[str]) -> Node:
         drafters = tuple(name for bit, name in enumerate(names) if sources >> bit & 1)
         nodes.append(Node(token, kind, prob, drafters))
         nodes[parent + 1].children.append(nodes[-1])
-    last, own = nodes[step.visited[-1]], step.emitted[-1]
+    last, bonus = nodes[step.visited[-1]], step.emitted[-1]
     for child in last.children:
-        if child.token == own:  # drafted, too, but generation had ended with it
-            child.kind = OWN
+        if child.token == bonus:  # drafted, too, but generation ended with it
+            child.kind = BONUS
             break
     else:
-        last.children.append(Node(own, OWN))
+        last.children.append(Node(bonus, BONUS))
     for node in nodes:
         node.children.sort(key=lambda child: (child.kind == REJECTED, -child.prob))
     return nodes[0]
 
 
 class TokenText:
-    """Tokens as text; as numbers without a tokenizer.
+    """Shows tokens as text, or as ids without a tokenizer.
 
     Args:
         tokenizer: the model's, or None.
 
     Raises:
-        OptionError: it is no tokenizer.
+        OptionError: `tokenizer` has no `decode` method.
+
+    Example:
+        >>> TokenText()(42)
+        '42'
     """
 
     def __init__(self, tokenizer: Any = None) -> None:
@@ -113,7 +126,7 @@ class TokenText:
         self._known: dict[int, str] = {}
 
     def __call__(self, token: int) -> str:
-        """A token's text with white space and control characters made visible."""
+        """The text of a token id, with white space and control characters made visible."""
         if token not in self._known:
             self._known[token] = visible(self._decode(token)) or f"<{token}>"
         return self._known[token]
@@ -121,11 +134,11 @@ class TokenText:
     def _decode(self, token: int) -> str:
         if self._tokenizer is None:
             return str(token)
-        if not 0 <= token < len(self._tokenizer):  # models have more rows than there are tokens
+        if not 0 <= token < len(self._tokenizer):  # the model's vocabulary is padded
             return ""
         once = self._tokenizer.decode([token], clean_up_tokenization_spaces=False)
         twice = self._tokenizer.decode([token, token], clean_up_tokenization_spaces=False)
-        # at the start of a text tokenizers drop the space that belongs to a word
+        # tokenizers drop the space before a word at the start of a text
         return str(twice[len(once) :] if twice.startswith(once) else once)
 
 
@@ -133,7 +146,7 @@ _SIGNS = {" ": "␣", "\n": "⏎", "\t": "⇥"}
 
 
 def visible(text: str) -> str:
-    """White space as signs, what cannot be printed as escapes.
+    """Text with white space as signs, and characters that cannot be printed as escapes.
 
     Example:
         >>> visible(" a\\n\\x00")

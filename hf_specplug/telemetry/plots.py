@@ -1,7 +1,7 @@
-"""Pictures of what a plug did, drawn by matplotlib from the figures of `Stats.to_dict()`.
+"""Plots of a plug's counters, drawn with matplotlib from `Stats.to_dict()`.
 
-Each panel is drawn onto given axes, so that other reports can use it; `svg` makes a picture that
-follows a page's light or dark colours. matplotlib's settings outside stay as they are.
+Each panel is drawn onto given axes, so that other reports can use it. `svg` makes a picture that
+follows the light or dark colours of a page. The user's matplotlib settings are not changed.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PALETTE = ("#4c78a8", "#ec8a1c", "#1fb3a5", "#a45fe6", "#b5301a", "#8bac67", "#5a5f55", "#6a2be0")
-"""Any two differ for the colour-blind, too, by hue or lightness; all are seen on white or black."""
+"""Colours that the colour-blind can tell apart, and that are visible on white and on black."""
 
 INK = "#1f2429"
-"""Text and axes. `svg` puts the colour of the page's text in its place."""
+"""The colour of text and axes. `svg` replaces it by the colour of the page's text."""
 
 _STYLE = {
     "font.family": "DejaVu Sans",
@@ -57,7 +57,7 @@ _FIRST = ("context", "recycling", "stand", "gumbel", "rest", "dense", "trigram",
 
 
 def colour(name: str, names: Sequence[str]) -> str:
-    """One of `PALETTE` for a drafter (or method) among `names`; built-in drafters keep theirs.
+    """The colour of a drafter (or method) among `names`; built-in drafters have fixed colours.
 
     Example:
         >>> colour("context", ["stand", "context"]) == colour("context", ["context"])
@@ -70,10 +70,10 @@ def colour(name: str, names: Sequence[str]) -> str:
 
 
 def style() -> AbstractContextManager[None]:
-    """Inside, figures and axes are made as ours are, whatever style the user has set.
+    """A context in which figures and axes have the style of this package.
 
     Raises:
-        PlotError: there is no matplotlib.
+        PlotError: matplotlib is not installed.
     """
     try:
         from matplotlib import style as styles
@@ -83,10 +83,10 @@ def style() -> AbstractContextManager[None]:
 
 
 def subplots(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
-    """A figure of `size` inches, and its axes row by row. Shows itself in notebooks.
+    """A figure of `size` inches, which notebooks show, and its axes row by row.
 
     Raises:
-        PlotError: there is no matplotlib.
+        PlotError: matplotlib is not installed.
 
     Example:
         >>> with style():
@@ -104,7 +104,7 @@ def _shown() -> type[Figure]:
     from matplotlib.figure import Figure
 
     class Shown(Figure):
-        """A figure that notebooks show, although pyplot does not know of it."""
+        """A figure that notebooks show without pyplot."""
 
         def _repr_png_(self) -> bytes:
             file = io.BytesIO()
@@ -118,10 +118,10 @@ def stats_figure(stats: Mapping[str, Any]) -> Figure:
     """All panels of one plug, two rows of three.
 
     Args:
-        stats: what `Stats.to_dict()` returns, or its JSON; so in every function here.
+        stats: what `Stats.to_dict()` returns, or its JSON; the same in every function here.
 
     Raises:
-        PlotError: there is no matplotlib.
+        PlotError: matplotlib is not installed.
     """
     panels = (lengths, depths, widths, phases, drafters, calibration)
     with style():
@@ -132,7 +132,7 @@ def stats_figure(stats: Mapping[str, Any]) -> Figure:
 
 
 def lengths(axes: Axes, stats: Mapping[str, Any]) -> None:
-    """How many tokens forward passes emitted: the share of each number, and the mean."""
+    """Tokens emitted per forward pass: the share of each number, and the mean."""
     axes.set_title("tokens per forward pass")
     if not _any(axes, stats["forwards"], "no forward passes yet"):
         return
@@ -150,7 +150,7 @@ def lengths(axes: Axes, stats: Mapping[str, Any]) -> None:
 
 
 def widths(axes: Axes, stats: Mapping[str, Any]) -> None:
-    """How many tokens forward passes checked: what the budget chose."""
+    """Tokens checked per forward pass, as the budget chose."""
     axes.set_title("checked at once")
     if _any(axes, stats["forwards"], "no forward passes yet"):
         _shares(axes, stats["widths"], stats["forwards"])
@@ -158,7 +158,7 @@ def widths(axes: Axes, stats: Mapping[str, Any]) -> None:
 
 
 def depths(axes: Axes, stats: Mapping[str, Any]) -> None:
-    """How often the draft at each depth was accepted."""
+    """The share of forward passes whose draft was accepted at each depth."""
     axes.set_title("accepted by depth")
     if not _any(axes, stats["drafted"], "nothing drafted yet"):
         return
@@ -168,7 +168,7 @@ def depths(axes: Axes, stats: Mapping[str, Any]) -> None:
 
 
 def phases(axes: Axes, stats: Mapping[str, Any]) -> None:
-    """What a forward pass takes, phase by phase; the prompt apart."""
+    """Milliseconds of a forward pass by phase; the prompt's is shown apart."""
     axes.set_title("time")
     if not _any(axes, stats["forwards"], "no forward passes yet"):
         return
@@ -182,12 +182,12 @@ def phases(axes: Axes, stats: Mapping[str, Any]) -> None:
     prefill = 1e3 * stats["seconds"]["prefill"] / (stats["calls"] or 1)
     note = f"prefill apart: {prefill:.1f} ms a call"
     if stats["prepared"]:
-        note += f"; verify with {stats['preparing']:.1f} s of preparing, once"
+        note += f"; verify includes {stats['preparing']:.1f} s of capturing"
     axes.set_xlabel(note)
 
 
 def drafters(axes: Axes, stats: Mapping[str, Any]) -> None:
-    """Drafted tokens by drafter, and how many of them were accepted."""
+    """Drafted and accepted tokens by drafter."""
     axes.set_title("by drafter")
     names = [name for name, count in stats["drafted_by"].items() if count]
     if not _any(axes, names, "nothing drafted yet"):
@@ -204,11 +204,13 @@ def drafters(axes: Axes, stats: Mapping[str, Any]) -> None:
     axes.bar_label(bars, shares, padding=3)
     axes.margins(x=0.75)
     axes.invert_yaxis()
-    axes.set_xlabel("tokens accepted (full) of drafted (pale);\none that two named counts for both")
+    axes.set_xlabel(
+        "tokens accepted (full) of drafted (pale);\na token of two drafters counts for both"
+    )
 
 
 def calibration(axes: Axes, stats: Mapping[str, Any]) -> None:
-    """Predicted against realised acceptance: on the diagonal, promises are kept."""
+    """Predicted and realised acceptance; calibrated predictions are on the diagonal."""
     bins = stats["calibration"]
     axes.set_title("calibration")
     if not _any(axes, sum(bins["count"]), "nothing drafted yet"):
@@ -232,7 +234,7 @@ def calibration(axes: Axes, stats: Mapping[str, Any]) -> None:
 
 
 def _any(axes: Axes, there: Any, otherwise: str) -> bool:
-    """Whether there is something to draw; if not, say so in the panel."""
+    """Whether there is something to draw; if not, write `otherwise` into the panel."""
     if not there:
         axes.set_axis_off()
         axes.text(0.5, 0.5, otherwise, horizontalalignment="center", transform=axes.transAxes)
@@ -240,12 +242,12 @@ def _any(axes: Axes, there: Any, otherwise: str) -> bool:
 
 
 def _shares(axes: Axes, counts: Mapping[Any, int], forwards: int) -> None:
-    """Bars at whole numbers: the share of forward passes that each counts for."""
+    """Bars at whole numbers: the share of forward passes."""
     from matplotlib.ticker import MaxNLocator
 
     places = sorted(int(number) for number in counts)
     span = places[-1] - places[0]
-    wide = max(0.8, span / 60)  # few and far between, and still seen
+    wide = max(0.8, span / 60)  # visible where bars are few and far apart
     shares = [100 * count / forwards for count in counts.values()]
     axes.bar([int(number) for number in counts], shares, width=wide, color=PALETTE[0])
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
@@ -257,15 +259,16 @@ def _shares(axes: Axes, counts: Mapping[Any, int], forwards: int) -> None:
 
 
 def svg(figure: Figure, title: str) -> str:
-    """A figure as one `<svg>` element for HTML pages: transparent, and as wide as there is room.
+    """A figure as one transparent `<svg>` element for HTML pages, at most as wide as the page.
 
-    Text and axes take the colour of the text around it. Several fit into one page.
+    Text and axes have the colour of the surrounding text. A page can hold several.
 
     Args:
-        title: what it shows, for those who do not see it.
+        figure: what to draw.
+        title: what it shows, for screen readers.
 
     Raises:
-        PlotError: there is no matplotlib.
+        PlotError: matplotlib is not installed.
     """
     file = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
@@ -273,7 +276,7 @@ def svg(figure: Figure, title: str) -> str:
         figure.savefig(file, format="svg", transparent=True, metadata=nothing)
     text = file.getvalue()
     text = text[text.index("<svg") :]
-    text = re.sub(r"<style.*?</style>", "", text, flags=re.S)  # it would hold for the whole page
+    text = re.sub(r"<style.*?</style>", "", text, flags=re.S)  # it would apply to the whole page
     text = re.sub(r'<g id="[^"]*"', "<g", text).replace("'DejaVu Sans'", "sans-serif")
     unique = "s" + hashlib.sha256(text.encode()).hexdigest()[:8]
     text = re.sub(r'(?<=\bid=")|(?<=href="#)|(?<=url\(#)', unique, text)

@@ -1,9 +1,10 @@
-"""What a plug did: counts, times and reasons, in the field's terms."""
+"""The counters of a plug: tokens, forward passes, seconds by phase, fallbacks."""
 
 from __future__ import annotations
 
 import html
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,21 +24,23 @@ PHASES = ("prefill", "draft", "verify", "accept", "observe")
 
 @dataclass
 class Stats:
-    """Counters over all calls since the last `reset`; a call counts when it has ended.
+    """Counters over all calls since the last `reset`. A call counts when it has ended.
 
     Attributes:
-        calls: `generate` calls that were drafted (as tree or chain).
+        calls: calls of `generate` that were drafted (as tree or chain).
         forwards: forward passes after the prompt.
-        tokens: tokens that these emitted.
-        drafted, accepted: draft tokens checked, and those that were right.
-        accepted_per_position: at [i], how many drafts were right at depth i + 1.
-        lengths: at [k], the forward passes that emitted k tokens.
-        widths: at [n], the forward passes that checked n tokens: the last accepted one and n - 1
-            drafted, as many as the budget thought would pay.
-        drafted_by, accepted_by: the same by drafter; a token that two named counts for both.
-        seconds: time by phase: prefill, draft, verify (the forward pass), accept, observe.
-        prepared: forward passes that were captured or compiled, once for all calls to come, and
-        preparing: the seconds that this took; they are part of "verify".
+        tokens: tokens that these forward passes emitted.
+        drafted: draft tokens that were verified.
+        accepted: draft tokens that were accepted.
+        accepted_per_position: [i] is the number of drafts that were accepted at depth i + 1.
+        lengths: [k] is the number of forward passes that emitted k tokens.
+        widths: [n] is the number of forward passes over n tokens: the last accepted token and
+            n - 1 draft tokens.
+        drafted_by: draft tokens by drafter; a token that two drafters proposed counts for both.
+        accepted_by: accepted tokens by drafter, counted likewise.
+        seconds: by phase: prefill, draft, verify (the forward pass), accept, observe.
+        captured: forward passes that were captured or compiled, for this and later calls.
+        capture_seconds: what capturing took, in seconds; it is part of "verify".
         fallbacks: reason -> calls that ran as chain or plain because of it.
         dropped: drafter -> the error for which it was dropped.
         reliability: what `calibration()` returns.
@@ -60,26 +63,26 @@ class Stats:
     drafted_by: Counter[str] = field(default_factory=Counter)
     accepted_by: Counter[str] = field(default_factory=Counter)
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
-    prepared: int = 0
-    preparing: float = 0.0
+    captured: int = 0
+    capture_seconds: float = 0.0
     fallbacks: Counter[str] = field(default_factory=Counter)
     dropped: dict[str, str] = field(default_factory=dict)
     reliability: Calibration = field(default_factory=Calibration)
 
     @property
     def accept_length(self) -> float:
-        """Mean tokens emitted per forward pass, the target's own (bonus) token included."""
+        """Mean tokens emitted per forward pass, the model's own (bonus) token included."""
         return self.tokens / self.forwards if self.forwards else 0.0
 
     def calibration(self) -> Calibration:
-        """How well drafts came true, against what was promised; a plot in notebooks."""
+        """Predicted against realised acceptance of drafted tokens; a plot in notebooks."""
         return self.reliability
 
     def plot(self) -> Figure:
         """The counters as a matplotlib figure of six panels; notebooks show it.
 
         Raises:
-            PlotError: there is no matplotlib.
+            PlotError: matplotlib is not installed.
 
         Example:
             >>> plug.stats.plot().savefig("stats.png")
@@ -87,8 +90,20 @@ class Stats:
         return plots.stats_figure(self.to_dict())
 
     def reset(self) -> None:
-        """Back to zero, as after `attach`."""
+        """Set all counters to zero."""
         self.__init__()  # type: ignore[misc]
+
+    @property
+    def prepared(self) -> int:
+        """Deprecated: `captured`."""
+        warnings.warn("Stats.prepared is now captured", FutureWarning, stacklevel=2)
+        return self.captured
+
+    @property
+    def preparing(self) -> float:
+        """Deprecated: `capture_seconds`."""
+        warnings.warn("Stats.preparing is now capture_seconds", FutureWarning, stacklevel=2)
+        return self.capture_seconds
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -101,11 +116,17 @@ class Stats:
 
     def add_captured(self, count: int, seconds: float) -> None:
         """Count forward passes that were captured or compiled."""
-        self.prepared += count
-        self.preparing += seconds
+        self.captured += count
+        self.capture_seconds += seconds
 
     def observe(self, tree: DraftTree, visited: Sequence[int], names: Sequence[str]) -> None:
-        """Count a checked tree: `visited` accepted indices, 0 = root; `names` by source bit."""
+        """Count a verified tree.
+
+        Args:
+            tree: the draft.
+            visited: indices of the accepted nodes; 0 = root, i + 1 = node i of the tree.
+            names: of the drafters, by source bit.
+        """
         self.forwards += 1
         self.tokens += len(visited)
         self.lengths[len(visited)] += 1
@@ -127,8 +148,9 @@ class Stats:
             self.accepted_by[name] += sum(source >> bit & 1 for source in accepted)
 
     def add(self, call: Stats) -> None:
-        """Add up, with what was counted for one call."""
-        for name in ("calls", "forwards", "tokens", "drafted", "accepted", "prepared", "preparing"):
+        """Add the counters of one call."""
+        counters = ("calls", "forwards", "tokens", "drafted", "accepted", "captured")
+        for name in (*counters, "capture_seconds"):
             setattr(self, name, getattr(self, name) + getattr(call, name))
         for name in ("lengths", "widths", "drafted_by", "accepted_by", "fallbacks"):
             getattr(self, name).update(getattr(call, name))
@@ -140,7 +162,11 @@ class Stats:
         self.reliability.add(call.reliability)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain numbers, strings, lists and dicts, for JSON."""
+        """All counters as plain numbers, strings, lists and dicts, for JSON.
+
+        "prepared" and "preparing" are `captured` and `capture_seconds`: reports of earlier versions
+        have these keys.
+        """
         return {
             "calls": self.calls,
             "forwards": self.forwards,
@@ -154,15 +180,15 @@ class Stats:
             "drafted_by": dict(self.drafted_by),
             "accepted_by": dict(self.accepted_by),
             "seconds": dict(self.seconds),
-            "prepared": self.prepared,
-            "preparing": self.preparing,
+            "prepared": self.captured,
+            "preparing": self.capture_seconds,
             "fallbacks": dict(self.fallbacks),
             "dropped": dict(self.dropped),
             "calibration": self.reliability.to_dict(),
         }
 
     def rows(self) -> list[tuple[str, str]]:
-        """The figures as (label, text), for tables."""
+        """(label, text) of each figure, for tables."""
         steps = self.forwards or 1
         rows = [
             ("calls", f"{self.calls}"),
@@ -179,9 +205,9 @@ class Stats:
             (f"ms {name}", f"{1e3 * self.seconds[name] / steps:.2f} per forward")
             for name in PHASES[1:]
         ]
-        if self.prepared:
-            text = f"{self.prepared} forward passes, once, in {self.preparing:.1f} s"
-            rows.append(("prepared", text))
+        if self.captured:
+            text = f"{self.captured} forward passes in {self.capture_seconds:.1f} s, once"
+            rows.append(("captured", text))
         rows += [("fallback", f"{count} x {why}") for why, count in self.fallbacks.items()]
         rows += [("dropped", f"{name}: {why}") for name, why in self.dropped.items()]
         return rows
@@ -192,7 +218,7 @@ class Stats:
         return "\n".join(f"{label:<{width}}  {text}" for label, text in rows)
 
     def _repr_html_(self) -> str:
-        """A small table, for notebooks; `plot()` is the picture."""
+        """A table, for notebooks; `plot()` draws the figures."""
         body = "".join(
             f"<tr><td style='text-align:left'>{html.escape(label)}</td>"
             f"<td style='text-align:left'>{html.escape(text)}</td></tr>"

@@ -1,4 +1,4 @@
-"""The trees of a call, to look at: in a terminal, in a notebook, in a file."""
+"""Traces: the verified trees of a call, shown in a terminal, a notebook or a file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from hf_specplug.errors import PlotError
 from hf_specplug.telemetry import plots
-from hf_specplug.telemetry.history import ACCEPTED, OWN, CheckedStep, History, Node, TokenText, read
+from hf_specplug.telemetry.history import (
+    ACCEPTED,
+    BONUS,
+    CheckedStep,
+    History,
+    Node,
+    TokenText,
+    node_tree,
+)
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -20,26 +28,23 @@ if TYPE_CHECKING:
     from hf_specplug.telemetry.drawing import Block
 
 SHOWN = 5
-"""Trees that are shown of a trace at first."""
-
-_PLAIN = 20
-"""Words that are shown of steps without a draft."""
+"""The number of trees that a trace shows at first."""
 
 
 class Trace:
-    """What was drafted in a call, by whom, and what was accepted: step by step.
+    """The steps of a call: what was drafted, by which drafters, and what was accepted.
 
-    `print(trace)` shows it as text, a notebook as a picture; `trace[3]` and `trace[3:6]` are traces
-    of these steps; iteration gives `CheckedStep`s. It stays as it is when the plug goes on.
+    `print(trace)` shows text, a notebook shows a picture. `trace[3]` and `trace[3:6]` are traces of
+    these steps; iteration yields the steps. A trace does not change when the plug continues.
 
     Args:
         steps: the forward passes after the prompt.
         names: of the drafters, by source bit.
-        tokenizer: the model's, to show text; without it token ids are shown.
+        tokenizer: the model's, to show text; token ids are shown without it.
         numbers: of the steps in the call, from 1.
 
     Raises:
-        OptionError: the tokenizer is none.
+        OptionError: `tokenizer` has no `decode` method.
 
     Example:
         >>> print(plug.trace(tokenizer)[7])
@@ -60,14 +65,14 @@ class Trace:
         self.steps = tuple(steps)
         self.names = tuple(names)
         self.numbers = range(1, len(steps) + 1) if numbers is None else numbers
-        self._words = tokenizer if isinstance(tokenizer, TokenText) else TokenText(tokenizer)
+        self._token_text = tokenizer if isinstance(tokenizer, TokenText) else TokenText(tokenizer)
 
     @classmethod
     def of(cls, history: History | None, tokenizer: Any = None) -> Trace:
-        """What is on a history now.
+        """The trace of a history as it is now.
 
         Raises:
-            PlotError: there is none.
+            PlotError: there is no history, because no call has been drafted.
         """
         if history is None:
             raise PlotError(
@@ -90,12 +95,12 @@ class Trace:
 
     def __getitem__(self, index: int | slice) -> Trace:
         if isinstance(index, slice):
-            return Trace(self.steps[index], self.names, self._words, self.numbers[index])
+            return Trace(self.steps[index], self.names, self._token_text, self.numbers[index])
         number = self.numbers[index]
-        return Trace([self.steps[index]], self.names, self._words, range(number, number + 1))
+        return Trace([self.steps[index]], self.names, self._token_text, range(number, number + 1))
 
     def __rich__(self) -> RenderableType:
-        """For rich's consoles: the text, in the drafters' colours."""
+        """The text in the drafters' colours, for consoles of rich."""
         from rich.console import Group
         from rich.text import Text
 
@@ -107,7 +112,7 @@ class Trace:
             parts += [Text("")] * bool(parts)
             parts.append(Text(self._caption(group), style="bold", no_wrap=True))
             if len(self.steps[group.start].tree):
-                parts.append(self._tree(read(self.steps[group.start], self.names)))
+                parts.append(self._tree(node_tree(self.steps[group.start], self.names)))
         if rest := self._rest(groups):
             parts += [Text(""), Text(rest)]
         return Group(*parts)
@@ -119,7 +124,7 @@ class Trace:
         deepest = max(
             (len(step.tree) and step.tree.depths().max() for step in self.steps), default=0
         )
-        width = 100 + 4 * int(deepest)  # nothing is cut off
+        width = 100 + 4 * int(deepest)  # no line is cut
         console = Console(
             file=file, width=width, color_system=None, legacy_windows=False, force_jupyter=False
         )
@@ -139,11 +144,11 @@ class Trace:
         return _page(blocks)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write all trees to a file that needs no other: a page (.html) or a picture (.svg).
+        """Write all trees to one self-contained file: a page (.html) or a picture (.svg).
 
         Raises:
-            PlotError: another kind of file was asked for.
-            OSError: it cannot be written.
+            PlotError: the file name ends otherwise.
+            OSError: the file cannot be written.
         """
         kind = Path(path).suffix.lower()
         if kind not in _FILES:
@@ -152,7 +157,7 @@ class Trace:
         Path(path).write_text(_FILES[kind](blocks, self._summary()), encoding="utf-8")
 
     def _groups(self) -> list[range]:
-        """Places of steps that are shown together: each drafted one, and plain ones in a row."""
+        """Ranges of steps that are shown together: one drafted step, or consecutive plain ones."""
         groups: list[range] = []
         for place, step in enumerate(self.steps):
             before = groups[-1] if groups else None
@@ -172,13 +177,15 @@ class Trace:
         step, first = self.steps[group.start], self.numbers[group.start]
         if len(step.tree):
             return f"step {first}: {len(step.tree)} drafted, {len(step.visited) - 1} accepted"
-        said = "".join(self._words(token) for place in group for token in self.steps[place].emitted)
+        text = "".join(
+            self._token_text(token) for place in group for token in self.steps[place].emitted
+        )
         if len(group) == 1:
-            return f"step {first}: plain: {said}"
-        return f"steps {first} to {self.numbers[group[-1]]}: {len(group)} plain steps: {said}"
+            return f"step {first}: plain: {text}"
+        return f"steps {first} to {self.numbers[group[-1]]}: {len(group)} plain steps: {text}"
 
     def _rest(self, groups: Sequence[range]) -> str:
-        """How to see what is not shown."""
+        """A hint on how to see the other steps, if there are any."""
         if len(groups) <= SHOWN:
             return ""
         start = groups[SHOWN].start
@@ -193,7 +200,7 @@ class Trace:
             node, branch = waiting.pop()
             for child in node.children:
                 label = self._label(child)
-                while len(child.children) == 1:  # a run goes on in its line
+                while len(child.children) == 1:  # nodes without siblings share a line
                     (child,) = child.children
                     label.append(" ─ ").append_text(self._label(child))
                 waiting.append((child, branch.add(label)))
@@ -202,15 +209,15 @@ class Trace:
     def _label(self, node: Node) -> Text:
         from rich.text import Text
 
-        marks = {ACCEPTED: "✓ ", OWN: "→ "}
+        marks = {ACCEPTED: "✓ ", BONUS: "→ "}
         label = Text(marks.get(node.kind, ""))
-        label.append(self._words(node.token), "bold" if node.kind in marks else "")
+        label.append(self._token_text(node.token), "bold" if node.kind in marks else "")
         if node.drafters:
             label.append(f" {node.prob:.2f} ")
             for i, name in enumerate(node.drafters):
                 label.append(", " * bool(i))
                 label.append(name, plots.colour(name, self.names))
-        elif node.kind == OWN:
+        elif node.kind == BONUS:
             label.append(" (the model's own)", "dim")
         return label
 
@@ -225,8 +232,8 @@ class Trace:
         for group in groups:
             step, caption = self.steps[group.start], self._caption(group)
             if len(step.tree):
-                root = read(step, self.names)
-                blocks.append(drawing.tree(root, caption, self._words, colours))
+                root = node_tree(step, self.names)
+                blocks.append(drawing.tree(root, caption, self._token_text, colours))
             else:
                 blocks.append(drawing.line(caption))
         return blocks
@@ -236,7 +243,7 @@ class Trace:
 
 
 def _page(blocks: Sequence[Block]) -> str:
-    """Blocks below each other; deep trees scroll sideways instead of shrinking."""
+    """Blocks one below the other; wide trees scroll instead of shrinking."""
     return "".join(
         f'<div style="overflow-x: auto; margin: 0.6em 0">{block.svg()}</div>' for block in blocks
     )
@@ -259,7 +266,7 @@ def _svg(blocks: Sequence[Block], title: str) -> str:
 
 
 def _style(root: str) -> str:
-    """Light and dark paper; `root` is no part of a page into which a picture is put."""
+    """Colours for light and dark pages; `root` selects the element that has them."""
     dark = f"{root} {{ color: #e6edf3; background: #0d1117 }}"
     return (
         f"{root} {{ color-scheme: light dark; color: #1f2429; background: #ffffff }} "

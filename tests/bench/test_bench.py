@@ -6,7 +6,6 @@ import copy
 import itertools
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
+from transformers import StoppingCriteria, StoppingCriteriaList
 from typer.testing import CliRunner
 
 from hf_specplug import DEMO_MODEL, Stats
-from hf_specplug.bench import compare, methods, page, prompts, results
+from hf_specplug.bench import methods, page, prompts, results, tables
+from hf_specplug.bench.compare import Benchmark, Options
+from hf_specplug.bench.generation import first_difference
 from hf_specplug.cli import app
 from hf_specplug.errors import OptionError, RecordingError
+from hf_specplug.hf.prompts import prompt_ids
 from hf_specplug.telemetry import plots
 from hf_specplug.tree import EMPTY, DraftTree
 from tests.helpers.zoo import make
@@ -42,18 +46,14 @@ TWO += [{"task": "rag", "id": "2", "prompt": "Say hello."}]
 
 def run(tmp_path: Path, **changes: Any) -> dict[str, Any]:
     asked: dict[str, Any] = {
-        "model_name": None,
         "prompts": str(jsonl(tmp_path / "two.jsonl", *TWO)),
         "methods": "prompt-lookup,specplug:nodes=8:pack=no",
-        "datastores": (),
-        "per_task": 0,
         "tokens": 14,
-        "dtype": "float32",
-        "temperature": 0.0,
-        "out": str(tmp_path / "out.json"),
-        "html": None,
     }
-    return compare.run(**{**asked, **changes})
+    out = changes.pop("out", str(tmp_path / "out.json"))
+    benchmark = Benchmark(Options(**{**asked, **changes}), out)
+    benchmark.run()
+    return benchmark.results
 
 
 # what it asks
@@ -80,7 +80,7 @@ def test_spec_benchs_own_lines_are_read_as_they_are(tmp_path: Path) -> None:
 @given(st.integers(1, 30), st.integers(1, 30))
 def test_prompts_are_spread_over_the_file(count: int, per_task: int) -> None:
     questions = [prompts.Question("a", str(n), ["x"]) for n in range(count)]
-    names = [int(question.name) for question in prompts._spread(questions, per_task)]
+    names = [int(question.name) for question in prompts.spread(questions, per_task)]
     assert len(names) == min(count, per_task)
     gaps = {b - a for a, b in itertools.pairwise(names)}
     assert not gaps or max(gaps) - min(gaps) <= 1
@@ -91,9 +91,9 @@ def test_prompts_are_spread_over_the_file(count: int, per_task: int) -> None:
     [
         (["{"], "line 1 is not JSON"),
         ([{"turns": ["a"]}, {"text": "b"}], "line 2 needs a text"),
-        ([{"turns": ["a", ""]}], "none of them empty"),
+        ([{"turns": ["a", ""]}], "must be texts"),
         ([{"turns": ["a", 3]}], "must be texts"),
-        ([{"id": 1, "prompt": "a"}, {"id": 1, "prompt": "b"}], '"id" must be there once'),
+        ([{"id": 1, "prompt": "a"}, {"id": 1, "prompt": "b"}], '"id" must be unique'),
         ([], "holds no prompts"),
     ],
 )
@@ -206,10 +206,10 @@ def test_speeds_by_the_formulas() -> None:
 
 
 def test_the_first_other_token() -> None:
-    assert compare._first_difference([1, 2], [1, 2]) is None
-    assert compare._first_difference([1, 3], [1, 2]) == 1
-    assert compare._first_difference([1], [1, 2]) == 1
-    assert compare._first_difference([1, 2, 3], [1, 2]) == 2
+    assert first_difference([1, 2], [1, 2]) is None
+    assert first_difference([1, 3], [1, 2]) == 1
+    assert first_difference([1], [1, 2]) == 1
+    assert first_difference([1, 2, 3], [1, 2]) == 2
 
 
 # runs
@@ -236,6 +236,7 @@ def test_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert {"all", "context alone", "without stand"} <= labels
     assert not any("gumbel" in label for label in labels)
     assert found["machine"]["cpu"]
+    tables.show(found, Console())
     text = capsys.readouterr().out
     assert "3 of 3" in text
     assert "Question Answering" in text
@@ -249,47 +250,64 @@ def test_sampled_answers_are_compared_with_the_same_seed(tmp_path: Path) -> None
     assert found["rows"][0]["answer"] != greedy["rows"][0]["answer"]
 
 
-def interrupted(monkeypatch: pytest.MonkeyPatch, after: int) -> Callable[..., Any]:
-    """Break off as Control-C does, after some calls of `generate` (the warm-up's included)."""
-    calls, generate = [0], compare._generate
+def add_method(monkeypatch: pytest.MonkeyPatch, name: str, made: methods.Method) -> None:
+    """Register a method, until the test has ended."""
+    monkeypatch.setitem(methods.METHODS, name, (name, lambda *_: made))
 
-    def counted(*arguments: Any) -> Any:
-        calls[0] += 1
-        if calls[0] > after:
+
+class Interrupt(StoppingCriteria):
+    """Ends the process's work as Control-C does, once the model answers a certain prompt."""
+
+    def __init__(self, prompt: list[int]) -> None:
+        self.prompt = prompt
+        self.armed = True
+
+    def __call__(self, input_ids: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        if self.armed and input_ids[0, : len(self.prompt)].tolist() == self.prompt:
             raise KeyboardInterrupt
-        return generate(*arguments)
-
-    monkeypatch.setattr(compare, "_generate", counted)
-    return generate
+        return torch.zeros(len(input_ids), dtype=torch.bool)
 
 
 def test_what_was_measured_is_kept_and_gone_on_from(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: Any
 ) -> None:
+    interrupt = Interrupt(prompt_ids(tokenizer, TWO[1]["prompt"]))  # the second question
+    settings = {"stopping_criteria": StoppingCriteriaList([interrupt])}
+    add_method(monkeypatch, "interrupted", methods.Method("interrupted", settings))
+    own = "specplug:nodes=8:pack=no"
     arguments = ["--prompts", jsonl(tmp_path / "two.jsonl", *TWO), "--tokens", "12"]
-    arguments += ["--methods", "specplug:nodes=8:pack=no", "--out", tmp_path / "out.json"]
-    generate = interrupted(monkeypatch, after=4 + 5)  # in the second question
+    arguments += ["--methods", f"{own},interrupted", "--out", tmp_path / "out.json"]
     result = bench(*arguments, "--html", tmp_path / "part.html")
     assert result.exit_code == 130
-    assert "the same command goes on" in result.stderr
+    assert "the same command continues" in result.stderr
     assert "2 of 2" in result.stdout
     begun = results.read(str(tmp_path / "out.json"))
     assert [row["name"] for row in begun["rows"]] == ["1", "1"]
     assert "2 of 2" in (tmp_path / "part.html").read_text()
 
-    monkeypatch.setattr(compare, "_generate", generate)
+    interrupt.armed = False
     assert bench(*arguments).exit_code == 0
     whole = results.read(str(tmp_path / "out.json"))
     assert whole["rows"][:2] == begun["rows"]
     assert [row["name"] for row in whole["rows"]] == ["1", "1", "2"]
-    (own,) = whole["stats"].values()
-    assert own["tokens"] == sum(len(row["answer"]) - 1 for row in whole["rows"])
+    assert whole["stats"][own]["tokens"] == sum(len(row["answer"]) - 1 for row in whole["rows"])
     assert whole["ablation"]
 
     (tmp_path / "two.html").unlink(missing_ok=True)
     again = bench("report", tmp_path / "out.json", tmp_path / "two.html")
     assert again.exit_code == 0
     assert "3 of 3" in (tmp_path / "two.html").read_text()
+
+
+def test_a_report_of_version_0_1_is_read(tmp_path: Path) -> None:
+    """The results that the documentation holds, which an earlier version wrote."""
+    (path,) = (Path(__file__).parents[2] / "docs" / "bench").glob("chat*.json")
+    stats = next(iter(results.read(str(path))["stats"].values()))
+    assert {"prepared", "preparing"} <= set(stats)
+    again = bench("report", path, tmp_path / "report.html")
+    assert again.exit_code == 0, again.output
+    text = (tmp_path / "report.html").read_text()
+    assert text.count("<figure>") == text.count("<svg") >= 4
 
 
 def test_another_run_is_not_overwritten(tmp_path: Path) -> None:
@@ -337,17 +355,17 @@ def test_one_line_says_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_method_that_cannot_run_is_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    warm = compare._warm
+    refused = "assisted generation is not supported with stateful models"
 
-    def refusing(model: Any, tokenizer: Any, way: Any, *rest: Any) -> None:
-        if way.name == "prompt-lookup":
-            raise ValueError("assisted generation is not supported with stateful models")
-        warm(model, tokenizer, way, *rest)
+    def refuse(*_: Any, **__: Any) -> None:
+        raise ValueError(refused)
 
-    monkeypatch.setattr(compare, "_warm", refusing)
-    found = run(tmp_path, html=str(tmp_path / "report.html"))
+    settings = {"stopping_criteria": StoppingCriteriaList([refuse])}
+    add_method(monkeypatch, "refusing", methods.Method("refusing", settings))
+    found = run(tmp_path, methods="refusing,specplug:nodes=8:pack=no")
+    page.write(str(tmp_path / "report.html"), found)
     assert results.methods(found) == ["plain", "specplug:nodes=8:pack=no"]
-    assert "prompt-lookup cannot run this model: ValueError" in results.notes(found)[0]
+    assert "refusing cannot run this model: ValueError" in results.notes(found)[0]
     assert "stateful models" in (tmp_path / "report.html").read_text()
 
 
@@ -358,7 +376,8 @@ def test_a_model_that_cannot_be_drafted(tmp_path: Path, tokenizer: Any) -> None:
     folder = tmp_path / "recurrent"
     type(recurrent)(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    found = run(tmp_path, model_name=str(folder), html=str(tmp_path / "report.html"))
+    found = run(tmp_path, model=str(folder))
+    page.write(str(tmp_path / "report.html"), found)
     assert results.methods(found) == ["plain", "specplug:nodes=8:pack=no"]
     assert not found["milliseconds"]
     assert not found["ablation"]
@@ -373,7 +392,7 @@ def test_a_model_that_cannot_be_drafted(tmp_path: Path, tokenizer: Any) -> None:
 
 
 def test_the_report_needs_nothing_else(tmp_path: Path) -> None:
-    found = run(tmp_path, html=str(tmp_path / "report.html"), dtype="bfloat16")
+    found = run(tmp_path, dtype="bfloat16")
     found["rows"][0]["runs"]["prompt-lookup"]["differs_at"] = 7
     found["arguments"]["model"] = "<script>alert(1)</script>"
     page.write(str(tmp_path / "again.html"), found)

@@ -18,10 +18,10 @@ from transformers.generation.candidate_generator import PromptLookupCandidateGen
 from hf_specplug.datastore.building.executors import tokenise
 from hf_specplug.drafters.contract import TOP_K, Int32, TopK
 from hf_specplug.errors import DraftError, OptionError
-from hf_specplug.replay.record import greedy, record_text
+from hf_specplug.hf.prompts import greedy_answer, prompt_ids
+from hf_specplug.replay.record import record_text
 from hf_specplug.replay.recording import RecordedText, Recording
 from hf_specplug.replay.simulate import simulate
-from hf_specplug.replay.teacher_forcing import prompt_ids
 from tests.benchmarks.rivals import memory, texts
 from tests.benchmarks.rivals.__main__ import compared, main, planned
 from tests.benchmarks.rivals.base import Drawn, Given, Rival, chain, merged
@@ -43,7 +43,7 @@ def recording(demo_model: Any, tokenizer: Any) -> Recording:
     traces = []
     for task, text in PROMPTS.items():
         prompt = prompt_ids(tokenizer, text)
-        answer = greedy(demo_model, prompt, TOKENS)
+        answer = greedy_answer(demo_model, prompt, TOKENS)
         traces.append(record_text(demo_model, task, text, prompt + answer, len(prompt)))
     return Recording("built in", demo_model.config.vocab_size, traces)
 
@@ -356,8 +356,14 @@ def test_the_command(
     ("options", "message"),
     [
         (["--rivals", "medusa"], "rivals: no method is called 'medusa'"),
-        (["--nodes", "many"], "rivals: --nodes are numbers from 2 on, with commas, not 'many'"),
-        (["--nodes", "16,1"], "rivals: --nodes are numbers from 2 on, with commas, not '16,1'"),
+        (
+            ["--nodes", "many"],
+            "rivals: --nodes takes numbers of at least 2, with commas, not 'many'",
+        ),
+        (
+            ["--nodes", "16,1"],
+            "rivals: --nodes takes numbers of at least 2, with commas, not '16,1'",
+        ),
         (["--tokenizer", "no/such/folder", "--stores-texts", "x"], "no/such/folder cannot be load"),
     ],
 )

@@ -1,4 +1,4 @@
-"""How often low precision gives the output of plain `generate`, beside prompt lookup.
+"""How often the output in low precision is that of plain `generate`, beside prompt lookup.
 
 python -m tests.benchmarks.agreement --model PATH --prompts spec_bench.jsonl --dtype bfloat16
 """

@@ -1,10 +1,10 @@
-"""What a first call costs over plain `generate`, with an empty and with a filled kernel cache.
+"""The cost of a first call over plain `generate`, with an empty and with a filled kernel cache.
 
 python -m tests.benchmarks.cold_start [--runs 3] [--model PATH] [--out FILE]
 
-Every figure is of a process of its own, and the smallest of the runs, which take turns. CPU seconds
-vary less than the time on a machine that others use, too: a call waits for nobody, so that on idle
-cores it takes about what its own process computes.
+Each figure is the smallest of several processes, which take turns. CPU seconds vary less than wall
+time on a shared machine. A call waits for no other process, so on idle cores its wall time is about
+the CPU time of its process.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ import os
 import subprocess
 import sys
 import tempfile
-from pathlib import Path
 from typing import Any
+
+from hf_specplug import DEMO_MODEL
+from hf_specplug.bench import environment
 
 IMPORT = """
 import time; start = time.perf_counter()
@@ -93,7 +95,7 @@ def output(code: str, *arguments: str, cache: str | None = None) -> str:
 
 
 def once(model: str) -> dict[str, Any]:
-    """Each kind of process once; the last one finds what the first one compiled."""
+    """Each kind of process once; the last one uses the kernels that the first one compiled."""
     report = {}
     with tempfile.TemporaryDirectory() as filled:
         for name, how in KINDS.items():
@@ -104,12 +106,10 @@ def once(model: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    from hf_specplug import DEMO_MODEL
-
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--model", default=str(DEMO_MODEL))
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out")
     options = parser.parse_args()
     runs = [once(options.model) for _ in range(options.runs)]
     report: dict[str, Any] = {
@@ -120,7 +120,7 @@ def main() -> None:
         report[name] = {key: round(min(f[key] for f in figures), 2) for key in figures[0]}
     print(json.dumps(report, indent=1))
     if options.out:
-        options.out.write_text(json.dumps({"smallest": report, "runs": runs}, indent=1))
+        environment.write(options.out, vars(options), smallest=report, runs=runs)
 
 
 if __name__ == "__main__":

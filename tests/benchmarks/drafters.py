@@ -1,8 +1,8 @@
-"""What each drafter costs: microseconds per expanded node, and per step that it learns from.
+"""The cost of each drafter: microseconds per expanded node, and per step that it observes.
 
     python -m tests.benchmarks.drafters recording.safetensors --datastore my.store --nodes 32
 
-All drafters draft together, as they would, so that each sees the others' nodes. `gumbel` is given
+All drafters draft together, as in a plug, so each of them expands the nodes of all. `gumbel` gets
 random noise.
 """
 
@@ -19,9 +19,9 @@ from hf_specplug.datastore.store import open_all
 from hf_specplug.drafters.contract import Drafter, Frontier, Int32, Step
 from hf_specplug.drafting.mixer import Mixer
 from hf_specplug.drafting.search import TreeSearch
+from hf_specplug.replay.compare import reading
 from hf_specplug.replay.recording import Recording, load
 from hf_specplug.replay.simulate import replay
-from tests.benchmarks.learn_priors import made
 
 
 class Timed:
@@ -82,7 +82,7 @@ def main() -> None:
             named["noise"] = noise, self.first
             return super().grow(*arguments, **named)
 
-    drafters = made(args.drafters.split(","), open_all(args.datastore))
+    drafters = reading(args.drafters.split(","), open_all(args.datastore))
     replay(texts, drafters, Mixer([d.name for d in drafters]), args.nodes, search=Noisy)  # warm up
     timed = {drafter.name: Timed(drafter) for drafter in drafters}
     replay(texts, drafters, Mixer([d.name for d in drafters]), args.nodes, search=Noisy)

@@ -1,10 +1,10 @@
-"""Several samples of each question: what drafters that remember gain from one sample to the next.
+"""Many samples of each question: what drafters gain from one sample to the next.
 
 python -m tests.benchmarks.many_samples --model PATH --prompts gsm8k.jsonl --questions 24
 
-Every set of drafters generates the same samples, as seeds decide them; only counts are compared.
-`--recording FILE` instead writes samples with what the model found likely, called "seed N", for
-`learn_priors`.
+Every set of drafters generates the same samples, as the seeds are the same. Only counts are
+compared. `--recording FILE` instead records the samples under the names "seed N", for
+`specplug learn-priors`.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_specplug import SpecPlug
 from hf_specplug.bench import environment
+from hf_specplug.hf.prompts import prompt_ids
 from hf_specplug.replay.record import record_text
 from hf_specplug.replay.recording import Recording
-from hf_specplug.replay.teacher_forcing import prompt_ids
 
 OTHERS = ["context", "recycling", "trigram", "gumbel"]
 SETS = [["context"], ["recycling"], ["trigram"], ["stand"], OTHERS, [*OTHERS, "stand"]]
@@ -32,8 +32,7 @@ SETS = [["context"], ["recycling"], ["trigram"], ["stand"], OTHERS, [*OTHERS, "s
 def answers(
     model: Any, tokenizer: Any, plug: SpecPlug, args: argparse.Namespace
 ) -> Iterator[tuple[int, int, list[int], int]]:
-    """(sample from 0, seed, prompt and answer, length of the prompt), all samples of a question in
-    a row."""
+    """(number of the sample from 0, seed, tokens of prompt and answer, length of the prompt)."""
     texts = Path(args.prompts).read_text(encoding="utf-8").splitlines()
     for number, line in enumerate(random.Random(0).sample(texts, args.questions)):
         prompt = prompt_ids(tokenizer, json.loads(line)["turns"][0])
@@ -54,12 +53,12 @@ def answers(
 
 
 def record(model: Any, tokenizer: Any, args: argparse.Namespace) -> None:
-    traces = [
+    texts = [
         record_text(model, f"sample {sample + 1}", f"seed {seed}", tokens, length)
         for sample, seed, tokens, length in answers(model, tokenizer, SpecPlug(), args)
         if len(tokens) > length + 1
     ]
-    Recording(args.model, int(model.config.vocab_size), traces).save(args.recording)
+    Recording(args.model, int(model.config.vocab_size), texts).save(args.recording)
 
 
 def main() -> None:

@@ -1,10 +1,10 @@
 """Speed on recorded answers: plain `generate`, prompt lookup and the plug, interleaved.
 
-    python -m tests.benchmarks.replay --model PATH --traces FILE --out result.json
+    python -m tests.benchmarks.replay --model PATH --texts FILE --out result.json
 
-Sets of drafters are compared by naming them; each reads those stores that it can:
+Sets of drafters are compared by name; each drafter reads the datastores of its kinds:
 
-    python -m tests.benchmarks.replay --model PATH --traces FILE --sizes auto,16 \
+    python -m tests.benchmarks.replay --model PATH --texts FILE --sizes auto,16 \
         --datastore my.suffix --datastore my.dense --drafters rest --drafters dense
 """
 
@@ -20,8 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from hf_specplug import SpecPlug, attach
 from hf_specplug.bench import environment
 from hf_specplug.datastore.store import open_all
-from hf_specplug.drafters.registry import create
-from hf_specplug.drafters.store_drafter import give
+from hf_specplug.replay.compare import reading
 from hf_specplug.replay.teacher_forcing import load, measure
 
 
@@ -36,9 +35,7 @@ def methods(
     for size in sizes:
         nodes: int | str = size if size == "auto" else int(size)
         for names in sets:
-            drafters = create(names.split(","))
-            give(open_all(stores), drafters)
-            plug = SpecPlug(drafters, nodes=nodes)
+            plug = SpecPlug(reading(names.split(","), open_all(stores)), nodes=nodes)
             table[f"{size}-{names}"] = ({"assistant": plug}, plug)
         if sets:
             continue
@@ -54,7 +51,7 @@ def methods(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", required=True)
-    parser.add_argument("--traces", required=True)
+    parser.add_argument("--texts", "--traces", required=True, help="recorded answers, JSON lines")
     parser.add_argument("--per-task", type=int, default=3)
     parser.add_argument("--datastore", action="append", default=[])
     parser.add_argument("--drafters", action="append", default=[], help="names, with commas")
@@ -72,17 +69,17 @@ def main() -> None:
         args.model, dtype=getattr(torch, args.dtype)
     ).eval()
     attach(model)
-    traces = load(args.texts, tokenizer, args.per_task, args.tokens, args.seed)
+    answers = load(args.texts, tokenizer, args.per_task, args.tokens, args.seed)
     table = methods(args.sizes.split(","), args.datastore, args.drafters)
     for arguments, plug in table.values():  # compile kernels, touch memory, pack
-        measure(model.generate, traces[0], arguments)
+        measure(model.generate, answers[0], arguments)
         if plug is not None:
             plug.stats.reset()
     rows: list[dict[str, Any]] = []
-    for trace in traces:
-        row: dict[str, Any] = {"task": trace.task, "tokens": len(trace.tokens)}
+    for answer in answers:
+        row: dict[str, Any] = {"task": answer.task, "tokens": len(answer.tokens)}
         for name, (arguments, _) in table.items():
-            row[name] = measure(model.generate, trace, arguments)
+            row[name] = measure(model.generate, answer, arguments)
         rows.append(row)
 
     tasks = [*sorted({row["task"] for row in rows}), "all"]

@@ -35,14 +35,14 @@ def lookups(store: Datastore, path: str, nodes: int, most: int) -> dict[str, flo
     mixer = Mixer([drafter.name])
     spent, whole = [], []
     none = np.empty(0, np.int32)
-    for trace in load(path).texts:
-        tokens = np.asarray(trace.tokens, np.int32)
+    for text in load(path).texts:
+        tokens = np.asarray(text.tokens, np.int32)
         if len(spent) >= most:
             break
-        context = Context(tokens[: trace.prompt_length], store.manifest.vocab_size)
+        context = Context(tokens[: text.prompt_length], store.manifest.vocab_size)
         search = TreeSearch([drafter], mixer, store.manifest.vocab_size, _raise)
         drafter.begin(context)
-        for token in tokens[trace.prompt_length :]:
+        for token in tokens[text.prompt_length :]:
             start = time.perf_counter()
             search.grow(context.last, nodes - 1, 64)
             whole.append(1e6 * (time.perf_counter() - start))

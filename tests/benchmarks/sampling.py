@@ -1,9 +1,9 @@
-"""Acceptance when sampling: drafts that know the coming noise against drafts that do not.
+"""Acceptance when sampling: drafts that use the known noise against drafts that do not.
 
 python -m tests.benchmarks.sampling --model PATH --prompts spec_bench.jsonl gsm8k.jsonl
 
-Both take turns on the same prompts and seeds; outputs are compared with plain sampling. Only counts
-are compared, so that nothing else on the machine matters.
+Both answer the same prompts with the same seeds; outputs are compared with plain sampling. Only
+counts are compared, so other work on the machine does not matter.
 """
 
 from __future__ import annotations

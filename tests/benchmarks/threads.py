@@ -2,9 +2,9 @@
 
 python -m tests.benchmarks.threads --model PATH --out threads.json
 
-In each round every way answers the same prompts, one way after the other, with drafters that know
-nothing yet; of each way the fastest round counts. "one drafts" is what a plug did before it could
-draft several calls: one drafts, and those that come meanwhile run plainly.
+In each round every method answers the same prompts, one method after the other, with drafters that
+have learned nothing. The fastest round of each method counts. "one drafts" is a plug that drafts
+one call at a time: calls that start meanwhile run plainly.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_specplug import DEMO_MODEL, SpecPlug
 from hf_specplug.bench import environment
-from hf_specplug.replay.teacher_forcing import prompt_ids
+from hf_specplug.hf.prompts import prompt_ids
 
 PROMPTS = (
     "Write a Python function that adds two numbers, and a test for it.",
@@ -45,7 +45,7 @@ def in_a_row(answer: Answer, requests: int, plug: SpecPlug | None) -> list[torch
 def at_once(
     answer: Answer, requests: int, plug: SpecPlug | None, only_one: bool = False
 ) -> list[torch.Tensor]:
-    """In a thread each; `only_one`: who comes while another one drafts runs plainly."""
+    """Each in a thread; `only_one`: calls that start while another one drafts run plainly."""
     outputs: list[Any] = [None] * requests
     drafting = threading.Lock()
 
@@ -88,7 +88,9 @@ def main() -> None:
         )
         return output
 
-    ways: dict[str, tuple[Callable[..., list[torch.Tensor]], SpecPlug | None, dict[str, bool]]] = {
+    methods: dict[
+        str, tuple[Callable[..., list[torch.Tensor]], SpecPlug | None, dict[str, bool]]
+    ] = {
         "plain, in a row": (in_a_row, None, {}),
         "plain, at once": (at_once, None, {}),
         "attached, in a row": (in_a_row, SpecPlug(), {}),
@@ -96,23 +98,23 @@ def main() -> None:
         "attached, at once": (at_once, SpecPlug(), {}),
     }
     expected = in_a_row(answer, args.requests, None)
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    seconds: dict[str, list[float]] = {name: [] for name in methods}
     same = True
     with tempfile.TemporaryDirectory() as folder:
         cold = Path(folder) / "cold.safetensors"
         SpecPlug().save_state(cold)
         for number in range(args.rounds + 1):  # the first one compiles and packs
-            for name, (way, plug, how) in ways.items():
+            for name, (method, plug, options) in methods.items():
                 if plug is not None:
                     plug.load_state(cold)
                 start = time.perf_counter()
-                outputs = way(answer, args.requests, plug, **how)
+                outputs = method(answer, args.requests, plug, **options)
                 if number:
                     seconds[name].append(time.perf_counter() - start)
                 same &= all(map(torch.equal, outputs, expected))
     best = {name: min(times) for name, times in seconds.items()}
     for name, least in best.items():
-        _, plug, _ = ways[name]
+        _, plug, _ = methods[name]
         length = "" if plug is None else f"  {plug.stats.accept_length:.2f} tokens per forward"
         print(f"{name:22}{least:7.2f} s  {best['plain, in a row'] / least:5.2f}x{length}")
     print("identical" if same else "DIFFERENT")

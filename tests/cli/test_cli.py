@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from hf_specplug import DEMO_MODEL, __version__
-from hf_specplug.cli.demo import Recorder, run
+from hf_specplug.bench.demo import Recorder
+from hf_specplug.cli.demo import run
 from tests.helpers.oracle import Replay
 from tests.helpers.runs import new_tokens, plain, plugged
 from tests.helpers.zoo import make, prompt
@@ -26,8 +27,8 @@ def specplug(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-COMMANDS = ["demo", "record", "simulate", "tune-tree", "bench", "bench engine", "build", "append"]
-COMMANDS += ["merge", "info", "check", "query"]
+COMMANDS = ["demo", "record", "simulate", "tune-tree", "learn-priors", "bench", "bench report"]
+COMMANDS += ["bench engine", "build", "append", "merge", "info", "check", "query"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -459,7 +459,7 @@ def test_an_unfinished_store_keeps_its_layer(
     arguments = ["build", store, corpus, "--kind", "dense", "--model", model]
     monkeypatch.setattr(DenseIndex, "join", stores.interrupted(0))
     code, error = specplug(*arguments)
-    assert (code, "the same command goes on" in error) == (130, True)
+    assert (code, "the same command continues" in error) == (130, True)
     monkeypatch.undo()
     assert "unfinished" in stores.info(store)["state"]
     code, error = specplug(*arguments, "--layer", "0")

@@ -393,8 +393,8 @@ def test_a_store_of_a_models_answers(tmp_path: Path) -> None:
     opened.check(deep=True)
     assert opened.manifest.kind == "ngram"
     assert 100 < len(opened) <= 150
-    model, tokenizer = answers.loaded(str(DEMO_MODEL))
-    answer = answers.greedy(model, answers.prompt_ids(tokenizer, "Add two numbers."), 30)
+    model, tokenizer = answers.load_attached(str(DEMO_MODEL))
+    answer = answers.greedy_answer(model, answers.prompt_ids(tokenizer, "Add two numbers."), 30)
     assert tuple(answer[:GRAM]) in phrases_of(opened.shards[0])
     result = specplug("build", f"{store}2", *arguments, "--engine", "ray")
     assert "has no --engine" in result.stderr
@@ -433,14 +433,14 @@ def test_an_interrupted_conversation_goes_on(
 
     whole = run("whole")
     assert len(whole) == 3
-    monkeypatch.setattr(answers, "greedy", interrupted)
+    monkeypatch.setattr(answers, "greedy_answer", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run("broken")
     assert run("broken") == whole
     assert len(questions) == 3 + 2  # the second answer was not written yet
     fingerprints = {answers.Prompts(("a",), model=name).fingerprint() for name in "bcc"}
     assert len(fingerprints) == 2
-    monkeypatch.setattr(answers, "greedy", lambda *_: [1, 2, 3, 4, 5, 1 << 20, 6])
+    monkeypatch.setattr(answers, "greedy_answer", lambda *_: [1, 2, 3, 4, 5, 1 << 20, 6])
     assert run("padded")[0] == {(1, 2, 3, 4, 5): 3}  # an id that the tokenizer has not ends it
     Path(files[0]).write_text('{"text": "no prompt"}\n')
     with pytest.raises(Exception, match='needs a text under "prompt"'):

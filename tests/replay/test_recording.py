@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from hf_specplug import DEMO_MODEL
 from hf_specplug.drafters.contract import TOP_K, TopK
 from hf_specplug.errors import RecordingError
-from hf_specplug.replay import record
+from hf_specplug.replay.record import record
 from hf_specplug.replay.recording import FORMAT, RecordedText, Recording, load
 
 TEXTS = [
@@ -28,7 +32,7 @@ TEXTS = [
 ]
 
 
-def trace(name: str, task: str, tokens: list[int], prompt: int) -> RecordedText:
+def recorded(name: str, task: str, tokens: list[int], prompt: int) -> RecordedText:
     rng = np.random.default_rng(len(tokens))
     ids = rng.integers(0, 50, (len(tokens), TOP_K)).astype(np.int32)
     probs = rng.random((len(tokens), TOP_K)).astype(np.float16).astype(np.float32)
@@ -36,7 +40,9 @@ def trace(name: str, task: str, tokens: list[int], prompt: int) -> RecordedText:
 
 
 def recording() -> Recording:
-    return Recording("m", 50, [trace("1", "a", [1, 2, 3], 2), trace("2", "b", [4, 5, 6, 7], 1)])
+    return Recording(
+        "m", 50, [recorded("1", "a", [1, 2, 3], 2), recorded("2", "b", [4, 5, 6, 7], 1)]
+    )
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -94,7 +100,7 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
 def test_a_model_is_recorded(tmp_path: Path) -> None:
     texts, out = tmp_path / "t.jsonl", tmp_path / "r"
     texts.write_text("\n".join(map(json.dumps, TEXTS)))
-    made = record.run(str(DEMO_MODEL), str(texts), str(out), 24, 0, "cpu")
+    made = record(str(DEMO_MODEL), str(texts), str(out), 24, 0, "cpu")
     assert [t.task for t in made] == ["code", "code", "text"]
     back = load(out)
     tokenizer = AutoTokenizer.from_pretrained(DEMO_MODEL)
@@ -109,28 +115,28 @@ def test_a_model_is_recorded(tmp_path: Path) -> None:
             assert (one.topk.ids[one.prompt_length - 1 : -1, 0] == one.answer).all()
 
 
-def test_an_interrupted_recording_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_recording_goes_on(tmp_path: Path) -> None:
     texts, out = tmp_path / "t.jsonl", tmp_path / "r"
     texts.write_text("\n".join(map(json.dumps, TEXTS)))
     arguments = (str(DEMO_MODEL), str(texts), str(out), 8, 0, "cpu")
-    make = record._trace
-    done = []
 
-    def interrupted(*given: object) -> RecordedText | None:
-        if len(done) == 2:
-            raise KeyboardInterrupt
-        done.append(given[2])
-        return make(*given)  # type: ignore[arg-type]
+    def interrupted(lines: Iterable[Any], label: str) -> Iterator[Any]:
+        yield from itertools.islice(lines, 2)
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(record, "_trace", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        record.run(*arguments)
-    assert len(load(out)) == 2
-    monkeypatch.setattr(record, "_trace", lambda *given: (done.append(given[2]), make(*given))[1])
-    assert len(record.run(*arguments)) == 3
-    assert len(done) == len(set(done)) == 3  # nothing twice
+        record(*arguments, progress=interrupted)
+    begun = load(out)
+    assert len(begun) == 2
+    marked = [replace(text, task="marked") for text in begun]
+    Recording(begun.model, begun.vocab_size, marked).save(out)
+    made = record(*arguments)
+    assert [text.task for text in made] == ["marked", "marked", "text"]  # nothing twice
+    assert [text.task for text in load(out)] == ["marked", "marked", "text"]
     with pytest.raises(RecordingError, match=r"is a recording of .*; choose another --out"):
-        record.run("elsewhere", *arguments[1:])
+        record("elsewhere", *arguments[1:])
+    with pytest.raises(RecordingError, match=r"begun with other --states; choose another --out"):
+        record(*arguments, states=True)
 
 
 @pytest.mark.parametrize("line", ["nonsense", "[1]", '{"task": "a"}', '{"turns": []}'])
@@ -138,11 +144,11 @@ def test_bad_texts(tmp_path: Path, line: str) -> None:
     texts = tmp_path / "t.jsonl"
     texts.write_text(f"{json.dumps(TEXTS[0])}\n{line}\n")
     with pytest.raises(RecordingError, match="line 2"):
-        record.run(str(DEMO_MODEL), str(texts), str(tmp_path / "r"), 8, 0, "cpu")
+        record(str(DEMO_MODEL), str(texts), str(tmp_path / "r"), 8, 0, "cpu")
 
 
 def test_at_most_so_many_of_a_task(tmp_path: Path) -> None:
     texts = tmp_path / "t.jsonl"
     texts.write_text("\n".join(map(json.dumps, TEXTS)))
-    made = record.run(str(DEMO_MODEL), str(texts), str(tmp_path / "r"), 8, 1, "cpu")
+    made = record(str(DEMO_MODEL), str(texts), str(tmp_path / "r"), 8, 1, "cpu")
     assert [t.task for t in made] == ["code", "text"]

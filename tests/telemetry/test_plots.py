@@ -85,7 +85,7 @@ def test_times_by_phase() -> None:
     assert axes.get_ylabel() == "ms per forward pass"
     assert axes.get_xlabel() == "prefill apart: 250.0 ms a call"
     axes = drawn("phases", counted() | {"prepared": 3, "preparing": 1.25})
-    assert "1.2 s of preparing, once" in axes.get_xlabel()
+    assert "1.2 s of capturing" in axes.get_xlabel()
 
 
 def test_drafters_that_drafted() -> None:

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import numpy as np
+import pytest
 
 from hf_specplug import DraftTree, Stats
 from tests.helpers.oracle import Replay
@@ -47,9 +48,9 @@ def test_calls_add_up() -> None:
         (tree([-1], [2]), [0]),
         (tree([-1, 0, 1], [1, 1, 1]), [0, 1, 2, 3]),
     ]
-    together, added = Stats(calls=3, prepared=3, preparing=1.5), Stats()
+    together, added = Stats(calls=3, captured=3, capture_seconds=1.5), Stats()
     for number, (draft, visited) in enumerate(steps):
-        call = Stats(calls=1, prepared=1, preparing=0.5)
+        call = Stats(calls=1, captured=1, capture_seconds=0.5)
         for stats in (together, call):
             stats.observe(draft, visited, ["a", "b"])
             stats.seconds["draft"] += 1.0
@@ -58,6 +59,16 @@ def test_calls_add_up() -> None:
         added.add(call)
     assert added == together
     assert added.to_dict() == together.to_dict()
+
+
+def test_names_of_version_0_1_warn() -> None:
+    stats = Stats(captured=3, capture_seconds=1.5)
+    with pytest.warns(FutureWarning, match="now captured"):
+        assert stats.prepared == 3
+    with pytest.warns(FutureWarning, match="now capture_seconds"):
+        assert stats.preparing == 1.5
+    counters = stats.to_dict()
+    assert (counters["prepared"], counters["preparing"]) == (3, 1.5)
 
 
 def test_of_a_real_call() -> None:

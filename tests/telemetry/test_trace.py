@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import copy
 import pickle
 import re
@@ -94,7 +95,9 @@ def test_text_in_colour() -> None:
 def test_text_in_a_notebook_is_text(monkeypatch: pytest.MonkeyPatch) -> None:
     trace = Trace([DRAFTED], NAMES)
     expected = str(trace)
-    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)  # where rich displays, not writes
+    shell = type("ZMQInteractiveShell", (), {})  # of Jupyter: there rich displays, not writes
+    monkeypatch.setattr(builtins, "get_ipython", shell, raising=False)
+    assert Console().is_jupyter
     assert str(trace) == expected
 
 
@@ -166,7 +169,7 @@ def test_picture_of_a_tree(tmp_path: Path) -> None:
         title.text
         for title in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}title")
     ]
-    assert "(  (token 2)\naccepted, predicted 0.90, named by context" in titles
+    assert "(  (token 2)\naccepted, predicted 0.90, proposed by context" in titles
     assert "prefers-color-scheme: dark" in svg
 
 

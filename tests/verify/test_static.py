@@ -276,7 +276,7 @@ def test_captured(name: str, captured: type[Repeated]) -> None:
             assert output.tolist() == expected.tolist()
     assert 0 < captured.made <= len(PADDED_WIDTHS)
     assert plug.stats.prepared == captured.made
-    assert "prepared" in repr(plug.stats)
+    assert "captured" in repr(plug.stats)
     assert not plug.stats.fallbacks
 
 

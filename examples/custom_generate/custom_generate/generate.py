@@ -11,9 +11,9 @@ from transformers import GenerationMixin
 from hf_specplug import SpecPlug, attach
 
 OPTIONS = inspect.signature(attach).parameters.keys() - {"model", "tokenizer"}
-# what only says where this file is; transformers passes it on to us all the same
+# these only tell where this file is; transformers passes them on
 LOADING = {"cache_dir", "force_download", "local_files_only", "proxies", "revision", "token"}
-# transformers hands over all of these; a user would name a few
+# transformers passes all of these; a user would pass a few
 HANDED = inspect.signature(GenerationMixin.generate).parameters.keys() - {
     *("self", "kwargs", "custom_generate")
 }
@@ -22,19 +22,19 @@ _lock = threading.Lock()
 
 
 def generate(*inputs: Any, model: Any, **kwargs: Any) -> Any:
-    """What `model.generate(*inputs, **kwargs)` returns, drafted.
+    """Generate as `model.generate(*inputs, **kwargs)` does, with drafting.
 
-    A plug is kept with the model, so that what it learned serves the next call; other options make
-    a new one. An attached model keeps its own, unless options are given.
+    A plug is kept with the model, so that the next call uses what its drafters have learned. Other
+    options make a new plug. An attached model keeps its own plug, unless options are given.
 
     Args:
-        inputs: what `model.generate` takes by position; empty when transformers calls.
-        model: the model, always by name: `from_pretrained` binds it so.
-        kwargs: everything that `model.generate` takes, and the options of `attach`: `drafters`,
+        inputs: positional arguments of `model.generate`; empty when transformers calls.
+        model: the model; a keyword argument, as `from_pretrained` binds it by name.
+        kwargs: keyword arguments of `model.generate`, and the options of `attach`: `drafters`,
             `nodes`, `pack`, `datastores`.
 
     Raises:
-        OptionError, StoreError: an option has a value that cannot be used.
+        OptionError, StoreError: an option has an invalid value.
 
     Example:
         model.generate(**inputs, custom_generate=REPOSITORY, trust_remote_code=True, nodes=16)
@@ -45,19 +45,19 @@ def generate(*inputs: Any, model: Any, **kwargs: Any) -> Any:
     if options or not isinstance(getattr(attached, "plug", None), SpecPlug):
         attached = _kept(model, options, kwargs.get("tokenizer"))
     if type(model).generate is not GenerationMixin.generate and kwargs.keys() >= HANDED:
-        # Whisper prepares its inputs, and calls transformers' generate, which has called us
+        # Whisper prepares its inputs, and then calls transformers' generate, which calls this
         method = kwargs.pop("assistant", attached.plug)
         return GenerationMixin.generate(model, **kwargs, custom_generate=method)
     return attached(*inputs, **kwargs)
 
 
 def _own(value: Any) -> Any:
-    """A list that the caller may go on changing is compared as it is now."""
+    """A copy of a list, so that later changes by the caller do not count."""
     return list(value) if isinstance(value, list) else value
 
 
 def _kept(model: Any, options: dict[str, Any], tokenizer: Any) -> Any:
-    """`model.generate` as `attach` makes it, without leaving it attached."""
+    """The attached `model.generate`, without leaving the model attached."""
     with _lock:
         known, drafting = vars(model).get(_NAME, (None, None))
         if known != options:
@@ -66,6 +66,6 @@ def _kept(model: Any, options: dict[str, Any], tokenizer: Any) -> Any:
             drafting = vars(model).pop("generate")
             if before is not None:
                 vars(model)["generate"] = before
-            # on the model itself: they refer to each other, and so are collected together
+            # kept on the model: they refer to each other, and are collected together
             vars(model)[_NAME] = options, drafting
     return drafting

@@ -1,9 +1,9 @@
-"""Methods of drafting on the same recorded answers, in one run: ours, and those of others.
+"""Compare drafting methods on the same recorded answers in one run: ours, and those of others.
 
     specplug record --model MODEL --texts answers.jsonl --out answers.safetensors
     python -m tests.benchmarks.rivals answers.safetensors --stores-texts texts.jsonl --out out.json
 
-The README of this folder says what each is given, and how to install those of others.
+The README of this folder has the settings of each method, and how to install it.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ _PART = 4  # memory is measured on every fourth text
 
 
 def numbers(text: str) -> list[int]:
-    """The sizes that `--nodes` asks for, from the smallest on.
+    """The sizes in `--nodes`, ascending.
 
     Raises:
-        OptionError: something else.
+        OptionError: a part is not such a number.
     """
     parts = text.split(",")
     if not all(part.strip().isdecimal() and int(part) > 1 for part in parts):
-        raise OptionError(f"--nodes are numbers from 2 on, with commas, not {text!r}")
+        raise OptionError(f"--nodes takes numbers of at least 2, with commas, not {text!r}")
     return sorted({int(part) for part in parts})
 
 
@@ -66,10 +66,10 @@ def compared(recording: Recording, plan: Plan, given: Given) -> dict[tuple[str, 
     rivals = {key: method.make(given) for key, method in plan.items()}
     scores = {key: Score() for key in plan}
     order = list(plan)
-    for number, trace in enumerate(recording):
+    for number, text in enumerate(recording):
         first = number % len(order)
         for key in order[first:] + order[:first]:
-            replay(rivals[key], trace, key[1] - 1, recording.vocab_size, scores[key])
+            replay(rivals[key], text, key[1] - 1, recording.vocab_size, scores[key])
     return scores
 
 
@@ -80,8 +80,8 @@ def taken(recording: Recording, plans: list[Plan], given: Given) -> dict[str, in
     def held(size: int, method: Method) -> int | None:
         def work() -> Rival:
             rival = method.make(given)
-            for trace in recording.texts[::_PART]:
-                replay(rival, trace, size - 1, recording.vocab_size, Score())
+            for text in recording.texts[::_PART]:
+                replay(rival, text, size - 1, recording.vocab_size, Score())
             return rival
 
         return memory.grown(work, given.folder)

@@ -1,4 +1,4 @@
-"""What a rival is: something that drafts, told of a request what its design learns from."""
+"""The contract of a rival: a drafting method that gets what its design learns from."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ Drawn = tuple[Iterable[int], Iterable[int]]
 
 @dataclass(frozen=True)
 class Given:
-    """What every rival may be made of.
+    """What a rival may be made from.
 
     Attributes:
-        vocab_size: ids are in [0, vocab_size).
-        folder: an empty one, for those that keep files.
-        texts: int32[n] each, documents to draft from, and
-        stores: our datastores of the same documents; both are empty if there are none.
+        vocab_size: token ids are in [0, vocab_size).
+        folder: an empty folder, for rivals that keep files.
+        texts: documents to draft from, int32[n] token ids each; may be empty.
+        stores: our datastores of the same documents.
     """
 
     vocab_size: int
@@ -35,42 +35,42 @@ class Given:
 
 
 class Rival(ABC):
-    """A method of drafting, with all that it remembers from one request to the next.
+    """A drafting method, with the state that it keeps from one request to the next.
 
-    `draft` and `observe` are timed. `tree` and `rows` are not: they translate between what a
-    package's own decoding loop holds and what a recording does.
+    `draft` and `observe` are timed. `tree` and `rows` are not: they convert between the types of a
+    package and those of a recording.
     """
 
     @abstractmethod
     def begin(self, prompt: Int32) -> None:
-        """A new request: int32[n], its prompt."""
+        """Start a request; `prompt`: int32[n] token ids."""
 
     @abstractmethod
     def draft(self, limit: int, depth: int) -> Any:
-        """What may come next: `limit` tokens at most; the answer ends `depth` tokens later."""
+        """Draft at most `limit` tokens; the answer ends after `depth` more tokens."""
 
     def tree(self, draft: Any) -> Drawn:
-        """What `draft` returned as a tree, parents before children, no child named twice."""
+        """Convert a draft to a tree: parents before children, no child twice."""
         drawn: Drawn = draft
         return drawn
 
     def rows(self, topk: TopK) -> Any:
-        """What the target found likely, in the form that `observe` takes."""
+        """Convert what the model found likely to the type that `observe` takes."""
         return topk
 
     @abstractmethod
     def observe(self, emitted: Int32, rows: Any) -> None:
-        """Learn from a forward pass; the first of a request is the one over the prompt.
+        """Learn from a forward pass; the first one of a request is that over the prompt.
 
         Args:
-            emitted: int32[k], the tokens that were added to the text.
-            rows: what `rows` made of what the target found likely after each token that was fed:
-                of the prompt its last ones, later the last accepted token and accepted drafts.
+            emitted: int32[k], the emitted token ids.
+            rows: what `rows` returned for each input token: of the prompt its last tokens, later
+                the last accepted token and the accepted draft tokens.
         """
 
 
 class Plain(Rival):
-    """Drafts nothing: what the others are measured against."""
+    """Drafts nothing; the baseline."""
 
     def __init__(self, given: Given) -> None:
         pass

@@ -1,4 +1,4 @@
-"""What can be compared, by name."""
+"""The methods that can be compared, by name."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class Method:
     """A rival and its settings.
 
     Attributes:
-        module: its file in this folder, and
-        kind: its class there.
-        settings: of the class.
-        texts: whether it is made of texts, and left out if there are none.
-        nodes: its own number of tokens per forward pass, whatever is asked for.
-        install: how to get what it needs.
+        module: its file in this folder.
+        kind: its class in that file.
+        settings: arguments of the class.
+        texts: whether it needs texts, and is skipped without them.
+        nodes: a fixed number of tokens per forward pass; None for the size asked for.
+        install: how to install what it needs.
     """
 
     module: str
@@ -35,7 +35,7 @@ class Method:
     install: str = ""
 
     def make(self, given: Given) -> Rival:
-        """A new one, that has seen no request yet.
+        """A new rival.
 
         Raises:
             ImportError: its package is not installed.

@@ -83,15 +83,15 @@ class Score:
         }
 
 
-def replay(rival: Rival, trace: RecordedText, limit: int, vocab_size: int, score: Score) -> None:
+def replay(rival: Rival, text: RecordedText, limit: int, vocab_size: int, score: Score) -> None:
     """Draft one answer, taking its tokens for the target's, and add it to `score`.
 
     Raises:
         DraftError: a draft is no tree.
     """
-    prompt, answer = trace.prompt_length, trace.answer
-    rival.begin(trace.tokens[:prompt])
-    rival.observe(answer[:1], rival.rows(_topk(trace, max(0, prompt - len(answer)), prompt)))
+    prompt, answer = text.prompt_length, text.answer
+    rival.begin(text.tokens[:prompt])
+    rival.observe(answer[:1], rival.rows(_topk(text, max(0, prompt - len(answer)), prompt)))
     count = Count()
     place = 1
     while place < len(answer):
@@ -103,17 +103,17 @@ def replay(rival: Rival, trace: RecordedText, limit: int, vocab_size: int, score
         visited = accepted_path(tree, answer[place:])
         emitted = answer[place : place + len(visited)]
         fed = prompt + place - 1
-        rows = rival.rows(_topk(trace, fed, fed + len(visited)))
+        rows = rival.rows(_topk(text, fed, fed + len(visited)))
         start = time.perf_counter()
         rival.observe(emitted, rows)
         score.seconds.append(seconds + time.perf_counter() - start)
         count += Count(len(emitted), 1, len(tree))
         place += len(visited)
-    score.texts.append((trace.task, count))
+    score.texts.append((text.task, count))
 
 
-def _topk(trace: RecordedText, begin: int, end: int) -> TopK:
-    return TopK(trace.topk.ids[begin:end], trace.topk.probs[begin:end])
+def _topk(text: RecordedText, begin: int, end: int) -> TopK:
+    return TopK(text.topk.ids[begin:end], text.topk.probs[begin:end])
 
 
 def checked(drawn: Drawn, depth: int, vocab_size: int) -> DraftTree:

@@ -1,11 +1,8 @@
-"""What each drafter is worth: the answers of a benchmark, replayed with and without it."""
+"""What each drafter contributes: the answers of a benchmark, replayed with and without it."""
 
 from __future__ import annotations
 
 from typing import Any
-
-from rich.console import Console
-from rich.progress import track
 
 from hf_specplug.bench.methods import Method
 from hf_specplug.bench.prompts import Question
@@ -14,49 +11,54 @@ from hf_specplug.drafters.contract import Drafter
 from hf_specplug.drafters.registry import create
 from hf_specplug.drafters.store_drafter import StoreDrafter, give
 from hf_specplug.drafting.mixer import Mixer
+from hf_specplug.hf.prompts import vocab_size
+from hf_specplug.replay.progress import Progress
 from hf_specplug.replay.record import record_text
 from hf_specplug.replay.recording import Recording
 from hf_specplug.replay.simulate import Cost, replay
 
 NODES = 16
-_BLIND = "gumbel"  # a replay has no random numbers
+"""Tokens per forward pass of the replays."""
+
+_NEEDS_NOISE = "gumbel"  # replays have no sampling noise
 
 
 def ablation(
     model: Any,
     tokenizer: Any,
     questions: list[Question],
-    way: Method,
-    found: Results,
-    bars: Console,
+    method: Method,
+    results: Results,
+    progress: Progress,
 ) -> dict[str, Any]:
-    """The drafters of a plug, together, each alone and each left out.
+    """Replay plain decoding's answers with all drafters of a plug, each alone, and all but each.
 
-    Plain decoding's answers are read once by the model, which gives what it found likely, and then
-    replayed through fresh drafters.
+    The model reads the answers once, which gives what it finds likely at each token. They are then
+    replayed through new drafters, without the model.
 
     Returns:
-        method, nodes, and rows: label -> "tokens_per_forward" (the prompt's not included) and
-        "speed" (times plain, by the measured cost of a forward pass); {} if the plug
-        drafts as a paper does, or could not draft.
+        method, nodes, and rows: label -> "tokens_per_forward" (the prompt's forward pass not
+        included) and "speed" (multiple of plain decoding's, by the measured cost of a forward
+        pass); {} if the plug drafts as a paper does, or could not draft.
     """
-    if way.plug is None or way.plug.published or not found["milliseconds"]:
+    plug = method.plug
+    if plug is None or plug.published or not results["milliseconds"]:
         return {}
-    drafters = [drafter for drafter in way.plug.drafters if drafter.name != _BLIND]
+    drafters = [drafter for drafter in plug.drafters if drafter.name != _NEEDS_NOISE]
     states = any("hidden" in drafter.needs for drafter in drafters)
-    recording = _recorded(model, tokenizer, questions, found, states, bars)
+    recording = _recorded(model, tokenizer, questions, results, states, progress)
     if not len(recording):
         return {}
-    by_width = found["milliseconds"]["by_width"]
+    by_width = results["milliseconds"]["by_width"]
     cost = Cost.of({int(width): ms for width, ms in by_width.items()})
     rows = {}
     groups = _groups([drafter.name for drafter in drafters])
-    for label, names in track(groups.items(), "replaying", console=bars, transient=True):
-        made = _fresh([drafter for drafter in drafters if drafter.name in names])
+    for label, names in progress(list(groups.items()), "replays"):
+        made = _new([drafter for drafter in drafters if drafter.name in names])
         result = replay(recording, made, Mixer([d.name for d in made]), NODES, cost)
         speed = result.speed()
         rows[label] = {"tokens_per_forward": result.total.accept_length, "speed": speed}
-    return {"method": way.name, "nodes": NODES, "rows": rows}
+    return {"method": method.name, "nodes": NODES, "rows": rows}
 
 
 def _groups(names: list[str]) -> dict[str, list[str]]:
@@ -67,8 +69,8 @@ def _groups(names: list[str]) -> dict[str, list[str]]:
     return groups
 
 
-def _fresh(drafters: list[Drafter]) -> list[Drafter]:
-    """New ones that read the same stores, and know nothing of the answers."""
+def _new(drafters: list[Drafter]) -> list[Drafter]:
+    """New drafters that read the same stores and have learned nothing."""
     made = create([drafter.name for drafter in drafters])
     for drafter in drafters:
         if isinstance(drafter, StoreDrafter):
@@ -80,17 +82,17 @@ def _recorded(
     model: Any,
     tokenizer: Any,
     questions: list[Question],
-    found: Results,
+    results: Results,
     states: bool,
-    bars: Console,
+    progress: Progress,
 ) -> Recording:
-    """What the model found likely along its own answers."""
+    """What the model finds likely along its own answers."""
     by_name = {question.name: question for question in questions}
-    said: dict[str, list[list[int]]] = {}
+    answers: dict[str, list[list[int]]] = {}
     texts = []
-    for row in track(found["rows"], "reading the answers again", console=bars, transient=True):
+    for row in progress(results["rows"], "reading the answers again"):
         name, answer = row["name"], row["answer"]
-        before = said.setdefault(name, [])
+        before = answers.setdefault(name, [])
         prompt = by_name[name].prompt(tokenizer, before)
         before.append(answer)
         if len(answer) > 1:
@@ -98,5 +100,4 @@ def _recorded(
             texts.append(
                 record_text(model, row["task"], label, prompt + answer, len(prompt), states)
             )
-    vocab = int(model.config.get_text_config(decoder=True).vocab_size)
-    return Recording(found["arguments"]["model"], vocab, texts)
+    return Recording(results["arguments"]["model"], vocab_size(model), texts)

@@ -1,0 +1,73 @@
+"""Learning of priors: what is counted, what is smoothed, and what the command writes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from hf_specplug.cli import app
+from hf_specplug.drafters.registry import create, registry
+from hf_specplug.errors import OptionError
+from hf_specplug.replay.learn_priors import FILE, GRIDS, learn, smoothed
+from tests.replay.test_simulate import recording
+
+SHIPPED = json.loads(FILE.read_text(encoding="utf-8"))
+
+
+def test_every_table_of_buckets_has_its_drafters_size() -> None:
+    for name, grids in GRIDS.items():
+        assert sum(rows * columns for rows, columns in grids) == len(SHIPPED[name])
+        assert name in registry()
+
+
+def test_sparse_buckets_lean_on_weaker_evidence() -> None:
+    hits = np.array([[10.0, 0.0], [0.0, 0.0], [900.0, 0.0]])
+    seen = np.array([[100.0, 0.0], [0.0, 0.0], [1000.0, 0.0]])
+    rates = smoothed(hits, seen)
+    assert rates[1, 0] == pytest.approx(rates[0, 0])  # nothing seen: what the row before has
+    assert rates[2, 0] == pytest.approx(0.9, abs=0.02)
+    assert (rates > 0).all()
+
+
+def test_regular_texts_teach_high_priors() -> None:
+    """The true token is always in second place of a row; no other place ever holds it."""
+    priors, lengths = learn(recording("repeats"), ["recycling"], passes=2)
+    assert lengths[1] >= lengths[0] > 1
+    table = np.array(priors["recycling"]).reshape(8, 8)
+    assert table.shape == np.array(SHIPPED["recycling"]).reshape(8, 8).shape
+    assert table.argmax() // 8 == 1  # a row for each rank
+    assert np.sort(table.ravel())[-2] < 0.1 < 0.4 < table.max()
+    assert set(priors) == set(SHIPPED)
+    assert np.shape(priors["mixer"]["drafters"]["recycling"]) == (4, 3)
+    dull, _ = learn(recording("random"), ["recycling"], passes=1)
+    assert max(dull["recycling"]) < table.max()
+
+
+def test_only_one_drafter_changes() -> None:
+    priors, _ = learn(recording("repeats"), ["context", "recycling"], only="recycling", passes=1)
+    assert priors["context"] == SHIPPED["context"]
+    assert priors["recycling"] != SHIPPED["recycling"]
+    mixer, shipped = priors["mixer"], SHIPPED["mixer"]
+    changed = {
+        name for name in mixer["drafters"] if mixer["drafters"][name] != shipped["drafters"][name]
+    }
+    assert changed == {"recycling"}
+    assert {**mixer, "drafters": {}} == {**shipped, "drafters": {}}
+    with pytest.raises(OptionError, match="not one of the drafters context"):
+        learn(recording("repeats"), ["context"], only="recycling")
+
+
+def test_command(tmp_path: Path) -> None:
+    path, out = tmp_path / "r", tmp_path / "priors.json"
+    recording("repeats", 2).save(path)
+    arguments = ["learn-priors", str(path), "--drafters", "context", "--passes", "1"]
+    run = CliRunner().invoke(app, [*arguments, "--out", str(out)])
+    assert run.exit_code == 0, run.output
+    assert "pass 1: accept length" in run.output
+    written = json.loads(out.read_text(encoding="utf-8"))
+    assert len(written["context"]) == len(create(["context"])[0].priors)
+    assert set(written) == set(SHIPPED)
