@@ -28,7 +28,8 @@ from transformers.generation.streamers import BaseStreamer
 from hf_specplug import handover
 from hf_specplug.chain import Chain
 from hf_specplug.datastore.building.growing import GrowingStore
-from hf_specplug.datastore.store import Datastore, open_all
+from hf_specplug.datastore.opening import open_all
+from hf_specplug.datastore.store import Datastore
 from hf_specplug.decode import begin, decode
 from hf_specplug.drafters.contract import Context, Drafter
 from hf_specplug.drafters.registry import create, hidden_layer

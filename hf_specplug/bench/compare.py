@@ -23,7 +23,7 @@ from hf_specplug.bench.methods import PLAIN, Method, parse
 from hf_specplug.bench.prompts import Question, load
 from hf_specplug.bench.replayed import ablation
 from hf_specplug.bench.widths import milliseconds
-from hf_specplug.datastore.store import open_all
+from hf_specplug.datastore.opening import open_all
 from hf_specplug.errors import RecordingError
 from hf_specplug.hf import loading
 from hf_specplug.replay.record import room
@@ -76,7 +76,7 @@ def run(
     found = results.begun(out, results.new(environment.environment(), asked))
     model, tokenizer = loading.load(model_name or str(DEMO_MODEL), dtype)
     for store in stores:
-        store.refuse_other(tokenizer)
+        store.require_tokenizer(tokenizer)
     attach(model)
     console = Console(highlight=False)
     bars = Console(stderr=True)

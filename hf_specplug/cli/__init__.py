@@ -1,6 +1,6 @@
 """The `specplug` command: one file for each group of commands, which that file registers."""
 
-from hf_specplug.cli import bench, decoding, stores  # noqa: F401
+from hf_specplug.cli import bench, datastore_commands, decoding  # noqa: F401
 from hf_specplug.cli.app import app
 
 __all__ = ["app", "main"]

@@ -19,8 +19,9 @@ from rich.text import Text
 
 from hf_specplug import DEMO_MODEL
 from hf_specplug.attachment import attach
-from hf_specplug.datastore.building.build import Plan, build
+from hf_specplug.datastore.building.build import build
 from hf_specplug.datastore.building.corpus import Corpus, find
+from hf_specplug.datastore.building.options import BuildOptions
 from hf_specplug.datastore.store import Datastore, tokenizer_hash
 from hf_specplug.drafters.contract import Drafter, Float32, Frontier, Int32, Step
 from hf_specplug.hf import loading
@@ -128,8 +129,8 @@ def _standard_library(tokenizer: Any, console: Console) -> Path:
     if not path.exists() or Datastore(path).manifest.build:
         with console.status("building a datastore of Python's standard library, once"):
             files = Corpus(find([sysconfig.get_paths()["stdlib"]]))
-            plan = Plan(max_tokens=STORE_TOKENS)
-            build(path, files, tokenizer, plan, lambda error: None, lambda *counts: None)
+            options = BuildOptions(max_tokens=STORE_TOKENS)
+            build(path, files, tokenizer, options, lambda error: None, lambda *counts: None)
     return path
 
 

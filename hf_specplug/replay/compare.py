@@ -11,7 +11,7 @@ from rich.progress import track
 from rich.table import Table
 
 from hf_specplug import __version__
-from hf_specplug.datastore.store import open_all
+from hf_specplug.datastore.opening import open_all
 from hf_specplug.drafters.registry import create
 from hf_specplug.drafters.store_drafter import give, readers
 from hf_specplug.errors import OptionError

@@ -24,7 +24,8 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-from hf_specplug.datastore.store import Datastore, open_all
+from hf_specplug.datastore.opening import open_all
+from hf_specplug.datastore.store import Datastore
 from hf_specplug.drafters.contract import Drafter, Int32
 from hf_specplug.drafters.gumbel import GumbelDrafter
 from hf_specplug.drafters.hierarchy import HierarchyDrafter

@@ -151,7 +151,7 @@ def test_a_store_from_the_command_line(tmp_path: Path) -> None:
     (corpus / "c.txt").write_text("more text")
     assert specplug("append", store, str(corpus / "c.txt")).returncode == 0
     assert specplug("merge", store).returncode == 0
-    assert "as it was written" in specplug("check", store, "--deep").stdout
+    assert "unchanged since it was written" in specplug("check", store, "--deep").stdout
     info = json.loads(specplug("info", store, "--format", "json").stdout)
     assert (info["documents"], info["shards"]) == (3, 1)
     result = specplug("simulate", str(tmp_path / "no.rec"), "--datastore", store)
@@ -168,8 +168,8 @@ def test_a_store_from_the_command_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nothing/*.txt"], "nothing is found"),
-        (["a.jsonl"], "a.jsonl, line 2: no JSON"),
+        (["nothing/*.txt"], "matches no file"),
+        (["a.jsonl"], "a.jsonl, line 2: not JSON"),
         (["a.jsonl", "--memory", "much"], "--memory is a size"),
         (["a.jsonl", "--on-error", "ask"], "stop or skip"),
     ],

@@ -17,7 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_specplug import SpecPlug
-from hf_specplug.datastore.dense import DenseIndex, fitted, transformed
+from hf_specplug.datastore.kinds.dense import DenseIndex
+from hf_specplug.datastore.kinds.projection import fit_projection, project
 from hf_specplug.datastore.store import Datastore
 from hf_specplug.drafters import dense as drafting
 from hf_specplug.drafters.contract import Context, Drafter, Frontier, Step
@@ -158,7 +159,7 @@ def test_states_are_projected_as_the_stored_ones_were(state: list[float]) -> Non
     assert usable == (expected is not None)
     if expected is not None:
         assert out == pytest.approx(expected, abs=1e-5)
-        (stored,) = transformed(np.array([state]), transform)
+        (stored,) = project(np.array([state]), transform)
         assert not stored.any() or stored == pytest.approx(expected, abs=1e-5)
     assert not kernels.project(np.zeros(4, np.float32), np.zeros((5, 3), np.float32), out)
 
@@ -191,8 +192,8 @@ def shard(
     tokens: Any, states: Any, transform: Any = IDENTITY, vocab: int = 96, index: str = "Flat"
 ) -> DenseIndex:
     """An index in memory."""
-    vectors = transformed(np.asarray(states), transform)
-    part = DenseIndex(DenseIndex.of_vectors(np.array(tokens), vectors, transform, vocab), vocab)
+    vectors = project(np.asarray(states), transform)
+    part = DenseIndex(DenseIndex.from_vectors(np.array(tokens), vectors, transform, vocab), vocab)
     made = DenseIndex(DenseIndex.join([part], vocab, {"index": index}), vocab)
     made.check(vocab)
     return made
@@ -243,7 +244,7 @@ class Speech:
         """For shards of so many tokens."""
         parts = [self.text(size, end=(self.vocab,)) for size in sizes]
         states = [self.states(tokens) for tokens in parts]
-        transform = fitted(states[0])
+        transform = fit_projection(states[0])
         shards = [shard(*part, transform, self.vocab) for part in zip(parts, states, strict=True)]
         kept = [np.concatenate(list(each.blocks())) for each in shards]  # rounded to float16
         twins = list(zip((tokens.tolist() for tokens in parts), kept, strict=True))
@@ -413,11 +414,11 @@ class States:
 
     def __init__(self, width: int = WIDTH) -> None:
         self.rng, self.width = np.random.default_rng(0), width
-        self.transform = fitted(self.rng.normal(size=(99, width)))
+        self.transform = fit_projection(self.rng.normal(size=(99, width)))
 
     def __call__(self, tokens: Any, vocab: int) -> dict[str, Any]:
-        vectors = transformed(self.rng.normal(size=(len(tokens), self.width)), self.transform)
-        return DenseIndex.of_vectors(tokens, vectors, self.transform, vocab)
+        vectors = project(self.rng.normal(size=(len(tokens), self.width)), self.transform)
+        return DenseIndex.from_vectors(tokens, vectors, self.transform, vocab)
 
 
 def described(digest: str, name: str = "nobody", layer: int = -1) -> dict[str, Any]:
