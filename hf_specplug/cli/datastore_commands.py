@@ -12,7 +12,7 @@ from hf_specplug.cli.app import app, resumable
 Sources = Annotated[
     list[str],
     typer.Argument(
-        metavar="CORPUS...",
+        metavar="CORPUS",
         help="Text, code, .jsonl or .parquet files (also .gz and .zst), folders, globs, - for "
         "standard input, hf://DATASET[:SPLIT], one recipe (.toml), or one datastore, whose texts "
         "are used.",

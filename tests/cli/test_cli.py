@@ -183,6 +183,15 @@ def test_build_says_what_is_wrong(tmp_path: Path, arguments: list[str], message:
     assert "Traceback" not in result.stderr
 
 
+def test_a_command_that_failed_can_be_corrected(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('not json\n{"text": "one"}\n')
+    store, corpus = str(tmp_path / "store"), str(tmp_path / "a.jsonl")
+    assert specplug("build", store, corpus, *TOKENIZER, "--kind", "trigram").returncode == 1
+    result = specplug("build", store, corpus, *TOKENIZER, "--on-error", "skip")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(specplug("info", store, "--format", "json").stdout)["kind"] == "suffix"
+
+
 def test_build_skips_what_it_is_told_to_skip(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "one"}\nnot json\n{"text": "two"}\n')
     store = str(tmp_path / "store")

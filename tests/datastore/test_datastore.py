@@ -29,7 +29,7 @@ from hf_specplug.datastore.kinds.contract import token_dtype
 from hf_specplug.datastore.store import Datastore, tokenizer_hash
 from hf_specplug.drafters.contract import Context, Frontier
 from hf_specplug.drafters.rest import RestDrafter
-from hf_specplug.errors import StoreError
+from hf_specplug.errors import CorpusError, StoreError
 from tests.helpers.stores import Letters, make, silent, stop, texts
 
 
@@ -137,11 +137,38 @@ def test_an_interrupted_build_goes_on(tmp_path: Path, after: int) -> None:
     assert Datastore(broken).manifest.build
     listed = len(contents(broken))
     assert contents(tmp_path / "whole")[:listed] == contents(broken)
-    if listed:
+    if listed:  # otherwise there is nothing to protect
         with pytest.raises(StoreError, match="interrupted build of another corpus"):
             make(broken, corpus, shard_tokens=501)
     make(broken, corpus, shard_tokens=500)
     assert files(broken) == files(tmp_path / "whole")
+
+
+def failed(store: Path, **options: Any) -> None:
+    """A build that fails at its first line, before any shard."""
+    broken = store.parent / "broken.jsonl"
+    broken.write_text("not json")
+    with pytest.raises(CorpusError, match="line 1: not JSON"):
+        make(store, broken, **options)
+
+
+def test_a_build_that_failed_at_once_can_be_corrected(tmp_path: Path) -> None:
+    """Nothing was written, so that no part of the first command binds the second one."""
+    store, corpus = tmp_path / "store", texts(tmp_path / "texts")
+    failed(store, letters=90, kind="trigram", shard_tokens=300, dedup=True)
+    failed(store)
+    with pytest.raises(StoreError, match="interrupted build"):  # what was interrupted is unknown
+        make(store, corpus, append=True)
+    make(store, corpus, shard_tokens=500)
+    make(tmp_path / "direct", corpus, shard_tokens=500)
+    assert files(store) == files(tmp_path / "direct")
+    failed(store, append=True)
+    assert Datastore(store).manifest.build
+    with pytest.raises(StoreError, match="finished datastore"):
+        make(store, corpus)
+    for name in ("store", "direct"):
+        make(tmp_path / name, corpus, append=True, max_tokens=100)
+    assert files(store) == files(tmp_path / "direct")
 
 
 def test_append_and_merge(tmp_path: Path) -> None:
@@ -385,7 +412,7 @@ from hf_specplug.datastore.building.corpus import Corpus, find
 from hf_specplug import DEMO_MODEL
 from hf_specplug.drafters.contract import Context, Frontier
 from hf_specplug.drafters.rest import RestDrafter
-from hf_specplug.errors import StoreError
+from hf_specplug.errors import CorpusError, StoreError
 from tests.helpers.stores import Letters, make, silent, stop
 store, corpus, more = map(Path, sys.argv[1:4])
 suffix_array(np.array([0, 1, 0, 1, 0], np.int32), 2)  # compiled

@@ -147,10 +147,10 @@ def test_no_index_grows_beyond_its_size(monkeypatch: pytest.MonkeyPatch, tmp_pat
         index = kind(kind.build(text, 96), 96)
         assert len(index.counts) == 40
         assert index.counts.sum() > 0.5 * 40 / len(whole.counts) * whole.counts.sum()
-        with pytest.raises(StoreError, match="up to 40 phrases"):
+        with pytest.raises(StoreError, match="at most 40 counts"):
             kind({name: getattr(whole, name) for name in kind.array_names}, 96)
     given = np.concatenate([[*part, 96] for part in parts])
-    assert len(PhraseIndex.given(given, 96)["counts"]) == 40
+    assert len(PhraseIndex.build_given(given, 96)["counts"]) == 40
     make(tmp_path / "store", texts(tmp_path / "texts"), shard_tokens=300, kind="ngram")
     drafter = PhrasesDrafter([tmp_path / "store"])
     assert len(Datastore(tmp_path / "store").shards) > 4
@@ -326,11 +326,11 @@ def test_nonsense_with_right_checksums_does_no_harm(kind: str, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda a: a["tokens"].__setitem__(0, 77), "not in the vocabulary"),
+        (lambda a: a["tokens"].__setitem__(0, 77), "outside the vocabulary"),
         (lambda a: a["tokens"].__setitem__(0, 40), "not sorted"),
-        (lambda a: a["counts"].__setitem__(0, 0), "never seen"),
+        (lambda a: a["counts"].__setitem__(0, 0), "no occurrence"),
         (lambda a: a["offsets"].__setitem__(1, 1), "2 to 64 tokens"),
-        (lambda a: a["offsets"].__setitem__(-1, 4), "offsets are not those"),
+        (lambda a: a["offsets"].__setitem__(-1, 4), "`offsets` does not divide the tokens"),
     ],
 )
 def test_a_wrong_number_is_found(change: Callable[[Any], None], message: str) -> None:

@@ -139,7 +139,7 @@ def test_counts_that_are_too_large_keep_their_proportions() -> None:
 
 
 def test_vocabularies_have_a_limit() -> None:
-    with pytest.raises(StoreError, match="up to 2,097,151 ids"):
+    with pytest.raises(StoreError, match="at most 2,097,151 token ids"):
         TrigramIndex.build(np.zeros(3, np.uint32), MAX_VOCAB + 1)
     assert read(index([MAX_VOCAB - 1] * 3, MAX_VOCAB)) == {
         (MAX_VOCAB - 1, MAX_VOCAB - 1): (1, [(MAX_VOCAB - 1, 1)])
@@ -189,15 +189,15 @@ def damaged(shard: TrigramIndex, name: str, place: int, value: int) -> TrigramIn
 @pytest.mark.parametrize(
     ("name", "place", "value", "message"),
     [
-        ("firsts", 0, 1, "do not divide its contexts"),
-        ("firsts", 2, (1 << 32) - 1, "do not divide its contexts"),
-        ("seconds", 1, VOCAB, "not in the vocabulary"),
-        ("successors", -1, VOCAB, "not in the vocabulary"),
+        ("firsts", 0, 1, "does not divide the contexts"),
+        ("firsts", 2, (1 << 32) - 1, "does not divide the contexts"),
+        ("seconds", 1, VOCAB, "outside the vocabulary"),
+        ("successors", -1, VOCAB, "outside the vocabulary"),
         ("seconds", 0, VOCAB - 1, "contexts are not sorted"),
-        ("offsets", -1, 0, "do not divide its successors"),
+        ("offsets", -1, 0, "does not divide the successors"),
         ("offsets", 1, 0, "no successor, or more than 12"),
         ("counts", 0, 0, "not sorted by their counts"),
-        ("totals", 0, 0, "more successors than occurrences"),
+        ("totals", 0, 0, "outnumber its occurrences"),
     ],
 )
 def test_a_wrong_index_is_found(name: str, place: int, value: int, message: str) -> None:

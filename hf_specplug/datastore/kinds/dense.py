@@ -172,7 +172,7 @@ class DenseIndex(Index):
     def blocks(self) -> Iterator[Float32]:
         """Yield all vectors in blocks float32[_, dims], as exactly as the index stores them."""
         cells = faiss_index.inverted_file(self.index)
-        with faiss_index.faiss_errors_as_store_errors("the vectors cannot be read back"):
+        with faiss_index.faiss_errors_as_store_errors("vectors of the index cannot be read back"):
             if cells is not None:
                 cells.make_direct_map()
             for start in range(0, len(self.tokens), _BLOCK):
