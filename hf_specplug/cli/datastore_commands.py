@@ -54,7 +54,7 @@ class _BuildCommand(TyperCommand):
         for param in params:
             if param.name == "kind":
                 kinds = [f"{name} ({kind.summary})" for name, kind in registry().items()]
-                param.help = f"{'; '.join(kinds)}. {DEFAULT_KIND} by default."
+                param.help = f"{'; '.join(kinds)}. The default is {DEFAULT_KIND}."
         return params
 
 
@@ -149,7 +149,13 @@ def append(
 
 
 @app.command(epilog="Example: specplug merge my.store")
-def merge(path: Folder, memory: Memory = None) -> None:
+def merge(
+    path: Folder,
+    memory: Annotated[
+        str | None,
+        typer.Option(help="Memory to use at most, such as 8G.", show_default="no limit"),
+    ] = None,
+) -> None:
     """Join the shards of a datastore, which makes it faster. Readers are not disturbed."""
     with resumable("merge"):
         from hf_specplug.cli import datastore_building as building

@@ -393,7 +393,7 @@ def test_every_token_is_wanted_of_one_window(lengths: list[int], longest: int, c
 def test_the_transform_is_fitted_to_a_corpus(model: str, tmp_path: Path) -> None:
     rows = documents([20, 30, 1])
     tokenizer = AutoTokenizer.from_pretrained(model)
-    corpus = Corpus(find([str(stores.told(tmp_path, rows))]))
+    corpus = Corpus(find([str(stores.write_texts(tmp_path, rows))]))
     made, again = Embedding(model), Embedding(model)
     for each in (made, again):
         each.fit(Corpus((STDIN,)), tokenizer)
@@ -412,7 +412,10 @@ def test_models_with_an_encoder_are_refused(family: str, tmp_path: Path) -> None
 
 
 def test_a_dense_store_from_the_command_line(model: str, tmp_path: Path) -> None:
-    store, corpus = tmp_path / "store", stores.told(tmp_path / "texts", documents([50, 50, 50]))
+    store, corpus = (
+        tmp_path / "store",
+        stores.write_texts(tmp_path / "texts", documents([50, 50, 50])),
+    )
     code, shown = specplug("build", store, corpus, "--kind", "dense", "--model", model)
     assert (code, "recall@10" in shown, specplug("append", store, corpus)[0]) == (0, True, 0)
     found = [stores.info(store)[each] for each in ("kind", "index", "shards", "tokens", "state")]
@@ -427,10 +430,12 @@ def test_a_dense_store_from_the_command_line(model: str, tmp_path: Path) -> None
 
 
 def test_an_empty_store(model: str, tmp_path: Path) -> None:
-    store, empty = tmp_path / "store", stores.told(tmp_path / "empty", [[]])
+    store, empty = tmp_path / "store", stores.write_texts(tmp_path / "empty", [[]])
     assert specplug("build", store, empty, "--kind", "dense", "--model", model)[0] == 0
     assert (stores.info(store)["tokens"], opened(store, 0)) == (0, [])
-    assert specplug("append", store, stores.told(tmp_path / "texts", documents([9, 9])))[0] == 0
+    assert (
+        specplug("append", store, stores.write_texts(tmp_path / "texts", documents([9, 9])))[0] == 0
+    )
     assert len(opened(store)[0].tokens) == 20
 
 
@@ -447,7 +452,7 @@ def test_an_empty_store(model: str, tmp_path: Path) -> None:
     ],
 )
 def test_what_build_refuses(arguments: str, message: str, model: str, tmp_path: Path) -> None:
-    corpus = stores.told(tmp_path / "texts", documents([50]))
+    corpus = stores.write_texts(tmp_path / "texts", documents([50]))
     given = [model if each == "MODEL" else each for each in arguments.split()]
     code, error = specplug("build", tmp_path / "store", corpus, *given)
     assert (code, message in error, len(error.strip().splitlines())) == (1, True, 1)
@@ -455,7 +460,7 @@ def test_what_build_refuses(arguments: str, message: str, model: str, tmp_path: 
 
 
 def test_a_store_of_another_kind_is_kept(model: str, tmp_path: Path) -> None:
-    store, corpus = tmp_path / "store", stores.told(tmp_path / "texts", documents([50]))
+    store, corpus = tmp_path / "store", stores.write_texts(tmp_path / "texts", documents([50]))
     assert specplug("build", store, corpus, "--tokenizer", model)[0] == 0
     code, error = specplug("build", store, corpus, "--kind", "dense", "--model", model)
     assert (code, "is a datastore of kind suffix" in error) == (1, True)
@@ -464,7 +469,7 @@ def test_a_store_of_another_kind_is_kept(model: str, tmp_path: Path) -> None:
 def test_an_unfinished_store_keeps_its_layer(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store, corpus = tmp_path / "store", stores.told(tmp_path / "texts", documents([50]))
+    store, corpus = tmp_path / "store", stores.write_texts(tmp_path / "texts", documents([50]))
     arguments = ["build", store, corpus, "--kind", "dense", "--model", model]
     monkeypatch.setattr(DenseIndex, "join", stores.interrupted(0))
     code, error = specplug(*arguments)

@@ -30,7 +30,17 @@ from hf_specplug.drafters import registry as drafters
 from hf_specplug.drafters.store_drafter import StoreDrafter
 from hf_specplug.errors import StoreError
 from tests.helpers.runs import plain
-from tests.helpers.stores import Letters, info, letters, make, saved, silent, specplug, texts, told
+from tests.helpers.stores import (
+    Letters,
+    info,
+    letters,
+    make,
+    saved,
+    silent,
+    specplug,
+    texts,
+    write_texts,
+)
 from tests.helpers.zoo import make as make_model
 from tests.helpers.zoo import prompt
 
@@ -153,7 +163,7 @@ def test_it_is_built_opened_checked_and_merged(tmp_path: Path) -> None:
 def test_the_commands_take_it(tmp_path: Path) -> None:
     """Also an error of the class, and a message that lists the kinds."""
     model = saved(tmp_path / "model")
-    store, corpus = tmp_path / "store", told(tmp_path / "texts", [[5, 6, 7, 8] * 9])
+    store, corpus = tmp_path / "store", write_texts(tmp_path / "texts", [[5, 6, 7, 8] * 9])
     arguments = [corpus, "--tokenizer", model]
     assert specplug("build", store, *arguments, "--kind", "bigrams")[0] == 0
     assert specplug("append", store, corpus)[0] == 0

@@ -26,7 +26,7 @@ from hf_specplug.errors import CorpusError, StoreError
 
 
 class Letters:
-    """A tokenizer whose tokens are letters: from the 960th on by number, so that 0 can be said."""
+    """A tokenizer whose tokens are letters; from chr(960) on they count from 0."""
 
     name_or_path = "letters"
 
@@ -218,8 +218,8 @@ def joined(rows: list[list[int]]) -> np.ndarray[Any, Any]:
     return np.array([token for row in rows for token in [*row, 96]], np.uint16)
 
 
-def told(folder: Path, rows: list[list[int]]) -> Path:
-    """A folder of the texts of documents."""
+def write_texts(folder: Path, rows: list[list[int]]) -> Path:
+    """Write documents of tokens as text files into a folder."""
     folder.mkdir(exist_ok=True)
     for number, row in enumerate(rows):
         (folder / f"{number}.txt").write_text("".join(chr(192 + token) for token in row))
