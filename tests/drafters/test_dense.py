@@ -31,7 +31,7 @@ from hf_specplug.kernels import dense as kernels
 from hf_specplug.tree import DraftTree
 from tests.helpers import twins
 from tests.helpers.runs import assert_harmless, plain
-from tests.helpers.stores import documents, make, texts, told
+from tests.helpers.stores import documents, make, texts, write_texts
 from tests.helpers.zoo import make as make_model
 from tests.helpers.zoo import prompt
 
@@ -247,10 +247,10 @@ class Speech:
         transform = fit_projection(states[0])
         shards = [shard(*part, transform, self.vocab) for part in zip(parts, states, strict=True)]
         kept = [np.concatenate(list(each.blocks())) for each in shards]  # rounded to float16
-        twins = list(zip((tokens.tolist() for tokens in parts), kept, strict=True))
+        texts_and_vectors = list(zip((tokens.tolist() for tokens in parts), kept, strict=True))
         made = drafter(*shards, vocab=self.vocab)
         made.priors = self.rng.uniform(0.02, 0.98, kernels.BUCKETS).astype(np.float32)
-        return made, twins.DenseTwin(twins, transform, self.vocab, made.priors)
+        return made, twins.DenseTwin(texts_and_vectors, transform, self.vocab, made.priors)
 
 
 def same(one: DraftTree, other: DraftTree) -> bool:
@@ -396,7 +396,7 @@ def test_slow_searches_look_into_fewer_cells(monkeypatch: pytest.MonkeyPatch) ->
     tokens, states = rng.integers(0, 96, 2000), rng.normal(size=(2000, WIDTH))
     made = drafter(shard(tokens, states, index="IVF32,Flat"))
     ((one, _),) = made._shards
-    one.index.nprobe = one._probes = 16
+    one.index.nprobe = one._tuned = 16
     found = []
     for patience in [-1.0, 1e9] * 20 + [-1.0] * 80 + [1e9] * 80:  # as many in time at first
         monkeypatch.setattr(drafting, "PATIENCE", patience)
@@ -438,7 +438,7 @@ def dense_store(
     rows = documents([300] * 4) if rows is None else rows
     folder.mkdir(exist_ok=True)
     plan: dict[str, Any] = {"kind": "dense", "settings": settings, "index": index or States()}
-    make(folder / "store", told(folder / "texts", rows), letters=letters, **plan)
+    make(folder / "store", write_texts(folder / "texts", rows), letters=letters, **plan)
     return folder / "store"
 
 
