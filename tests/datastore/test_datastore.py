@@ -402,20 +402,17 @@ def test_a_wrong_index_with_right_checksums_is_found(tmp_path: Path) -> None:
 
 
 WRITER = """
-import sys, time
+import sys
 import numpy as np
 from hf_specplug.kernels.suffix import suffix_array
 from pathlib import Path
-from hf_specplug.datastore.building.build import build
 from hf_specplug.datastore.building.merge import merge
-from hf_specplug.datastore.building.corpus import Corpus, find
-from hf_specplug import DEMO_MODEL
-from hf_specplug.drafters.contract import Context, Frontier
-from hf_specplug.drafters.rest import RestDrafter
-from hf_specplug.errors import CorpusError, StoreError
-from tests.helpers.stores import Letters, make, silent, stop
+from hf_specplug.datastore.kinds.registry import registry
+from hf_specplug.errors import StoreError
+from tests.helpers.stores import make, silent
 store, corpus, more = map(Path, sys.argv[1:4])
 suffix_array(np.array([0, 1, 0, 1, 0], np.int32), 2)  # compiled
+registry()  # imported
 print("ready", flush=True)
 sys.stdin.readline()
 while True:
