@@ -21,7 +21,8 @@ from transformers import (
 
 from hf_specplug.assisted import AssistedCandidates
 from hf_specplug.datastore.building.growing import GrowingStore
-from hf_specplug.datastore.store import Datastore, open_all
+from hf_specplug.datastore.opening import open_all
+from hf_specplug.datastore.store import Datastore
 from hf_specplug.drafters.contract import Context, Drafter
 from hf_specplug.drafters.registry import create, hidden_layer
 from hf_specplug.drafting import precompile

@@ -22,7 +22,7 @@ from hf_specplug.bench.methods import DEFAULT, PLAIN, Method, parse
 from hf_specplug.bench.prompts import Question, load
 from hf_specplug.bench.results import begun, merged, middle_length, names, new
 from hf_specplug.bench.widths import milliseconds
-from hf_specplug.datastore.store import open_all
+from hf_specplug.datastore.opening import open_all
 from hf_specplug.errors import RecordingError
 from hf_specplug.hf import loading
 from hf_specplug.hf.prompts import prompt_ids, remaining_tokens
@@ -103,7 +103,7 @@ class Benchmark:
         self.results = begun(out, new(environment.environment(), arguments))
         self._model, self._tokenizer = loading.load(options.model or str(DEMO_MODEL), options.dtype)
         for store in stores:
-            store.refuse_other(self._tokenizer)
+            store.require_tokenizer(self._tokenizer)
         attach(self._model)
 
     def run(self) -> None:

@@ -13,8 +13,9 @@ import torch
 
 from hf_specplug.bench.generation import Generation, generate
 from hf_specplug.bench.methods import PLAIN, Method
-from hf_specplug.datastore.building.build import Plan, build
+from hf_specplug.datastore.building.build import build
 from hf_specplug.datastore.building.corpus import Corpus, find
+from hf_specplug.datastore.building.options import BuildOptions
 from hf_specplug.datastore.store import Datastore, tokenizer_hash
 from hf_specplug.drafters.contract import Drafter, Float32, Frontier, Int32, Step
 from hf_specplug.hf.prompts import prompt_ids
@@ -132,5 +133,5 @@ def build_standard_library(path: Path, tokenizer: Any) -> None:
         StoreError, OSError: it cannot be built at `path`.
     """
     files = Corpus(find([sysconfig.get_paths()["stdlib"]]))
-    plan = Plan(max_tokens=_STORE_TOKENS)
-    build(path, files, tokenizer, plan, lambda error: None, lambda *counts: None)
+    options = BuildOptions(max_tokens=_STORE_TOKENS)
+    build(path, files, tokenizer, options, lambda error: None, lambda *counts: None)

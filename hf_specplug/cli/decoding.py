@@ -105,7 +105,7 @@ def simulate(
     """Replay a recording through drafters, without the model."""
     with friendly("simulate"):
         from hf_specplug.cli import console, tables
-        from hf_specplug.datastore.store import open_all
+        from hf_specplug.datastore.opening import open_all
         from hf_specplug.replay.compare import compare, report
         from hf_specplug.replay.recording import load
         from hf_specplug.replay.simulate import cost_curve
@@ -179,7 +179,7 @@ def learn_priors(
     """Learn the priors and mixing weights that the package ships in priors.json."""
     with friendly("learn-priors"):
         from hf_specplug.cli import console
-        from hf_specplug.datastore.store import open_all
+        from hf_specplug.datastore.opening import open_all
         from hf_specplug.replay.learn_priors import learn, write
         from hf_specplug.replay.recording import load
 

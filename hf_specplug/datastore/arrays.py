@@ -1,4 +1,4 @@
-"""Arrays on disk: written whole or not at all, mapped only if they are exactly what was written."""
+"""Arrays on disk: written atomically, and mapped only if the file has the expected layout."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from numpy.typing import NDArray
 from hf_specplug.errors import StoreError
 
 DTYPES = ("uint8", "uint16", "uint32", "int32", "float32", "float16")
-_BLOCK = 1 << 24
+_BLOCK = 1 << 24  # bytes that are read at a time
 
 
 @dataclass(frozen=True)
 class ArrayFile:
-    """A one-dimensional or two-dimensional `.npy` file, as the manifest names it.
+    """A `.npy` file with one or two dimensions, as listed in the manifest.
 
     Attributes:
-        name: of the file, in the store's folder.
+        name: file name in the datastore's folder.
         dtype: one of `DTYPES`.
-        shape: of the array.
+        shape: shape of the array.
         checksum: xxh3_128 of the whole file, 32 hexadecimal digits.
     """
 
@@ -36,7 +36,7 @@ class ArrayFile:
 
 
 def write(folder: Path, name: str, array: NDArray[Any]) -> ArrayFile:
-    """Write an array under a temporary name, make sure that it is on disk, and rename it."""
+    """Write an array to a temporary file, flush it to disk, and rename the file to `name`."""
     array = np.ascontiguousarray(array)
     partial = folder / f"{name}.partial"
     with open(partial, "wb") as file:
@@ -50,7 +50,7 @@ def write(folder: Path, name: str, array: NDArray[Any]) -> ArrayFile:
 
 
 def sync(folder: Path) -> None:
-    """Make sure that a renaming is on disk."""
+    """Flush a folder to disk, so that a renaming in it survives a crash."""
     if os.name == "nt":
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -61,15 +61,15 @@ def sync(folder: Path) -> None:
 
 
 def open_array(folder: Path, described: ArrayFile) -> NDArray[Any]:
-    """Map an array read-only; its bytes are read when they are used.
+    """Map an array read-only. Bytes are read from disk when they are used.
 
     Raises:
-        StoreError: the file is missing, is no regular file, or is not as described.
+        StoreError: the file is missing, is not a regular file, or differs from the description.
     """
     path = folder / described.name
     try:
         if path.is_symlink() or not path.is_file():
-            raise StoreError(f"{path} is missing, or no regular file; build the store again")
+            raise StoreError(f"{path} is missing or not a regular file; build the datastore again")
         with open(path, "rb") as file:
             return _mapped(file, described)
     except StoreError:
@@ -81,12 +81,12 @@ def open_array(folder: Path, described: ArrayFile) -> NDArray[Any]:
 def _mapped(file: BinaryIO, described: ArrayFile) -> NDArray[Any]:
     version = np.lib.format.read_magic(file)
     if version != (1, 0):
-        raise ValueError(f"npy format {version}")
+        raise ValueError(f"npy format {version} is not supported")
     shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
     if shape != described.shape or dtype != np.dtype(described.dtype) or fortran:
         raise ValueError(
             f"it holds {dtype}{list(shape)}, "
-            f"but the manifest says {described.dtype}{list(described.shape)}"
+            f"but the manifest lists {described.dtype}{list(described.shape)}"
         )
     start = file.tell()
     size = os.fstat(file.fileno()).st_size
@@ -102,17 +102,17 @@ def verify(folder: Path, described: ArrayFile) -> None:
     """Compare the checksum of the whole file.
 
     Raises:
-        StoreError: a byte is not what was written.
+        StoreError: the file has changed since it was written, or cannot be read.
     """
     path = folder / described.name
     try:
         found = _checksum(path)
     except OSError as error:
         raise StoreError(
-            f"{path} cannot be read ({error.strerror}); build the store again"
+            f"{path} cannot be read ({error.strerror}); build the datastore again"
         ) from error
     if found != described.checksum:
-        raise StoreError(f"{path} has changed since it was written (its checksum differs)")
+        raise StoreError(f"{path} has changed since it was written (the checksum differs)")
 
 
 def _checksum(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Sharing stores on the Hugging Face Hub, as dataset repositories."""
+"""Sharing datastores on the Hugging Face Hub, as dataset repositories."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ tags: [hf-specplug, datastore]
 ---
 # {name}
 
-A datastore of [hf-specplug](https://pypi.org/project/hf-specplug): {tokens:,} tokens of
-{documents:,} documents, made with the tokenizer of `{tokenizer}`. It makes `model.generate` faster
-where the model writes similar text, and never changes the output:
+A datastore for [hf-specplug](https://pypi.org/project/hf-specplug): {tokens:,} tokens of
+{documents:,} documents, built with the tokenizer of `{tokenizer}`. It makes `model.generate` faster
+where the model writes similar text, and does not change the output:
 
 ```python
 from hf_specplug import attach
@@ -35,13 +35,26 @@ def push_to_hub(
     token: str | None = None,
     commit_message: str = "Upload datastore",
 ) -> Any:
-    """Check a finished store and upload it; returns what the Hub says of the commit.
+    """Check the checksums of a datastore and upload it.
 
-    Only its own files are uploaded, and a card, if the repository has none.
+    Only its own files are uploaded, and a card if the repository has none.
+
+    Args:
+        path: folder of the datastore.
+        repo_id: dataset repository; it is created if it does not exist.
+        private: whether a new repository is private.
+        token: access token; the saved one by default.
+        commit_message: message of the commit.
+
+    Returns:
+        The `huggingface_hub.CommitInfo` of the upload.
 
     Raises:
-        StoreError: it is damaged.
-        huggingface_hub.errors.HfHubHTTPError: the Hub refuses.
+        StoreError: the datastore is damaged.
+        huggingface_hub.errors.HfHubHTTPError: the Hub refuses the request.
+
+    Example:
+        >>> push_to_hub("my.store", "me/mine", private=True)  # doctest: +SKIP
     """
     store = Datastore(path)
     store.check()
@@ -77,14 +90,20 @@ def from_hub(
     token: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
 ) -> Datastore:
-    """Download a store, if it is not there already, compare its checksums, and open it.
+    """Download a datastore unless it is cached, compare its checksums, and open it.
 
     Args:
-        cache_dir: where stores are kept; the user's cache if not given.
+        repo_id: dataset repository.
+        revision: branch, tag or commit; "main" by default.
+        token: access token; the saved one by default.
+        cache_dir: folder for downloaded datastores; one in the user's cache by default.
 
     Raises:
-        StoreError: what was downloaded is no store, or is damaged.
-        huggingface_hub.errors.HfHubHTTPError: there is no such repository, or no access.
+        StoreError: the repository does not hold a datastore, or a file is damaged.
+        huggingface_hub.errors.HfHubHTTPError: the repository does not exist or is not accessible.
+
+    Example:
+        >>> store = from_hub("me/mine")  # doctest: +SKIP
     """
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     cache = Path(cache_dir) if cache_dir is not None else Path(home) / "hf_specplug" / "hub"
@@ -94,7 +113,7 @@ def from_hub(
         repo_type="dataset",
         revision=revision,
         token=token,
-        local_dir=str(folder),  # plain files: the Hub's own cache has links, which stores refuse
+        local_dir=str(folder),  # plain files: the Hub's cache has links, which are refused
         allow_patterns=[NAME, "*.npy"],
     )
     store = Datastore(folder)

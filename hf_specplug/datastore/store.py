@@ -1,46 +1,47 @@
-"""Opening and checking datastores."""
+"""An opened datastore, and the identity of the tokenizer that made it."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
 from hf_specplug.datastore import arrays, manifest
-from hf_specplug.datastore.building.corpus import HUB
-from hf_specplug.datastore.index import Index
-from hf_specplug.datastore.kinds import KINDS
+from hf_specplug.datastore.kinds.contract import Index
+from hf_specplug.datastore.kinds.registry import index_class
 from hf_specplug.datastore.manifest import Manifest, Shard
 from hf_specplug.errors import StoreError
 
-_TRIES = 5  # of opening, while a writer replaces files
+_ATTEMPTS = 5  # to open it while a writer replaces files
 
 
 class Datastore:
-    """A store as it was when it was opened; it stays readable when it is appended to or merged.
+    """A datastore in the state in which it was opened.
+
+    It stays readable and unchanged while others append to the folder or merge it.
 
     Args:
-        path: its folder.
+        path: folder of the datastore.
 
     Attributes:
-        path, manifest: what was opened.
-        shards: an index each, mapped; no number in them is to be trusted.
+        path: the folder.
+        manifest: the manifest that was read.
+        shards: one mapped index per shard. Their values are not checked; see `check`.
 
     Raises:
-        StoreError: it is missing, damaged, unfinished or of another version.
+        StoreError: the folder is not a datastore, is damaged, or has an unsupported format.
 
     Example:
         >>> Datastore("no-such-folder")
         Traceback (most recent call last):
-        hf_specplug.errors.StoreError: no-such-folder is no datastore: it has no specplug.json ...
+        hf_specplug.errors.StoreError: no-such-folder is not a datastore: it has no specplug.json...
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        for left in reversed(range(_TRIES)):
+        for left in reversed(range(_ATTEMPTS)):
             self.manifest = manifest.load(self.path)
             try:
                 self.shards: list[Any] = [self._open(shard) for shard in self.manifest.shards]
@@ -50,12 +51,14 @@ class Datastore:
                     raise
 
     def _open(self, shard: Shard) -> Index:
-        kind = KINDS[self.manifest.kind]
-        if missing := set(kind.names) - set(shard.arrays):
+        kind = index_class(self.manifest.kind)
+        if missing := set(kind.array_names) - set(shard.arrays):
             raise StoreError(f"{self.path}: a shard has no {', '.join(sorted(missing))}")
-        for name in kind.verified:
+        for name in kind.verify_on_open:
             arrays.verify(self.path, shard.arrays[name])
-        opened = {name: arrays.open_array(self.path, shard.arrays[name]) for name in kind.names}
+        opened = {
+            name: arrays.open_array(self.path, shard.arrays[name]) for name in kind.array_names
+        }
         try:
             return kind(opened, self.manifest.vocab_size)
         except StoreError as error:
@@ -65,26 +68,30 @@ class Datastore:
         return Datastore, (self.path,)
 
     def __deepcopy__(self, memo: Any) -> Datastore:
-        return self  # it never changes
+        return self  # immutable
 
     def __len__(self) -> int:
-        """How many tokens it was made of, the ends of documents included."""
+        """The number of tokens it was built from, the ends of documents included."""
         return sum(shard.tokens for shard in self.manifest.shards)
 
     @property
     def documents(self) -> int:
+        """The number of documents it was built from."""
         return sum(shard.documents for shard in self.manifest.shards)
 
     @property
     def bytes(self) -> int:
-        """On disk, all files."""
+        """The size of all files in bytes."""
         return sum((self.path / name).stat().st_size for name in self.manifest.files())
 
     def check(self, deep: bool = False) -> None:
-        """Compare all checksums; `deep`: also look at every number.
+        """Compare the checksums of all files.
+
+        Args:
+            deep: also check every value.
 
         Raises:
-            StoreError: something is not as it was written.
+            StoreError: a file has changed since it was written, or a value cannot be right.
         """
         for number, (shard, opened) in enumerate(
             zip(self.manifest.shards, self.shards, strict=True)
@@ -97,51 +104,30 @@ class Datastore:
             except StoreError as error:
                 raise StoreError(f"{self.path}, shard {number}: {error}") from error
 
-    def refuse_other(self, tokenizer: Any) -> None:
-        """Raise StoreError unless its tokens were made by an equal tokenizer."""
-        refuse_other(self.path, self.manifest, described(tokenizer))
+    def require_tokenizer(self, tokenizer: Any) -> None:
+        """Raise StoreError unless `tokenizer` has the token ids of this datastore."""
+        require_tokenizer(self.path, self.manifest, tokenizer_identity(tokenizer))
 
 
-def described(tokenizer: Any) -> dict[str, str]:
-    """What a manifest says of a tokenizer."""
+def tokenizer_identity(tokenizer: Any) -> dict[str, str]:
+    """{"name", "hash"} of a tokenizer, as in a manifest."""
     name = str(getattr(tokenizer, "name_or_path", "")) or "unknown"
     return {"name": name, "hash": tokenizer_hash(tokenizer)}
 
 
-def refuse_other(path: Path, state: Manifest, tokenizer: dict[str, str]) -> None:
-    """Raise StoreError unless a store's tokens were made by the `described` tokenizer."""
+def require_tokenizer(path: Path, state: Manifest, tokenizer: dict[str, str]) -> None:
+    """Raise StoreError unless a datastore has the token ids of the tokenizer of this identity."""
     if tokenizer["hash"] != state.tokenizer["hash"]:
         raise StoreError(
-            f"{path} was built with the tokenizer of {state.tokenizer['name']}, whose ids are not "
-            f"those of {tokenizer['name']}: build another store; or to draft from it all the same, "
-            "which is slow but lossless, give no tokenizer"
+            f"{path} was built with the tokenizer of {state.tokenizer['name']}, whose token ids "
+            f"differ from those of {tokenizer['name']}: build a datastore with this tokenizer (or "
+            "pass no tokenizer to draft from this one, which is lossless but slow)"
         )
 
 
 def tokenizer_hash(tokenizer: Any) -> str:
-    """Equal for tokenizers that give every id the same meaning."""
+    """A hash of the vocabulary: equal if every token id has the same meaning."""
     digest = xxhash.xxh3_128()
     for token, index in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]):
         digest.update(f"{index} {token}\n".encode("utf-8", errors="surrogatepass"))
     return str(digest.hexdigest())
-
-
-def open_all(
-    stores: Iterable[str | os.PathLike[str] | Datastore], tokenizer: Any = None
-) -> list[Datastore]:
-    """Open stores (`hf://NAME[@REVISION]`: of the Hub), refuse those of another tokenizer."""
-    opened = [store if isinstance(store, Datastore) else _open(store) for store in stores]
-    if tokenizer is not None:
-        for store in opened:
-            store.refuse_other(tokenizer)
-    return opened
-
-
-def _open(path: str | os.PathLike[str]) -> Datastore:
-    name = os.fspath(path)
-    if not name.startswith(HUB):
-        return Datastore(path)
-    from hf_specplug.datastore.hub import from_hub
-
-    repo, _, revision = name.removeprefix(HUB).partition("@")
-    return from_hub(repo, revision or None)

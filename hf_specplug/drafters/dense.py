@@ -190,5 +190,5 @@ class DenseDrafter(StoreDrafter):
         self._slow += 1 if seconds > PATIENCE else -1
         if abs(self._slow) >= _SLOW:
             for shard, _ in self._shards:
-                shard.hurry(more=self._slow > 0)
+                shard.adjust_nprobe(faster=self._slow > 0)
             self._slow = 0

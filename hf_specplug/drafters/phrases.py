@@ -14,9 +14,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from hf_specplug.datastore.building.executors import tokenise
-from hf_specplug.datastore.kinds import KINDS
-from hf_specplug.datastore.phrases import PhraseIndex
+from hf_specplug.datastore.building.executors import tokenize
+from hf_specplug.datastore.kinds.phrases import PhraseIndex
+from hf_specplug.datastore.kinds.registry import index_class
 from hf_specplug.datastore.store import Datastore
 from hf_specplug.drafters.contract import Context, Frontier, Int32, Step
 from hf_specplug.drafters.priors import learned
@@ -65,8 +65,8 @@ class PhrasesDrafter(StoreDrafter):
             raise OptionError("phrases are given as texts, which needs the model's tokenizer")
         if texts:
             vocab = len(tokenizer)
-            ends = [[*row.tolist(), vocab] for row in tokenise(tokenizer, texts)]
-            given = PhraseIndex(PhraseIndex.given(np.concatenate(ends), vocab), vocab)
+            ends = [[*row.tolist(), vocab] for row in tokenize(tokenizer, texts)]
+            given = PhraseIndex(PhraseIndex.build_given(np.concatenate(ends), vocab), vocab)
             self._given.append(_part(given, vocab))
 
     def _clear(self) -> None:
@@ -80,7 +80,7 @@ class PhrasesDrafter(StoreDrafter):
     def _opened(self, store: Datastore) -> None:
         vocab, shards = store.manifest.vocab_size, store.shards
         if len(shards) > 1:
-            kind: Any = KINDS[store.manifest.kind]
+            kind: Any = index_class(store.manifest.kind)
             shards = [kind(kind.join(shards, vocab), vocab)]
         self._parts += [_part(shard, vocab) for shard in shards]
         self._clear()
@@ -148,5 +148,5 @@ class PhrasesDrafter(StoreDrafter):
 
 def _part(index: Any, vocab: int) -> kernels.Part:
     # plain arrays: a kernel is slow to look at a subclass
-    tokens, offsets, counts = (getattr(index, name).view(np.ndarray) for name in index.names)
+    tokens, offsets, counts = (getattr(index, name).view(np.ndarray) for name in index.array_names)
     return tokens, offsets, counts, vocab

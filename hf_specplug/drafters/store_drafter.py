@@ -7,7 +7,8 @@ from abc import abstractmethod
 from collections.abc import Iterable
 from typing import Any
 
-from hf_specplug.datastore.store import Datastore, open_all
+from hf_specplug.datastore.opening import open_all
+from hf_specplug.datastore.store import Datastore
 from hf_specplug.drafters.contract import Context, Drafter
 from hf_specplug.drafters.registry import registry
 from hf_specplug.errors import OptionError, StoreError

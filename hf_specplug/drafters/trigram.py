@@ -76,7 +76,7 @@ class TrigramDrafter(StoreDrafter):
         for shard in store.shards:
             if len(shard.seconds):
                 # plain arrays: a kernel is slow to look at a subclass
-                arrays = tuple(getattr(shard, name).view(np.ndarray) for name in shard.names)
+                arrays = tuple(getattr(shard, name).view(np.ndarray) for name in shard.array_names)
                 self.shards.append((arrays, store.manifest.vocab_size))
 
     def __getstate__(self) -> dict[str, Any]:

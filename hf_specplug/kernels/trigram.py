@@ -2,9 +2,9 @@
 
 What is read from an index is never trusted: it is kept within its arrays, so that a damaged file
 can give wrong guesses, but no crash. A shard is a tuple of the arrays of
-`hf_specplug.datastore.trigram.TrigramIndex` in the order of its `names`. What the text taught is
-kept in a table of `hf_specplug.kernels.successors`, whose `probs` are here the decayed numbers of
-times that a token followed.
+`hf_specplug.datastore.kinds.trigram.TrigramIndex` in the order of its `array_names`.
+What the text taught is kept in a table of `hf_specplug.kernels.successors`, whose `probs` are here
+the decayed numbers of times that a token followed.
 """
 
 from __future__ import annotations

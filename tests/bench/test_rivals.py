@@ -15,7 +15,7 @@ from hypothesis import given as of
 from hypothesis import strategies as st
 from transformers.generation.candidate_generator import PromptLookupCandidateGenerator
 
-from hf_specplug.datastore.building.executors import tokenise
+from hf_specplug.datastore.building.executors import tokenize
 from hf_specplug.drafters.contract import TOP_K, Int32, TopK
 from hf_specplug.errors import DraftError, OptionError
 from hf_specplug.hf.prompts import greedy_answer, prompt_ids
@@ -270,7 +270,7 @@ def test_paths_of_aded_are_a_tree() -> None:
 def test_stores_and_texts_are_the_same(given: Given, documents: Path, tokenizer: Any) -> None:
     rows = [json.loads(line)["text"] for line in documents.read_text().splitlines()]
     assert [text.tolist() for text in given.texts] == [
-        row.tolist() for row in tokenise(tokenizer, rows)
+        row.tolist() for row in tokenize(tokenizer, rows)
     ]
     assert [store.manifest.kind for store in given.stores] == list(texts.KINDS)
     assert len(given.stores[0]) == sum(map(len, given.texts)) + len(given.texts)  # separators

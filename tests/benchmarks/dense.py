@@ -34,9 +34,11 @@ from numpy.typing import NDArray
 
 from hf_specplug.bench import environment
 from hf_specplug.datastore import manifest
-from hf_specplug.datastore.building.build import write_shard
-from hf_specplug.datastore.building.embedding import SHARD
-from hf_specplug.datastore.dense import AUTO, DenseIndex, fitted, transformed
+from hf_specplug.datastore.building.embedding import EMBEDDING_SHARD_TOKENS
+from hf_specplug.datastore.building.folder import write_shard
+from hf_specplug.datastore.kinds.dense import DenseIndex
+from hf_specplug.datastore.kinds.faiss_index import AUTO
+from hf_specplug.datastore.kinds.projection import fit_projection, project
 from hf_specplug.datastore.manifest import Manifest
 from hf_specplug.datastore.store import Datastore
 from hf_specplug.drafters.dense import NEIGHBOURS
@@ -100,19 +102,19 @@ def build(
 ) -> tuple[dict[str, float], Places]:
     """Make a store; what it cost, and the places of the nearest neighbours by exact search."""
     sample = np.sort(np.random.default_rng(1).permutation(stored)[:SAMPLE])
-    transform = fitted(states[sample])
+    transform = fit_projection(states[sample])
     model = {"name": "unknown", "hash": "0"}
     settings = {"model": model, "layer": -1, "metric": "inner_product", "index": index}
     made_by = {"name": "unknown", "hash": "0"}
     exact = faiss.ResultHeap(len(queries), NEIGHBOURS, keep_max=True)
-    looked_for = transformed(queries, transform)
+    looked_for = project(queries, transform)
     seconds = {"projecting": 0.0, "joining": 0.0}
     shards = []
-    for number, start in enumerate(range(0, len(stored), SHARD)):
-        part = states[stored[start : start + SHARD]]
+    for number, start in enumerate(range(0, len(stored), EMBEDDING_SHARD_TOKENS)):
+        part = states[stored[start : start + EMBEDDING_SHARD_TOKENS]]
         begin = time.perf_counter()
-        vectors = transformed(part, transform)
-        arrays = DenseIndex.of_vectors(np.zeros(len(part)), vectors, transform, VOCAB)
+        vectors = project(part, transform)
+        arrays = DenseIndex.from_vectors(np.zeros(len(part)), vectors, transform, VOCAB)
         seconds["projecting"] += time.perf_counter() - begin
         shards.append(write_shard(folder, number, arrays, 1, len(part)))
         for first, block in _blocks(vectors):
@@ -187,7 +189,7 @@ def _warm(width: int) -> None:
     """Load what is loaded but once: the libraries, and the kernel for a mapped transform."""
     transform = np.ones((width + 1, 64), np.float32)
     transform.flags.writeable = False
-    arrays = DenseIndex.of_vectors(np.zeros(1), np.zeros((1, 64), np.float32), transform, VOCAB)
+    arrays = DenseIndex.from_vectors(np.zeros(1), np.zeros((1, 64), np.float32), transform, VOCAB)
     shard = DenseIndex(arrays, VOCAB)
     shard.search(_vector(shard, np.ones(width, np.float32)), 1)
     shard.about()

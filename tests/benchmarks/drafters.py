@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from hf_specplug.bench import environment
-from hf_specplug.datastore.store import open_all
+from hf_specplug.datastore.opening import open_all
 from hf_specplug.drafters.contract import Drafter, Frontier, Int32, Step
 from hf_specplug.drafting.mixer import Mixer
 from hf_specplug.drafting.search import TreeSearch

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_specplug import SpecPlug, attach
 from hf_specplug.bench import environment
-from hf_specplug.datastore.store import open_all
+from hf_specplug.datastore.opening import open_all
 from hf_specplug.replay.compare import reading
 from hf_specplug.replay.teacher_forcing import load, measure
 

@@ -152,7 +152,7 @@ def test_a_store_from_the_command_line(tmp_path: Path) -> None:
     (corpus / "c.txt").write_text("more text")
     assert specplug("append", store, str(corpus / "c.txt")).returncode == 0
     assert specplug("merge", store).returncode == 0
-    assert "as it was written" in specplug("check", store, "--deep").stdout
+    assert "unchanged since it was written" in specplug("check", store, "--deep").stdout
     info = json.loads(specplug("info", store, "--format", "json").stdout)
     assert (info["documents"], info["shards"]) == (3, 1)
     result = specplug("simulate", str(tmp_path / "no.rec"), "--datastore", store)
@@ -169,8 +169,8 @@ def test_a_store_from_the_command_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nothing/*.txt"], "nothing is found"),
-        (["a.jsonl"], "a.jsonl, line 2: no JSON"),
+        (["nothing/*.txt"], "matches no file"),
+        (["a.jsonl"], "a.jsonl, line 2: not JSON"),
         (["a.jsonl", "--memory", "much"], "--memory is a size"),
         (["a.jsonl", "--on-error", "ask"], "stop or skip"),
     ],
@@ -182,6 +182,15 @@ def test_build_says_what_is_wrong(tmp_path: Path, arguments: list[str], message:
     assert result.returncode == 1
     assert message in result.stderr.replace("\n", " ")
     assert "Traceback" not in result.stderr
+
+
+def test_a_command_that_failed_can_be_corrected(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('not json\n{"text": "one"}\n')
+    store, corpus = str(tmp_path / "store"), str(tmp_path / "a.jsonl")
+    assert specplug("build", store, corpus, *TOKENIZER, "--kind", "trigram").returncode == 1
+    result = specplug("build", store, corpus, *TOKENIZER, "--on-error", "skip")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(specplug("info", store, "--format", "json").stdout)["kind"] == "suffix"
 
 
 def test_build_skips_what_it_is_told_to_skip(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from hf_specplug.datastore.building import corpus as corpora
 from hf_specplug.datastore.building.corpus import Corpus, find
+from hf_specplug.datastore.building.options import BuildOptions
 from hf_specplug.datastore.building.recipe import load
 from hf_specplug.errors import CorpusError
 from tests.helpers.stores import stop
@@ -50,9 +51,9 @@ def test_folders(tmp_path: Path) -> None:
     (tmp_path / "latin.txt").write_bytes("é".encode("latin-1"))
     assert read(tmp_path / "latin.txt") == ["\ufffd"]
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CorpusError, match="holds no text"):
+    with pytest.raises(CorpusError, match="contains no text files"):
         find([str(tmp_path / "empty")])
-    with pytest.raises(CorpusError, match="nothing is found at"):
+    with pytest.raises(CorpusError, match="matches no file or folder"):
         find([str(tmp_path / "*.nothing")])
 
 
@@ -78,7 +79,7 @@ def test_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.jsonl", b'{"text": "one"}\n{"text": ', "a.jsonl, line 2: no JSON"),
+        ("a.jsonl", b'{"text": "one"}\n{"text": ', "a.jsonl, line 2: not JSON"),
         ("a.jsonl", b'{"content": "x"}', "line 1: no text in 'text' .*it has content"),
         ("a.jsonl", b'{"text": 3}', "line 1: no text in 'text'"),
         ("a.jsonl", b"[1]", "it has no fields"),
@@ -124,18 +125,20 @@ def test_recipes(tmp_path: Path) -> None:
     (tmp_path / "notes" / "a.md").write_text("note")
     path = tmp_path / "recipe.toml"
     path.write_text('tokenizer = "here"\ncorpus = ["notes/*.md"]\nmax_tokens = 50\ndedup = true')
-    recipe = load([str(path)])
-    assert list(recipe.corpus.documents(stop)) == ["note"]
-    assert (recipe.tokenizer, recipe.max_tokens, recipe.dedup) == ("here", 50, True)
+    corpus, options = load([str(path)], BuildOptions())
+    assert list(corpus.documents(stop)) == ["note"]
+    assert (options.tokenizer, options.max_tokens, options.dedup) == ("here", 50, True)
     path.write_text('corpus = ["{stdlib}"]')
-    assert any(name.endswith("dataclasses.py") for name in load([str(path)]).corpus.files)
+    assert any(
+        name.endswith("dataclasses.py") for name in load([str(path)], BuildOptions())[0].files
+    )
     for content, message in (
-        ("corpus = [", "no TOML"),
+        ("corpus = [", "not TOML"),
         ("", "names no corpus"),
         ('corpus = ["x"]\ncorpsu = 3', "'corpsu' is unknown"),
-        ('corpus = "x"', "of type list"),
-        ('corpus = ["notes"]\nmax_tokens = true', "of type int"),
+        ('corpus = "x"', "must be of type list"),
+        ('corpus = ["notes"]\nmax_tokens = true', "must be of type int"),
     ):
         path.write_text(content)
         with pytest.raises(CorpusError, match=message):
-            load([str(path)])
+            load([str(path)], BuildOptions())

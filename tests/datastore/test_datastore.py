@@ -20,14 +20,16 @@ from transformers import AutoTokenizer
 
 from hf_specplug import DEMO_MODEL
 from hf_specplug.datastore import arrays, manifest
-from hf_specplug.datastore.building.build import Plan, build, merge, remove, shard_tokens_for
+from hf_specplug.datastore.building.build import build
 from hf_specplug.datastore.building.corpus import Corpus, find
+from hf_specplug.datastore.building.merge import merge
+from hf_specplug.datastore.building.options import BuildOptions, shard_tokens_for
 from hf_specplug.datastore.building.recipe import load as load_recipe
-from hf_specplug.datastore.index import token_dtype
+from hf_specplug.datastore.kinds.contract import token_dtype
 from hf_specplug.datastore.store import Datastore, tokenizer_hash
 from hf_specplug.drafters.contract import Context, Frontier
 from hf_specplug.drafters.rest import RestDrafter
-from hf_specplug.errors import StoreError
+from hf_specplug.errors import CorpusError, StoreError
 from tests.helpers.stores import Letters, make, silent, stop, texts
 
 
@@ -75,7 +77,7 @@ def test_limits(tmp_path: Path) -> None:
     make(tmp_path / "deduplicated", corpus, dedup=True)
     assert Datastore(tmp_path / "deduplicated").documents == 20
     with pytest.raises(StoreError, match="from 1 to 134,217,728"):
-        Plan(shard_tokens=0)
+        BuildOptions(shard_tokens=0)
     assert shard_tokens_for(1) == 1
     assert token_dtype(65535) == np.uint16
     assert token_dtype(65536) == np.uint32
@@ -92,7 +94,7 @@ def test_the_committed_sample_stays_readable() -> None:
     opened = Datastore(sample)
     opened.check(deep=True)
     assert len(opened) > 20_000
-    opened.refuse_other(AutoTokenizer.from_pretrained(DEMO_MODEL))
+    opened.require_tokenizer(AutoTokenizer.from_pretrained(DEMO_MODEL))
 
 
 @pytest.mark.parametrize("recipe", ["stdlib", "code", "chats", "outputs"])
@@ -109,7 +111,7 @@ def test_recipes_can_be_read(recipe: str, tmp_path: Path) -> None:
     ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x")
-    assert load_recipe([str(tmp_path / f"{recipe}.toml")]).corpus.files
+    assert load_recipe([str(tmp_path / f"{recipe}.toml")], BuildOptions())[0].files
 
 
 class Interrupted(Exception):
@@ -129,16 +131,44 @@ def test_an_interrupted_build_goes_on(tmp_path: Path, after: int) -> None:
             raise Interrupted
 
     broken = tmp_path / "broken"
-    plan = Plan(shard_tokens=500)
+    options = BuildOptions(shard_tokens=500)
     with pytest.raises(Interrupted):
-        build(broken, Corpus(find([str(corpus)])), Letters(), plan, stop, interrupt)
+        build(broken, Corpus(find([str(corpus)])), Letters(), options, stop, interrupt)
     assert Datastore(broken).manifest.build
     listed = len(contents(broken))
     assert contents(tmp_path / "whole")[:listed] == contents(broken)
-    with pytest.raises(StoreError, match="interrupted build of another corpus"):
-        make(broken, corpus, shard_tokens=501)
+    if listed:  # otherwise there is nothing to protect
+        with pytest.raises(StoreError, match="interrupted build of another corpus"):
+            make(broken, corpus, shard_tokens=501)
     make(broken, corpus, shard_tokens=500)
     assert files(broken) == files(tmp_path / "whole")
+
+
+def failed(store: Path, **options: Any) -> None:
+    """A build that fails at its first line, before any shard."""
+    broken = store.parent / "broken.jsonl"
+    broken.write_text("not json")
+    with pytest.raises(CorpusError, match="line 1: not JSON"):
+        make(store, broken, **options)
+
+
+def test_a_build_that_failed_at_once_can_be_corrected(tmp_path: Path) -> None:
+    """Nothing was written, so that no part of the first command binds the second one."""
+    store, corpus = tmp_path / "store", texts(tmp_path / "texts")
+    failed(store, letters=90, kind="trigram", shard_tokens=300, dedup=True)
+    failed(store)
+    with pytest.raises(StoreError, match="interrupted build"):  # what was interrupted is unknown
+        make(store, corpus, append=True)
+    make(store, corpus, shard_tokens=500)
+    make(tmp_path / "direct", corpus, shard_tokens=500)
+    assert files(store) == files(tmp_path / "direct")
+    failed(store, append=True)
+    assert Datastore(store).manifest.build
+    with pytest.raises(StoreError, match="finished datastore"):
+        make(store, corpus)
+    for name in ("store", "direct"):
+        make(tmp_path / name, corpus, append=True, max_tokens=100)
+    assert files(store) == files(tmp_path / "direct")
 
 
 def test_append_and_merge(tmp_path: Path) -> None:
@@ -159,8 +189,6 @@ def test_append_and_merge(tmp_path: Path) -> None:
     assert {path.name for path in store.iterdir()} == Datastore(store).manifest.files() | {".lock"}
     merge(store, 1 << 20, silent)
     assert contents(store) == after
-    remove(store)
-    assert not store.exists()
 
 
 def test_what_is_refused(tmp_path: Path) -> None:
@@ -170,17 +198,17 @@ def test_what_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="finished datastore"):
         make(store, corpus)
     with pytest.raises(StoreError, match="tokenizer of letters"):
-        build(store, Corpus(find([str(corpus)])), Letters(95), Plan(), stop, silent, append=True)
-    with pytest.raises(StoreError, match="no datastore to append to"):
+        make(store, corpus, append=True, letters=95)
+    with pytest.raises(StoreError, match="not a datastore to append to"):
         make(tmp_path / "new", corpus, append=True)
-    with pytest.raises(StoreError, match="is no datastore; choose"):
+    with pytest.raises(StoreError, match="is not a datastore; choose"):
         make(corpus, corpus)
     with pytest.raises(StoreError, match=r"has no specplug\.json"):
         merge(tmp_path / "nowhere", 100, silent)
     assert not (tmp_path / "nowhere").exists()
-    Datastore(store).refuse_other(Letters())
-    with pytest.raises(StoreError, match="whose ids are not"):
-        Datastore(store).refuse_other(Letters(97))
+    Datastore(store).require_tokenizer(Letters())
+    with pytest.raises(StoreError, match="whose token ids differ"):
+        Datastore(store).require_tokenizer(Letters(97))
     assert tokenizer_hash(Letters(5)) != tokenizer_hash(Letters(6))
 
 
@@ -195,7 +223,7 @@ def test_one_writer_at_a_time(tmp_path: Path) -> None:
         except StoreError as error:
             errors.append(str(error))
 
-    build(store, Corpus(find([str(corpus)])), Letters(), Plan(), stop, second)
+    build(store, Corpus(find([str(corpus)])), Letters(), BuildOptions(), stop, second)
     assert "being written by another process" in errors[0]
     contents(store)
 
@@ -374,20 +402,17 @@ def test_a_wrong_index_with_right_checksums_is_found(tmp_path: Path) -> None:
 
 
 WRITER = """
-import sys, time
+import sys
 import numpy as np
 from hf_specplug.kernels.suffix import suffix_array
 from pathlib import Path
-from hf_specplug.datastore.building.build import Plan, build, merge
-from hf_specplug.datastore.building.corpus import Corpus, find
-from hf_specplug.datastore.building.recipe import load as load_recipe
-from hf_specplug import DEMO_MODEL
-from hf_specplug.drafters.contract import Context, Frontier
-from hf_specplug.drafters.rest import RestDrafter
+from hf_specplug.datastore.building.merge import merge
+from hf_specplug.datastore.kinds.registry import registry
 from hf_specplug.errors import StoreError
-from tests.helpers.stores import Letters, make, silent, stop
+from tests.helpers.stores import make, silent
 store, corpus, more = map(Path, sys.argv[1:4])
 suffix_array(np.array([0, 1, 0, 1, 0], np.int32), 2)  # compiled
+registry()  # imported
 print("ready", flush=True)
 sys.stdin.readline()
 while True:

@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 
 from hf_specplug import DEMO_MODEL
-from hf_specplug.cli import datastores as stores
+from hf_specplug.cli.datastore_building import LOADERS
 from hf_specplug.datastore.building import build as build_module
 from hf_specplug.datastore.building import executors
-from hf_specplug.datastore.building.build import Plan, build
+from hf_specplug.datastore.building.build import build
 from hf_specplug.datastore.building.corpus import Corpus, find
+from hf_specplug.datastore.building.job import prepare
+from hf_specplug.datastore.building.options import BuildOptions
+from hf_specplug.datastore.kinds.suffix import SuffixIndex
 from hf_specplug.datastore.store import Datastore
-from hf_specplug.datastore.suffix import SuffixIndex
 from hf_specplug.errors import CorpusError, OptionError, StoreError
 from tests.datastore.test_datastore import files
 from tests.helpers.stores import Letters, silent, stop, texts
@@ -39,7 +41,7 @@ class Deadly(Letters):
 class Heavy:
     """Says who calls it, as one that keeps a model there; kills the first."""
 
-    accelerated = True
+    runs_model = True
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir()
@@ -60,7 +62,7 @@ class Heavy:
 class Wrong:
     """Cannot be used, as a worker finds out."""
 
-    accelerated = True
+    runs_model = True
 
     def __call__(self, tokens: Any, vocab: int) -> Any:
         raise OptionError(f"nothing is made of {len(tokens)} tokens")
@@ -76,8 +78,15 @@ def kill_once(marker: Path, parent: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def built(folder: Path, sources: list[str], **options: Any) -> Datastore:
+    """A store as the command line builds it."""
+    job = prepare(folder, sources, BuildOptions(**options), LOADERS)
+    job.setup()
+    return job.run(stop, silent)
+
+
 @pytest.fixture
-def cluster(request: pytest.FixtureRequest) -> Iterator[executors.OnRay]:
+def cluster(request: pytest.FixtureRequest) -> Iterator[executors.RayExecutor]:
     """Two workers on this machine, or what a test asks for."""
     ray = pytest.importorskip("ray")
     size = getattr(request, "param", {"num_cpus": 2})
@@ -86,7 +95,7 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[executors.OnRay]:
     except Exception as error:
         pytest.skip(f"no cluster can be started on this machine: {error}")
     try:
-        yield executors.OnRay()
+        yield executors.RayExecutor()
     finally:
         ray.shutdown()
 
@@ -94,14 +103,14 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[executors.OnRay]:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of ray
 def test_a_cluster_builds_the_same_files(
-    tmp_path: Path, cluster: executors.OnRay, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, cluster: executors.RayExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(build_module, "_BATCH", 300)  # many small tasks
     corpus = Corpus(find([str(texts(tmp_path / "texts", 40))]))
-    plan = Plan(shard_tokens=900)
-    build(tmp_path / "local", corpus, Letters(), plan, stop, silent)
+    options = BuildOptions(shard_tokens=900)
+    build(tmp_path / "local", corpus, Letters(), options, stop, silent)
     deadly = Deadly(tmp_path / "killed")
-    build(tmp_path / "cluster", corpus, deadly, plan, stop, silent, engine=cluster)
+    build(tmp_path / "cluster", corpus, deadly, options, stop, silent, executor=cluster)
     assert (tmp_path / "killed").exists()
     assert len(Datastore(tmp_path / "local").shards) > 5
     assert files(tmp_path / "cluster") == files(tmp_path / "local")
@@ -120,41 +129,39 @@ def test_a_cluster_builds_the_same_files(
     ids=["cores", "one core", "gpus"],
 )
 def test_few_workers_load_a_model_and_keep_it(
-    tmp_path: Path, cluster: executors.OnRay, workers: list[str]
+    tmp_path: Path, cluster: executors.RayExecutor, workers: list[str]
 ) -> None:
     corpus = Corpus(find([str(texts(tmp_path / "texts"))]))
-    plan = Plan(shard_tokens=400)
-    build(tmp_path / "local", corpus, Letters(), plan, stop, silent)
+    options = BuildOptions(shard_tokens=400)
+    build(tmp_path / "local", corpus, Letters(), options, stop, silent)
     heavy = Heavy(tmp_path / "workers")
-    build(tmp_path / "ray", corpus, Letters(), plan, stop, silent, engine=cluster, index=heavy)
+    build(
+        tmp_path / "ray", corpus, Letters(), options, stop, silent, executor=cluster, builder=heavy
+    )
     assert heavy.workers() == workers
-    assert cluster.ahead == len(workers)
+    assert cluster.max_pending == len(workers)
     assert len(Datastore(tmp_path / "local").shards) > 5
     assert files(tmp_path / "ray") == files(tmp_path / "local")
 
     broken = tmp_path / "broken"
     with pytest.raises(OptionError, match=r"^nothing is made of \d+ tokens$"):
-        build(broken, corpus, Letters(), plan, stop, silent, engine=cluster, index=Wrong())
+        build(broken, corpus, Letters(), options, stop, silent, executor=cluster, builder=Wrong())
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of ray
 @pytest.mark.usefixtures("cluster")
-def test_a_cluster_embeds_as_this_process_does(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(stores, "EMBEDDED", 500)  # several parts
+def test_a_cluster_embeds_as_this_process_does(tmp_path: Path) -> None:
     corpus = [str(texts(tmp_path / "texts", 60))]
-    arguments = (None, "text", False, 0, 0, None, "stop", False)
     local, remote = (
-        stores.build(
-            str(tmp_path / engine),
+        built(
+            tmp_path / engine,
             corpus,
-            *arguments,
             engine=engine,
             kind="dense",
             model=str(DEMO_MODEL),
             index="Flat",
+            shard_tokens=500,  # several parts
         ).shards[0]
         for engine in ("local", "ray")
     )
@@ -172,26 +179,26 @@ def test_a_cluster_embeds_as_this_process_does(
 
 
 def test_workers_must_know_how_states_are_projected(tmp_path: Path) -> None:
-    arguments = (None, "text", False, 0, 0, None, "stop", False, "ray")
+    options = {"engine": "ray", "kind": "dense", "model": str(DEMO_MODEL)}
     with pytest.raises(CorpusError, match="give files instead"):
-        stores.build(str(tmp_path / "new"), ["-"], *arguments, kind="dense", model=str(DEMO_MODEL))
+        built(tmp_path / "new", ["-"], **options)
     assert not (tmp_path / "new").exists()
 
 
-class Late(executors.Local):
+class Late(executors.LocalExecutor):
     """Indexes only when the result is wanted, several shards later, as a cluster may."""
 
-    ahead = 3
+    max_pending = 3
 
-    def indexing(self, build: executors.Build, tokens: Any, vocab: int) -> Any:
-        return lambda: build(tokens, vocab)
+    def start_index(self, builder: executors.IndexBuilder, tokens: Any, vocab: int) -> Any:
+        return lambda: builder(tokens, vocab)
 
 
 def test_shards_that_come_late_are_listed_in_order(tmp_path: Path) -> None:
     corpus = Corpus(find([str(texts(tmp_path / "texts"))]))
-    plan = Plan(shard_tokens=400)
-    build(tmp_path / "local", corpus, Letters(), plan, stop, silent)
-    build(tmp_path / "late", corpus, Letters(), plan, stop, silent, engine=Late())
+    options = BuildOptions(shard_tokens=400)
+    build(tmp_path / "local", corpus, Letters(), options, stop, silent)
+    build(tmp_path / "late", corpus, Letters(), options, stop, silent, executor=Late())
     assert files(tmp_path / "late") == files(tmp_path / "local")
     seen = 0
 
@@ -202,19 +209,19 @@ def test_shards_that_come_late_are_listed_in_order(tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        build(tmp_path / "broken", corpus, Letters(), plan, stop, interrupt, engine=Late())
-    build(tmp_path / "broken", corpus, Letters(), plan, stop, silent, engine=Late())
+        build(tmp_path / "broken", corpus, Letters(), options, stop, interrupt, executor=Late())
+    build(tmp_path / "broken", corpus, Letters(), options, stop, silent, executor=Late())
     assert files(tmp_path / "broken") == files(tmp_path / "local")
 
 
 def test_engines_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert isinstance(executors.make("local"), executors.Local)
+    assert isinstance(executors.EXECUTORS["local"](), executors.LocalExecutor)
     with pytest.raises(StoreError, match="local, ray, not 'spark'"):
-        executors.make("spark")
+        BuildOptions(engine="spark")
 
     def missing(name: str) -> None:
         raise ImportError(name)
 
     monkeypatch.setattr(executors, "import_module", missing)
     with pytest.raises(StoreError, match=r"pip install 'hf-specplug\[ray\]'"):
-        executors.make("ray")
+        executors.EXECUTORS["ray"]()

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_specplug import attach, detach
 from hf_specplug.datastore import hub
-from hf_specplug.datastore.building.build import writing
+from hf_specplug.datastore.building.folder import exclusive_writer
 from hf_specplug.datastore.building.growing import GrowingStore
 from hf_specplug.datastore.store import Datastore
 from hf_specplug.errors import OptionError, StoreError
@@ -87,14 +87,14 @@ def test_strange_tokens_and_sizes(tmp_path: Path) -> None:
         GrowingStore(tmp_path / "store", Letters(90))
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").write_text("mine")
-    with pytest.raises(StoreError, match="is no datastore"):
+    with pytest.raises(StoreError, match="is not a datastore"):
         GrowingStore(tmp_path / "other", Letters())
 
 
 def test_what_cannot_be_written_waits(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     growing = GrowingStore(tmp_path / "store", Letters())
     growing.add(np.array([1, 2, 3]))
-    with writing(tmp_path / "store"):
+    with exclusive_writer(tmp_path / "store"):
         growing.flush()
     assert "not recorded" in caplog.text
     del growing  # writes what is left

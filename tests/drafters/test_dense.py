@@ -17,7 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_specplug import SpecPlug
-from hf_specplug.datastore.dense import DenseIndex, fitted, transformed
+from hf_specplug.datastore.kinds.dense import DenseIndex
+from hf_specplug.datastore.kinds.projection import fit_projection, project
 from hf_specplug.datastore.store import Datastore
 from hf_specplug.drafters import dense as drafting
 from hf_specplug.drafters.contract import Context, Drafter, Frontier, Step
@@ -30,7 +31,7 @@ from hf_specplug.kernels import dense as kernels
 from hf_specplug.tree import DraftTree
 from tests.helpers import twins
 from tests.helpers.runs import assert_harmless, plain
-from tests.helpers.stores import documents, make, texts, told
+from tests.helpers.stores import documents, make, texts, write_texts
 from tests.helpers.zoo import make as make_model
 from tests.helpers.zoo import prompt
 
@@ -158,7 +159,7 @@ def test_states_are_projected_as_the_stored_ones_were(state: list[float]) -> Non
     assert usable == (expected is not None)
     if expected is not None:
         assert out == pytest.approx(expected, abs=1e-5)
-        (stored,) = transformed(np.array([state]), transform)
+        (stored,) = project(np.array([state]), transform)
         assert not stored.any() or stored == pytest.approx(expected, abs=1e-5)
     assert not kernels.project(np.zeros(4, np.float32), np.zeros((5, 3), np.float32), out)
 
@@ -191,8 +192,8 @@ def shard(
     tokens: Any, states: Any, transform: Any = IDENTITY, vocab: int = 96, index: str = "Flat"
 ) -> DenseIndex:
     """An index in memory."""
-    vectors = transformed(np.asarray(states), transform)
-    part = DenseIndex(DenseIndex.of_vectors(np.array(tokens), vectors, transform, vocab), vocab)
+    vectors = project(np.asarray(states), transform)
+    part = DenseIndex(DenseIndex.from_vectors(np.array(tokens), vectors, transform, vocab), vocab)
     made = DenseIndex(DenseIndex.join([part], vocab, {"index": index}), vocab)
     made.check(vocab)
     return made
@@ -243,13 +244,13 @@ class Speech:
         """For shards of so many tokens."""
         parts = [self.text(size, end=(self.vocab,)) for size in sizes]
         states = [self.states(tokens) for tokens in parts]
-        transform = fitted(states[0])
+        transform = fit_projection(states[0])
         shards = [shard(*part, transform, self.vocab) for part in zip(parts, states, strict=True)]
         kept = [np.concatenate(list(each.blocks())) for each in shards]  # rounded to float16
-        twins = list(zip((tokens.tolist() for tokens in parts), kept, strict=True))
+        texts_and_vectors = list(zip((tokens.tolist() for tokens in parts), kept, strict=True))
         made = drafter(*shards, vocab=self.vocab)
         made.priors = self.rng.uniform(0.02, 0.98, kernels.BUCKETS).astype(np.float32)
-        return made, twins.DenseTwin(twins, transform, self.vocab, made.priors)
+        return made, twins.DenseTwin(texts_and_vectors, transform, self.vocab, made.priors)
 
 
 def same(one: DraftTree, other: DraftTree) -> bool:
@@ -395,7 +396,7 @@ def test_slow_searches_look_into_fewer_cells(monkeypatch: pytest.MonkeyPatch) ->
     tokens, states = rng.integers(0, 96, 2000), rng.normal(size=(2000, WIDTH))
     made = drafter(shard(tokens, states, index="IVF32,Flat"))
     ((one, _),) = made._shards
-    one.index.nprobe = one._probes = 16
+    one.index.nprobe = one._tuned = 16
     found = []
     for patience in [-1.0, 1e9] * 20 + [-1.0] * 80 + [1e9] * 80:  # as many in time at first
         monkeypatch.setattr(drafting, "PATIENCE", patience)
@@ -413,11 +414,11 @@ class States:
 
     def __init__(self, width: int = WIDTH) -> None:
         self.rng, self.width = np.random.default_rng(0), width
-        self.transform = fitted(self.rng.normal(size=(99, width)))
+        self.transform = fit_projection(self.rng.normal(size=(99, width)))
 
     def __call__(self, tokens: Any, vocab: int) -> dict[str, Any]:
-        vectors = transformed(self.rng.normal(size=(len(tokens), self.width)), self.transform)
-        return DenseIndex.of_vectors(tokens, vectors, self.transform, vocab)
+        vectors = project(self.rng.normal(size=(len(tokens), self.width)), self.transform)
+        return DenseIndex.from_vectors(tokens, vectors, self.transform, vocab)
 
 
 def described(digest: str, name: str = "nobody", layer: int = -1) -> dict[str, Any]:
@@ -437,7 +438,7 @@ def dense_store(
     rows = documents([300] * 4) if rows is None else rows
     folder.mkdir(exist_ok=True)
     plan: dict[str, Any] = {"kind": "dense", "settings": settings, "index": index or States()}
-    make(folder / "store", told(folder / "texts", rows), letters=letters, **plan)
+    make(folder / "store", write_texts(folder / "texts", rows), letters=letters, **plan)
     return folder / "store"
 
 

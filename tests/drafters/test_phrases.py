@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from hf_specplug import DEMO_MODEL, answers, attach, cli, detach
-from hf_specplug.cli import datastores as stores
+from hf_specplug import DEMO_MODEL, attach, cli, detach
+from hf_specplug.cli import datastore_building as building
 from hf_specplug.datastore import manifest
-from hf_specplug.datastore.building.build import Plan, build, merge, write_shard
+from hf_specplug.datastore.building.answers import PromptCorpus
+from hf_specplug.datastore.building.build import build
 from hf_specplug.datastore.building.corpus import Corpus, find
-from hf_specplug.datastore.phrases import GIVEN, GRAM, NgramIndex, PhraseIndex
+from hf_specplug.datastore.building.folder import write_shard
+from hf_specplug.datastore.building.merge import merge
+from hf_specplug.datastore.building.options import BuildOptions
+from hf_specplug.datastore.kinds.phrases import GIVEN_COUNT, NGRAM_TOKENS, NgramIndex, PhraseIndex
 from hf_specplug.datastore.store import Datastore
 from hf_specplug.drafters.contract import Context, Frontier
 from hf_specplug.drafters.phrases import PhrasesDrafter
@@ -121,10 +126,10 @@ def index_of(phrases: dict[Phrase, int], vocab: int = 50, kind: Any = PhraseInde
 
 def test_join_adds_up_and_keeps_what_saves_most(monkeypatch: pytest.MonkeyPatch) -> None:
     one = index_of({(1, 2): 3, (4, 5, 6): 9, (7, 7): (1 << 32) - 1})
-    other = index_of({(1, 2): 4, (8, 9): GIVEN, (7, 7): 5})
+    other = index_of({(1, 2): 4, (8, 9): GIVEN_COUNT, (7, 7): 5})
     joined = PhraseIndex(PhraseIndex.join([one, other], 50), 50)
     joined.check(50)
-    whole = {(1, 2): 7, (4, 5, 6): 9, (7, 7): (1 << 32) - 1, (8, 9): GIVEN}
+    whole = {(1, 2): 7, (4, 5, 6): 9, (7, 7): (1 << 32) - 1, (8, 9): GIVEN_COUNT}
     assert phrases_of(joined) == whole
     monkeypatch.setattr(PhraseIndex, "most", 3)
     small = PhraseIndex(PhraseIndex.join([one, other], 50), 50)
@@ -142,15 +147,15 @@ def test_no_index_grows_beyond_its_size(monkeypatch: pytest.MonkeyPatch, tmp_pat
         index = kind(kind.build(text, 96), 96)
         assert len(index.counts) == 40
         assert index.counts.sum() > 0.5 * 40 / len(whole.counts) * whole.counts.sum()
-        with pytest.raises(StoreError, match="up to 40 phrases"):
-            kind({name: getattr(whole, name) for name in kind.names}, 96)
+        with pytest.raises(StoreError, match="at most 40 counts"):
+            kind({name: getattr(whole, name) for name in kind.array_names}, 96)
     given = np.concatenate([[*part, 96] for part in parts])
-    assert len(PhraseIndex.given(given, 96)["counts"]) == 40
+    assert len(PhraseIndex.build_given(given, 96)["counts"]) == 40
     make(tmp_path / "store", texts(tmp_path / "texts"), shard_tokens=300, kind="ngram")
     drafter = PhrasesDrafter([tmp_path / "store"])
     assert len(Datastore(tmp_path / "store").shards) > 4
     drafter.begin(Context([], 96))
-    assert len(drafter._nodes) <= 40 * GRAM + 1
+    assert len(drafter._nodes) <= 40 * NGRAM_TOKENS + 1
 
 
 phrase_sets = st.dictionaries(
@@ -219,8 +224,8 @@ def given_store(folder: Path, *answers: list[int]) -> Path:
     lines = [json.dumps({"text": "".join(chr(960 + token) for token in row)}) for row in answers]
     (folder / "templates.jsonl").write_text("\n".join(lines))
     corpus = Corpus(find([str(folder / "templates.jsonl")]))
-    plan = Plan(kind="phrases", given=True)
-    build(folder / "given.store", corpus, Letters(), plan, stop, silent)
+    options = BuildOptions(kind="phrases", given=True)
+    build(folder / "given.store", corpus, Letters(), options, stop, silent)
     return folder / "given.store"
 
 
@@ -244,7 +249,7 @@ def test_given_phrases_are_drafted_to_their_end(tmp_path: Path, count: int) -> N
     with pytest.raises(OptionError, match="needs the model's tokenizer"):
         PhrasesDrafter(phrases=["text"])
     with pytest.raises(StoreError, match="of kind phrases"):
-        Plan(kind="ngram", given=True)
+        BuildOptions(kind="ngram", given=True)
 
 
 def test_given_phrases_survive_what_is_mined(tmp_path: Path) -> None:
@@ -252,7 +257,7 @@ def test_given_phrases_survive_what_is_mined(tmp_path: Path) -> None:
     make(store, texts(tmp_path / "texts", 30), append=True, kind="phrases")
     opened = Datastore(store)
     given = phrases_of(opened.shards[0])
-    assert given == {(5, 6, 7): GIVEN}  # one token is no phrase
+    assert given == {(5, 6, 7): GIVEN_COUNT}  # one token is no phrase
     assert len(opened.shards[1].counts) > 5
     both = phrases_of(opened.shards[0]) | phrases_of(opened.shards[1])
     merge(store, 1 << 20, silent)
@@ -321,17 +326,17 @@ def test_nonsense_with_right_checksums_does_no_harm(kind: str, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda a: a["tokens"].__setitem__(0, 77), "not in the vocabulary"),
+        (lambda a: a["tokens"].__setitem__(0, 77), "outside the vocabulary"),
         (lambda a: a["tokens"].__setitem__(0, 40), "not sorted"),
-        (lambda a: a["counts"].__setitem__(0, 0), "never seen"),
+        (lambda a: a["counts"].__setitem__(0, 0), "no occurrence"),
         (lambda a: a["offsets"].__setitem__(1, 1), "2 to 64 tokens"),
-        (lambda a: a["offsets"].__setitem__(-1, 4), "offsets are not those"),
+        (lambda a: a["offsets"].__setitem__(-1, 4), "`offsets` does not divide the tokens"),
     ],
 )
 def test_a_wrong_number_is_found(change: Callable[[Any], None], message: str) -> None:
     index = index_of({(1, 2): 3, (4, 5, 6): 9})
     index.check(50)
-    change({name: getattr(index, name) for name in index.names})
+    change({name: getattr(index, name) for name in index.array_names})
     with pytest.raises(StoreError, match=message):
         index.check(50)
 
@@ -371,7 +376,7 @@ def test_phrases_from_the_command_line(tmp_path: Path) -> None:
     assert specplug("merge", store).exit_code == 0
     info = json.loads(specplug("info", store, "--format", "json").stdout)
     assert (info["kind"], info["shards"], info["documents"]) == ("phrases", 1, 7)
-    assert "as it was written" in specplug("check", store, "--deep").stdout
+    assert "unchanged since it was written" in specplug("check", store, "--deep").stdout
     found = specplug("query", store, "# Copyright the", "--format", "json").stdout
     assert "authors" in "".join(row["text"] for row in json.loads(found))
     result = specplug("build", f"{store}2", str(templates), *TOKENIZER, "--given")
@@ -393,55 +398,52 @@ def test_a_store_of_a_models_answers(tmp_path: Path) -> None:
     opened.check(deep=True)
     assert opened.manifest.kind == "ngram"
     assert 100 < len(opened) <= 150
-    model, tokenizer = answers.load_attached(str(DEMO_MODEL))
-    answer = answers.greedy_answer(model, answers.prompt_ids(tokenizer, "Add two numbers."), 30)
-    assert tuple(answer[:GRAM]) in phrases_of(opened.shards[0])
+    answer = building.answering(str(DEMO_MODEL), 30)("Add two numbers.")
+    assert tuple(answer[:NGRAM_TOKENS]) in phrases_of(opened.shards[0])
     result = specplug("build", f"{store}2", *arguments, "--engine", "ray")
-    assert "has no --engine" in result.stderr
+    assert "cannot be combined with --engine" in result.stderr
 
 
-def test_an_interrupted_conversation_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(answers, "LONGEST", 20)
-    monkeypatch.setattr(stores, "SHARD", 25)  # each answer is a shard
+def test_an_interrupted_conversation_goes_on(tmp_path: Path) -> None:
     files, questions = [prompts(tmp_path)], []
-    greedy = answers.greedy
+    interrupt = False
 
-    def interrupted(model: Any, prompt: list[int], tokens: int) -> list[int]:
-        questions.append(prompt)
-        if len(questions) == 3:
-            raise KeyboardInterrupt
-        return greedy(model, prompt, tokens)
+    def loaded(name: str) -> Callable[[str], list[int]]:
+        answer = building.answering(name, 20)
 
-    def run(name: str) -> list[dict[Phrase, int]]:
-        store = stores.build(
-            str(tmp_path / name),
-            files,
-            None,
-            "text",
-            False,
-            0,
-            0,
-            "64M",
-            "stop",
-            append=False,
+        def asked(prompt: str) -> list[int]:
+            if interrupt:
+                questions.append(prompt)
+                if len(questions) == 3:
+                    raise KeyboardInterrupt
+            return answer(prompt)
+
+        return asked
+
+    def padded(name: str) -> Callable[[str], list[int]]:
+        return lambda prompt: [1, 2, 3, 4, 5, 1 << 20, 6]
+
+    def run(name: str, model: Any = loaded) -> list[dict[Phrase, int]]:
+        options = BuildOptions(
             kind="ngram",
             from_model_outputs=str(DEMO_MODEL),
+            shard_tokens=25,  # each answer is a shard
         )
+        loaders = replace(building.LOADERS, model=model)
+        store = building.build(str(tmp_path / name), files, options, "stop", loaders)
         return [phrases_of(shard) for shard in store.shards]
 
     whole = run("whole")
     assert len(whole) == 3
-    monkeypatch.setattr(answers, "greedy_answer", interrupted)
+    interrupt = True
     with pytest.raises(KeyboardInterrupt):
         run("broken")
     assert run("broken") == whole
     assert len(questions) == 3 + 2  # the second answer was not written yet
-    fingerprints = {answers.Prompts(("a",), model=name).fingerprint() for name in "bcc"}
-    assert len(fingerprints) == 2
-    monkeypatch.setattr(answers, "greedy_answer", lambda *_: [1, 2, 3, 4, 5, 1 << 20, 6])
-    assert run("padded")[0] == {(1, 2, 3, 4, 5): 3}  # an id that the tokenizer has not ends it
+    corpora = [PromptCorpus(("a",), model=name, read=lambda path: ()) for name in "bcc"]
+    assert len({corpus.fingerprint() for corpus in corpora}) == 2
+    # an id that the tokenizer does not have ends an answer
+    assert run("padded", padded)[0] == {(1, 2, 3, 4, 5): 3}
     Path(files[0]).write_text('{"text": "no prompt"}\n')
     with pytest.raises(Exception, match='needs a text under "prompt"'):
         run("wrong")

@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from hf_specplug import SpecPlug, attach, detach
-from hf_specplug.datastore.building.build import Plan, build
+from hf_specplug.datastore.building.build import build
 from hf_specplug.datastore.building.corpus import Corpus, find
+from hf_specplug.datastore.building.options import BuildOptions
 from hf_specplug.datastore.store import Datastore
 from hf_specplug.drafters.rest import RestDrafter
 from hf_specplug.errors import StoreError
@@ -41,7 +42,14 @@ def store_of(folder: Path, *answers: list[int], kind: str = "suffix") -> Path:
     for number, answer in enumerate(answers):
         (folder / f"{number}.txt").write_text("".join(chr(960 + token) for token in answer))
     files = Corpus(find([str(folder)]))
-    build(folder.parent / f"{folder.name}.store", files, Letters(), Plan(kind=kind), stop, silent)
+    build(
+        folder.parent / f"{folder.name}.store",
+        files,
+        Letters(),
+        BuildOptions(kind=kind),
+        stop,
+        silent,
+    )
     return folder.parent / f"{folder.name}.store"
 
 
@@ -101,7 +109,7 @@ def test_what_is_refused(noise: Path, tmp_path: Path) -> None:
     model = copy.deepcopy(make_model("llama"))
     with pytest.raises(StoreError, match="tokenizer of letters"):
         attach(model, datastores=[noise], tokenizer=Other())
-    with pytest.raises(StoreError, match="is no datastore"):
+    with pytest.raises(StoreError, match="is not a datastore"):
         attach(model, datastores=[tmp_path])
     assert "generate" not in vars(model)
     plug = attach(model, datastores=[noise], tokenizer=Letters())
@@ -113,7 +121,7 @@ def test_what_is_refused(noise: Path, tmp_path: Path) -> None:
 def test_a_store_with_more_ids_than_the_model_is_dropped(tmp_path: Path) -> None:
     files = Corpus(find([str(texts(tmp_path / "texts", 3))]))
     wide = Letters(VOCAB + 5)
-    build(tmp_path / "store", files, wide, Plan(), stop, silent)
+    build(tmp_path / "store", files, wide, BuildOptions(), stop, silent)
     model = make_model("llama")
     inputs = prompt(model)
     expected, _ = plain(model, inputs, **GREEDY)

@@ -19,10 +19,11 @@ from typer.testing import CliRunner
 
 from hf_specplug import DEMO_MODEL, SpecPlug, cli
 from hf_specplug.datastore import manifest
-from hf_specplug.datastore.building.build import merge, write_shard
-from hf_specplug.datastore.index import token_dtype
+from hf_specplug.datastore.building.folder import write_shard
+from hf_specplug.datastore.building.merge import merge
+from hf_specplug.datastore.kinds.contract import token_dtype
+from hf_specplug.datastore.kinds.trigram import MAX_SUCCESSORS, MAX_VOCAB, TrigramIndex
 from hf_specplug.datastore.store import Datastore
-from hf_specplug.datastore.trigram import KEPT, MAX_VOCAB, TrigramIndex
 from hf_specplug.drafters import trigram as drafting
 from hf_specplug.drafters.contract import Context, Frontier, Step
 from hf_specplug.drafters.trigram import TrigramDrafter
@@ -53,11 +54,13 @@ def index(tokens: Any, vocab: int = VOCAB) -> TrigramIndex:
 
 
 def arrays(shard: TrigramIndex) -> dict[str, Any]:
-    return {name: getattr(shard, name) for name in TrigramIndex.names}
+    return {name: getattr(shard, name) for name in TrigramIndex.array_names}
 
 
 def same(one: TrigramIndex, other: TrigramIndex) -> bool:
-    return all((getattr(one, name) == getattr(other, name)).all() for name in TrigramIndex.names)
+    return all(
+        (getattr(one, name) == getattr(other, name)).all() for name in TrigramIndex.array_names
+    )
 
 
 def read(shard: TrigramIndex) -> dict[tuple[int, int], tuple[int, list[tuple[int, int]]]]:
@@ -118,7 +121,7 @@ def test_the_most_frequent_successors_are_kept(vocab: int) -> None:
     assert total == 50
     order = [*range(15, 20), *range(10, 15), 5, 6]
     assert rows == [(token, 1 + token // 5) for token in order]
-    assert len(rows) == KEPT
+    assert len(rows) == MAX_SUCCESSORS
 
 
 def test_counts_that_are_too_large_keep_their_proportions() -> None:
@@ -136,7 +139,7 @@ def test_counts_that_are_too_large_keep_their_proportions() -> None:
 
 
 def test_vocabularies_have_a_limit() -> None:
-    with pytest.raises(StoreError, match="up to 2,097,151 ids"):
+    with pytest.raises(StoreError, match="at most 2,097,151 token ids"):
         TrigramIndex.build(np.zeros(3, np.uint32), MAX_VOCAB + 1)
     assert read(index([MAX_VOCAB - 1] * 3, MAX_VOCAB)) == {
         (MAX_VOCAB - 1, MAX_VOCAB - 1): (1, [(MAX_VOCAB - 1, 1)])
@@ -172,7 +175,7 @@ def test_the_commands_take_it(tmp_path: Path) -> None:
     info = json.loads(specplug("info", store, "--format", "json"))
     assert (info["kind"], info["documents"], info["shards"]) == ("trigram", 2, 2)
     specplug("merge", store)
-    assert "as it was written" in specplug("check", store, "--deep")
+    assert "unchanged since it was written" in specplug("check", store, "--deep")
     rows = json.loads(specplug("query", store, "def two():\n    return", "--format", "json"))
     assert {row["text"] for row in rows if row["parent"] < 0} >= {" one", " two"}
 
@@ -186,15 +189,15 @@ def damaged(shard: TrigramIndex, name: str, place: int, value: int) -> TrigramIn
 @pytest.mark.parametrize(
     ("name", "place", "value", "message"),
     [
-        ("firsts", 0, 1, "do not divide its contexts"),
-        ("firsts", 2, (1 << 32) - 1, "do not divide its contexts"),
-        ("seconds", 1, VOCAB, "not in the vocabulary"),
-        ("successors", -1, VOCAB, "not in the vocabulary"),
+        ("firsts", 0, 1, "does not divide the contexts"),
+        ("firsts", 2, (1 << 32) - 1, "does not divide the contexts"),
+        ("seconds", 1, VOCAB, "outside the vocabulary"),
+        ("successors", -1, VOCAB, "outside the vocabulary"),
         ("seconds", 0, VOCAB - 1, "contexts are not sorted"),
-        ("offsets", -1, 0, "do not divide its successors"),
+        ("offsets", -1, 0, "does not divide the successors"),
         ("offsets", 1, 0, "no successor, or more than 12"),
         ("counts", 0, 0, "not sorted by their counts"),
-        ("totals", 0, 0, "more successors than occurrences"),
+        ("totals", 0, 0, "outnumber its occurrences"),
     ],
 )
 def test_a_wrong_index_is_found(name: str, place: int, value: int, message: str) -> None:
@@ -206,7 +209,7 @@ def test_a_wrong_index_is_found(name: str, place: int, value: int, message: str)
 
 def test_arrays_that_do_not_fit_together_are_refused() -> None:
     whole = arrays(index([0, 1, 2, 3]))
-    for name in TrigramIndex.names:
+    for name in TrigramIndex.array_names:
         for wrong in (whole[name][:-1], whole[name].astype(np.int32), whole[name][None]):
             with pytest.raises(StoreError, match=r"fit together|not one row of"):
                 TrigramIndex({**whole, name: wrong}, VOCAB)

@@ -5,26 +5,28 @@ from __future__ import annotations
 import json
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hf_specplug.datastore.building.build import Plan, build
+from hf_specplug.datastore.building.build import build
 from hf_specplug.datastore.building.corpus import Corpus, find
-from hf_specplug.datastore.building.executors import Build
+from hf_specplug.datastore.building.executors import IndexBuilder
+from hf_specplug.datastore.building.options import BuildOptions
 from hf_specplug.datastore.building.store_corpus import StoreCorpus
-from hf_specplug.datastore.dense import DenseIndex, fitted, transformed
-from hf_specplug.datastore.index import Arrays
+from hf_specplug.datastore.kinds.contract import NO_SETTINGS, Arrays
+from hf_specplug.datastore.kinds.dense import DenseIndex
+from hf_specplug.datastore.kinds.projection import fit_projection, project
 from hf_specplug.datastore.manifest import Manifest
 from hf_specplug.datastore.store import Datastore
 from hf_specplug.errors import CorpusError, StoreError
 
 
 class Letters:
-    """A tokenizer whose tokens are letters: from the 960th on by number, so that 0 can be said."""
+    """A tokenizer whose tokens are letters; from chr(960) on they count from 0."""
 
     name_or_path = "letters"
 
@@ -69,11 +71,15 @@ def make(
     corpus: Path,
     append: bool = False,
     letters: int = 96,
-    index: Build | None = None,
-    **plan: Any,
+    index: IndexBuilder | None = None,
+    settings: Mapping[str, Any] = NO_SETTINGS,
+    **options: Any,
 ) -> Manifest:
     files = Corpus(find([str(corpus)]))
-    return build(store, files, Letters(letters), Plan(**plan), stop, silent, append, None, index)
+    asked = BuildOptions(append=append, **options)
+    return build(
+        store, files, Letters(letters), asked, stop, silent, builder=index, settings=settings
+    )
 
 
 def letters(corpus: Path) -> list[int]:
@@ -82,13 +88,12 @@ def letters(corpus: Path) -> list[int]:
     return [token for row in rows for token in [*(ord(letter) % 96 for letter in row), 96]]
 
 
-def retold(store: Path, source: Path, **plan: Any) -> Datastore:
-    """A store of the texts of another one."""
-    index = None
-    if plan.get("kind") == "dense":
-        index, plan["settings"] = tabled, SETTINGS
-    corpus = StoreCorpus((str(source),))
-    build(store, corpus, Letters(), Plan(**plan), stop, silent, False, None, index)
+def from_store(store: Path, source: Path, **options: Any) -> Datastore:
+    """A store built from the texts of another one."""
+    dense = options.get("kind") == "dense"
+    index, settings = (tabled, SETTINGS) if dense else (None, NO_SETTINGS)
+    corpus, asked = StoreCorpus((str(source),)), BuildOptions(**options)
+    build(store, corpus, Letters(), asked, stop, silent, builder=index, settings=settings)
     return Datastore(store)
 
 
@@ -102,7 +107,7 @@ def dense(vectors: np.ndarray[Any, Any], index: str = "Flat") -> Arrays:
     """A dense index of vectors, of random tokens."""
     tokens = np.random.default_rng(0).integers(0, 96, len(vectors))
     transform = np.eye(vectors.shape[1] + 1, vectors.shape[1], dtype=np.float32)
-    part = DenseIndex(DenseIndex.of_vectors(tokens, vectors, transform, 96), 96)
+    part = DenseIndex(DenseIndex.from_vectors(tokens, vectors, transform, 96), 96)
     return DenseIndex.join([part], 96, {"index": index})
 
 
@@ -122,14 +127,14 @@ SETTINGS = {
 
 def tabled(tokens: np.ndarray[Any, Any], vocab: int) -> Arrays:
     """Indexes a shard by states that are made of each token and the one before."""
-    transform = fitted(STATES, 8)
-    vectors = transformed(STATES[tokens] + 0.5 * STATES[np.roll(tokens, 1)], transform)
+    transform = fit_projection(STATES, 8)
+    vectors = project(STATES[tokens] + 0.5 * STATES[np.roll(tokens, 1)], transform)
     vectors[tokens == vocab] = 0.0
-    return DenseIndex.of_vectors(tokens, vectors, transform, vocab)
+    return DenseIndex.from_vectors(tokens, vectors, transform, vocab)
 
 
 def make_dense(
-    store: Path, corpus: Path, append: bool = False, made_by: Build = tabled, **settings: Any
+    store: Path, corpus: Path, append: bool = False, made_by: IndexBuilder = tabled, **settings: Any
 ) -> Manifest:
     """A dense store of some parts."""
     return make(
@@ -213,8 +218,8 @@ def joined(rows: list[list[int]]) -> np.ndarray[Any, Any]:
     return np.array([token for row in rows for token in [*row, 96]], np.uint16)
 
 
-def told(folder: Path, rows: list[list[int]]) -> Path:
-    """A folder of the texts of documents."""
+def write_texts(folder: Path, rows: list[list[int]]) -> Path:
+    """Write documents of tokens as text files into a folder."""
     folder.mkdir(exist_ok=True)
     for number, row in enumerate(rows):
         (folder / f"{number}.txt").write_text("".join(chr(192 + token) for token in row))

@@ -1,17 +1,14 @@
-"""Building, appending to and merging stores, so that what is visible is always complete.
+"""Building and appending to datastores so that what is visible is always complete.
 
-One writer at a time (a lock that the system releases if the writer dies). Shards are written under
-names of their own and then listed; a build that was interrupted goes on after the last listed one.
+Only one process writes. Shards are written under names of their own and then listed in the
+manifest; an interrupted build continues after the last listed shard.
 """
 
 from __future__ import annotations
 
-import os
-import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,202 +16,148 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from hf_specplug.datastore import arrays, manifest
+from hf_specplug.datastore import manifest
 from hf_specplug.datastore.building.corpus import STDIN, Corpus, Document
-from hf_specplug.datastore.building.executors import Batch, Build, Executor, Local
-from hf_specplug.datastore.index import Arrays, token_dtype
-from hf_specplug.datastore.kinds import KINDS
-from hf_specplug.datastore.manifest import Manifest, Shard
-from hf_specplug.datastore.phrases import PhraseIndex
-from hf_specplug.datastore.store import Datastore, described, refuse_other
-from hf_specplug.datastore.suffix import MAX_SHARD
+from hf_specplug.datastore.building.executors import Batch, Executor, IndexBuilder, LocalExecutor
+from hf_specplug.datastore.building.folder import (
+    exclusive_writer,
+    refuse_foreign,
+    remove_unlisted,
+    write_shard,
+)
+from hf_specplug.datastore.building.options import BuildOptions
+from hf_specplug.datastore.kinds.contract import NO_SETTINGS, token_dtype
+from hf_specplug.datastore.kinds.registry import index_class
+from hf_specplug.datastore.manifest import Manifest
+from hf_specplug.datastore.store import Datastore, require_tokenizer, tokenizer_identity
 from hf_specplug.errors import CorpusError, StoreError
 
-_LOCK = ".lock"
-_OURS = re.compile(r"[0-9]{5}-[0-9a-f]{8}\.[a-z]+\.npy")
-SHARD = 1 << 25  # tokens, unless memory or the user says otherwise
-_BYTES_PER_TOKEN = 28  # of memory while a shard is built
-_BATCH = 1 << 20  # characters, or tokens if they are known, that are tokenised at once
+_BATCH = 1 << 20  # characters (or tokens, if they are known) that are tokenized at once
 
 Progress = Callable[[int, int], None]
-"""Told (documents, tokens) since the last time."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How a store is built.
-
-    Attributes:
-        shard_tokens: tokens of a shard, up to 2^27.
-        max_tokens: of the whole corpus; 0: all.
-        dedup: whether a document that was there already is left out.
-        kind: of the index.
-        given: whether documents are phrases as they are (kind "phrases").
-        settings: what the manifest is to say of how indices are made (kind "dense").
-    """
-
-    shard_tokens: int = SHARD
-    max_tokens: int = 0
-    dedup: bool = False
-    kind: str = "suffix"
-    given: bool = False
-    settings: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise StoreError(f"a datastore is of kind {', '.join(KINDS)}, not {self.kind!r}")
-        if self.given and self.kind != PhraseIndex.kind:
-            raise StoreError(f"given phrases make a datastore of kind {PhraseIndex.kind}")
-        if not 1 <= self.shard_tokens <= MAX_SHARD:
-            raise StoreError(
-                f"a shard has from 1 to {MAX_SHARD:,} tokens, not {self.shard_tokens:,}"
-            )
-
-
-def shard_tokens_for(memory: int) -> int:
-    """The largest shard that `memory` bytes are enough for."""
-    return max(1, min(MAX_SHARD, memory // _BYTES_PER_TOKEN))
-
-
-@contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """The only writer of a store, which begins by removing what a dead one left.
-
-    Raises:
-        StoreError: another process writes to it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / _LOCK, "a+b") as file:
-        try:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:  # no such locks on this system: the user sees to it
-            pass
-        except OSError as error:
-            raise StoreError(f"{folder} is being written by another process") from error
-        _remove_unlisted(folder)
-        yield
-
-
-def _remove_unlisted(folder: Path) -> None:
-    """Files that no manifest lists: of a writer that died, or merged away."""
-    listed: set[str] = set()
-    if (folder / manifest.NAME).exists():
-        listed = manifest.load(folder).files()
-    for path in folder.iterdir():
-        ours = path.name.endswith(".partial") or _OURS.fullmatch(path.name)
-        if ours and path.name not in listed:
-            path.unlink(missing_ok=True)
+"""Called with (documents, tokens) that have been done since the last call."""
 
 
 def build(
     folder: Path,
     corpus: Corpus,
     tokenizer: Any,
-    plan: Plan,
+    options: BuildOptions,
     on_error: Callable[[CorpusError], None],
     progress: Progress,
-    append: bool = False,
-    engine: Executor | None = None,
-    index: Build | None = None,
+    executor: Executor | None = None,
+    builder: IndexBuilder | None = None,
+    settings: Mapping[str, Any] = NO_SETTINGS,
 ) -> Manifest:
-    """Make a store of a corpus, or go on with one that was interrupted.
+    """Build a datastore from a corpus, continue an interrupted build, or append shards.
 
     Args:
-        append: put new shards behind those of an existing store.
-        engine: where to tokenise and index; in this process if not given.
-        index: what indexes a shard, if the kind cannot do it by itself.
+        folder: folder of the datastore; it is created if it does not exist.
+        corpus: the documents.
+        tokenizer: the model's tokenizer.
+        options: see `BuildOptions`. Names in it (`tokenizer`, `engine`, `model`,
+            `from_model_outputs`) are not resolved here; `job.prepare` does that.
+        on_error: called with the error of each file or line that cannot be read; it may raise.
+        progress: called with (documents, tokens) that have been read since the last call.
+        executor: where to tokenize and index; this process by default.
+        builder: builds the index of a shard; by default that of the kind.
+        settings: settings of the kind, for the manifest.
 
     Raises:
-        StoreError: the folder holds another store, or other files.
-        CorpusError: what `on_error` raised.
+        StoreError: the folder holds another datastore or other files.
+        CorpusError: raised by `on_error`.
+
+    Example:
+        >>> options = BuildOptions(kind="trigram")
+        >>> build(Path("my.store"), Corpus(("a.txt",)), tokenizer, options, errors.append,
+        ...       lambda documents, tokens: None)  # doctest: +SKIP
     """
     folder = Path(folder)
     refuse_foreign(folder)
-    with writing(folder):
-        state = _begin(folder, corpus, tokenizer, plan, append)
+    with exclusive_writer(folder):
+        state = _begin(folder, corpus, tokenizer, options, dict(settings))
         if state.build:
-            shards = _Shards(folder, state, engine or Local(), plan, index)
-            state = _add(shards, corpus, tokenizer, plan, on_error, progress)
+            shards = _ShardWriter(folder, state, executor or LocalExecutor(), options, builder)
+            state = _add(shards, corpus, tokenizer, options, on_error, progress)
     return state
 
 
-def refuse_foreign(folder: Path) -> None:
-    """Raise StoreError if a folder holds files, but no store."""
-    if not folder.exists() or (folder / manifest.NAME).exists():
-        return
-    if any(path.name != _LOCK for path in folder.iterdir()):
-        raise StoreError(f"{folder} exists and is no datastore; choose a new folder")
-
-
-def _begin(folder: Path, corpus: Corpus, tokenizer: Any, plan: Plan, append: bool) -> Manifest:
-    """The manifest to go on from; its `build` says how far it is."""
-    fresh = {
+def _begin(
+    folder: Path, corpus: Corpus, tokenizer: Any, options: BuildOptions, settings: dict[str, Any]
+) -> Manifest:
+    """The manifest to continue from. Its `build` has the source and the progress."""
+    identity = tokenizer_identity(tokenizer)
+    begun = manifest.load(folder) if (folder / manifest.NAME).exists() else None
+    if begun is not None and len(begun.shards) == begun.build.get("shards"):
+        begun = _without_build(begun, options)
+    build = {
         "corpus": corpus.fingerprint(),
-        "plan": [plan.shard_tokens, plan.max_tokens, plan.dedup, plan.given],
-        # how what was written is indexed in the end can still be changed
-        "settings": {key: value for key, value in plan.settings.items() if key != "index"},
+        "plan": [options.shard_tokens, options.max_tokens, options.dedup, options.given],
         "documents": 0,
         "tokens": 0,
-        "shards": 0,
+        "shards": 0 if begun is None else len(begun.shards),
     }
-    made_by = described(tokenizer)
-    if not (folder / manifest.NAME).exists():
-        if append:
-            raise StoreError(f"{folder} is no datastore to append to; build it first")
-        state = Manifest(plan.kind, len(tokenizer), made_by, (), fresh, dict(plan.settings))
-        manifest.save(folder, state)
-        return state
-    state = manifest.load(folder)
-    refuse_other(folder, state, made_by)
-    if state.kind != plan.kind and not append:
-        raise StoreError(f"{folder} is a datastore of kind {state.kind}: choose another folder")
-    if state.build:
-        same = all(state.build.get(key) == fresh[key] for key in ("corpus", "plan", "settings"))
-        if same and STDIN not in corpus.files:
-            return replace(state, settings=dict(plan.settings))
+    if begun is None:
+        if options.append:
+            raise StoreError(f"{folder} is not a datastore to append to; build it first")
+        kind = options.index_class.kind
+        return _saved(folder, Manifest(kind, len(tokenizer), identity, (), build, settings))
+    require_tokenizer(folder, begun, identity)
+    if begun.kind != options.index_class.kind and not options.append:
+        raise StoreError(f"{folder} is a datastore of kind {begun.kind}: choose another folder")
+    shard_settings = index_class(begun.kind).shard_settings
+    same_settings = shard_settings(begun.settings) == shard_settings(settings)
+    if begun.build:
+        same = all(begun.build.get(key) == build[key] for key in ("corpus", "plan"))
+        if same and same_settings and STDIN not in corpus.files:
+            return replace(begun, settings=settings)
         raise StoreError(
-            f"{folder} holds an interrupted build of another corpus, or of one that changed, or "
-            "with other options: repeat that command, or remove the folder"
+            f"{folder} holds an interrupted build of another corpus, or of one that has changed, "
+            "or with other options: repeat that command, or remove the folder"
         )
-    if append and any(_made(state.settings, key) != _made(plan.settings, key) for key in _MADE_OF):
-        raise StoreError(f"{folder} holds states of another model, or of this one as it was before")
-    if not append:
+    if not options.append:
         raise StoreError(f"{folder} is a finished datastore: append to it, or remove it first")
-    state = state.with_shards(state.shards, {**fresh, "shards": len(state.shards)})
+    if not same_settings:
+        raise StoreError(f"{folder} holds the hidden states of another model or layer")
+    return _saved(folder, begun.with_shards(begun.shards, build))
+
+
+def _without_build(begun: Manifest, options: BuildOptions) -> Manifest | None:
+    """The state before an interrupted build that has written no shard: there is nothing to keep.
+
+    So a command that failed at once can be corrected. An append to a folder without any shard is
+    an exception: the interrupted build may have been the first one, of another corpus.
+    """
+    if begun.shards:
+        return begun.with_shards(begun.shards, {})
+    return begun if options.append else None
+
+
+def _saved(folder: Path, state: Manifest) -> Manifest:
     manifest.save(folder, state)
     return state
 
 
-_MADE_OF = ("model", "layer")
-
-
-def _made(settings: Mapping[str, Any], key: str) -> Any:
-    value = settings.get(key)
-    return value["hash"] if isinstance(value, dict) else value
-
-
 def _add(
-    shards: _Shards,
+    shards: _ShardWriter,
     corpus: Corpus,
     tokenizer: Any,
-    plan: Plan,
+    options: BuildOptions,
     on_error: Callable[[CorpusError], None],
     progress: Progress,
 ) -> Manifest:
-    """Read, tokenise and write shard by shard."""
+    """Read, tokenize and write shard by shard."""
     state = shards.state
     read = int(state.build["documents"])
     written = int(state.build["tokens"])
-    most = plan.max_tokens or (1 << 62)
-    buffer = np.empty(plan.shard_tokens, token_dtype(state.vocab_size))
+    most = options.max_tokens or (1 << 62)
+    buffer = np.empty(options.shard_tokens, token_dtype(state.vocab_size))
     filled = documents = 0
-    texts = _new(corpus.documents(on_error), read, plan.dedup)
-    for batch, rows in shards.engine.tokenised(tokenizer, _batches(texts)):
+    documents_left = _new_documents(corpus.documents(on_error), read, options.dedup)
+    for batch, rows in shards.executor.tokenize(tokenizer, _batches(documents_left)):
         for (number, _), row in zip(batch, rows, strict=True):
-            row = row[: max(0, min(plan.shard_tokens, most - written) - 1)]
-            if filled + len(row) + 1 > plan.shard_tokens:
+            row = row[: max(0, min(options.shard_tokens, most - written) - 1)]
+            if filled + len(row) + 1 > options.shard_tokens:
                 shards.add(buffer[:filled], documents, read, written)
                 filled = documents = 0
             read = number
@@ -231,148 +174,98 @@ def _add(
     return shards.finish()
 
 
-class _Shards:
-    """Writes shards in order, some of them still being indexed when the next ones are filled."""
+class _ShardWriter:
+    """Writes shards in order. Earlier ones may still be indexed while the next one is filled."""
 
     def __init__(
-        self, folder: Path, state: Manifest, engine: Executor, plan: Plan, index: Build | None
+        self,
+        folder: Path,
+        state: Manifest,
+        executor: Executor,
+        options: BuildOptions,
+        builder: IndexBuilder | None,
     ) -> None:
-        self.state, self.engine = state, engine
+        self.state, self.executor = state, executor
         self._folder = folder
-        self._kind = KINDS[state.kind]
-        self._build = index or (PhraseIndex.given if plan.given else self._kind.build)
-        self._waiting: deque[Callable[[], None]] = deque()
+        self._index = index_class(state.kind)
+        build = self._index.build_given if options.given else self._index.build
+        self._builder = builder or build
+        self._pending: deque[Callable[[], None]] = deque()
         self._count = len(state.shards)
 
     def add(self, tokens: NDArray[Any], documents: int, read: int, written: int) -> None:
-        """Take over a filled shard; `read` documents and `written` tokens are then dealt with."""
+        """Take over a filled shard.
+
+        Args:
+            tokens: int[n], the documents, each with its separator.
+            documents: number of documents in it.
+            read: documents of the corpus that are done once it is written.
+            written: tokens of the corpus that are done once it is written.
+        """
         if not len(tokens):
             return
         size = len(tokens)
-        index = self.engine.indexing(self._build, tokens.copy(), self.state.vocab_size)
+        arrays = self.executor.start_index(self._builder, tokens.copy(), self.state.vocab_size)
         number = self._count
         self._count += 1
 
         def write() -> None:
-            shard = write_shard(self._folder, number, index(), documents, size)
+            shard = write_shard(self._folder, number, arrays(), documents, size)
             build = {**self.state.build, "documents": read, "tokens": written}
             self.state = self.state.with_shards((*self.state.shards, shard), build)
             manifest.save(self._folder, self.state)
 
-        self._waiting.append(write)
-        while len(self._waiting) > self.engine.ahead:
-            self._waiting.popleft()()
+        self._pending.append(write)
+        while len(self._pending) > self.executor.max_pending:
+            self._pending.popleft()()
 
     def finish(self) -> Manifest:
-        """Write what is waiting; the build is done."""
-        while self._waiting:
-            self._waiting.popleft()()
+        """Write the pending shards, join them if the kind asks for it, and end the build."""
+        while self._pending:
+            self._pending.popleft()()
         begin = int(self.state.build["shards"])
         before, new = self.state.shards[:begin], self.state.shards[begin:]
-        if self._kind.joined and new:
+        if self._index.join_after_build and new:
             parts = Datastore(self._folder).shards[begin:]
-            index = self._kind.join(parts, self.state.vocab_size, self.state.settings)
+            index = self._index.join(parts, self.state.vocab_size, self.state.settings)
             documents, tokens = sum(s.documents for s in new), sum(s.tokens for s in new)
             new = (write_shard(self._folder, self._count, index, documents, tokens),)
         self.state = self.state.with_shards((*before, *new), {})
         manifest.save(self._folder, self.state)
-        _remove_unlisted(self._folder)
+        remove_unlisted(self._folder)
         return self.state
 
 
-def _new(texts: Iterator[Document], done: int, dedup: bool) -> Iterator[tuple[int, Document]]:
-    """(number from 1, text) of documents that are not in the store yet."""
+def _new_documents(
+    documents: Iterator[Document], done: int, dedup: bool
+) -> Iterator[tuple[int, Document]]:
+    """(number from 1, document) of those after the first `done`; repeated ones are emptied."""
     seen: set[bytes] = set()
-    for number, text in enumerate(texts, start=1):
+    for number, document in enumerate(documents, start=1):
         if dedup:
-            raw = (
-                text.encode("utf-8", errors="replace") if isinstance(text, str) else text.tobytes()
-            )
-            mark = xxhash.xxh3_128_digest(raw)
-            if mark in seen:
-                text = text[:0]
-            seen.add(mark)
+            digest = xxhash.xxh3_128_digest(_bytes(document))
+            if digest in seen:
+                document = document[:0]
+            seen.add(digest)
         if number > done:
-            yield number, text
+            yield number, document
 
 
-def _batches(texts: Iterable[tuple[int, Document]]) -> Iterator[Batch]:
+def _bytes(document: Document) -> bytes:
+    if isinstance(document, str):
+        return document.encode("utf-8", errors="replace")
+    return document.tobytes()
+
+
+def _batches(documents: Iterable[tuple[int, Document]]) -> Iterator[Batch]:
+    """Numbered documents in batches of about `_BATCH` characters or tokens."""
     batch: Batch = []
     size = 0
-    for number, text in texts:
-        batch.append((number, text))
-        size += len(text)
+    for number, document in documents:
+        batch.append((number, document))
+        size += len(document)
         if size >= _BATCH:
             yield batch
             batch, size = [], 0
     if batch:
         yield batch
-
-
-def write_shard(folder: Path, number: int, index: Arrays, documents: int, tokens: int) -> Shard:
-    """Write an index; its files are named by number and content, so never twice."""
-    digest = xxhash.xxh3_64()
-    for array in index.values():
-        digest.update(np.ascontiguousarray(array).data)
-    stem = f"{number:05d}-{digest.hexdigest()[:8]}"
-    files = {
-        name: arrays.write(folder, f"{stem}.{name}.npy", array) for name, array in index.items()
-    }
-    return Shard(documents, tokens, files)
-
-
-def merge(folder: Path, shard_tokens: int, progress: Progress) -> Manifest:
-    """Join shards into fewer ones of up to `shard_tokens`; readers keep what they have open.
-
-    Raises:
-        StoreError: it is no finished store, or is damaged.
-    """
-    folder = Path(folder)
-    plan = Plan(shard_tokens)
-    manifest.load(folder)
-    with writing(folder):
-        store = Datastore(folder)
-        if store.manifest.build:
-            raise StoreError(f"{folder} holds an interrupted build: finish it first")
-        store.check()
-        kind, vocab = KINDS[store.manifest.kind], store.manifest.vocab_size
-        sizes = [shard.tokens for shard in store.manifest.shards]
-        most = sum(sizes) if kind.joins_all else plan.shard_tokens
-        shards: list[Shard] = []
-        for group in _groups(sizes, most):
-            if len(group) == 1 and group[0] == len(shards):
-                shards.append(store.manifest.shards[group[0]])
-            else:
-                parts = [store.shards[i] for i in group]
-                index = kind.join(parts, vocab, store.manifest.settings)
-                documents = sum(store.manifest.shards[i].documents for i in group)
-                tokens = sum(sizes[i] for i in group)
-                shards.append(write_shard(folder, len(shards), index, documents, tokens))
-            progress(len(group), sum(sizes[i] for i in group))
-        state = store.manifest.with_shards(tuple(shards), {})
-        manifest.save(folder, state)
-        _remove_unlisted(folder)
-    return state
-
-
-def _groups(sizes: list[int], most: int) -> list[list[int]]:
-    """Consecutive shards that fit together."""
-    groups: list[list[int]] = []
-    total = 0
-    for index, size in enumerate(sizes):
-        if not groups or total + size > most:
-            groups.append([])
-            total = 0
-        groups[-1].append(index)
-        total += size
-    return groups
-
-
-def remove(folder: Path) -> None:
-    """Delete a store: its own files, and the folder if nothing else is in it."""
-    with writing(folder):
-        for name in sorted(manifest.load(folder).files()):
-            os.unlink(folder / name)
-        os.unlink(folder / _LOCK)
-    if not any(folder.iterdir()):
-        folder.rmdir()

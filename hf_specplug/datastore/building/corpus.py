@@ -1,4 +1,4 @@
-"""Documents from files: text and code, jsonl, parquet, folders, globs, standard input, datasets."""
+"""Documents from text files, .jsonl, .parquet, folders, globs, standard input and datasets."""
 
 from __future__ import annotations
 
@@ -17,26 +17,29 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from hf_specplug.datastore.opening import HUB_SCHEME
 from hf_specplug.errors import CorpusError
 
 Document = str | NDArray[np.int32]
-"""A text, or its tokens if they are known."""
+"""A text, or its token ids if they are known."""
 
 STDIN = "-"
-HUB = "hf://"
 _SKIPPED = frozenset(
     {".git", ".hg", ".svn", ".tox", ".venv", "__pycache__", "node_modules", "site-packages"}
 )
-_BINARY = 1024  # bytes of a file of a folder that are searched for a zero
+_BINARY = 1024  # first bytes of a file that are searched for a zero byte
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """What to read, in order.
+    """The documents of some files, in order.
 
     Attributes:
-        files: paths, `-` for standard input, or `hf://NAME[:SPLIT]`.
-        text_field: of jsonl, parquet and datasets rows.
+        files: paths, `-` for standard input, or `hf://NAME[:SPLIT]` for a dataset of the Hub.
+        text_field: field of .jsonl, .parquet and dataset rows that holds the text.
+
+    Example:
+        >>> Corpus(find(["src/", "chats.jsonl"]))  # doctest: +SKIP
     """
 
     files: tuple[str, ...]
@@ -44,11 +47,11 @@ class Corpus:
 
     @property
     def repeatable(self) -> bool:
-        """Whether it can be read twice, and holds what will be in the store."""
+        """Whether it can be read twice and holds the texts that the datastore will hold."""
         return STDIN not in self.files
 
     def fingerprint(self) -> str:
-        """Changes if a file is added, removed or changed; 32 hexadecimal digits."""
+        """A hash of names, sizes and times of the files: 32 hexadecimal digits."""
         digest = xxhash.xxh3_128(self.text_field.encode())
         for name in self.files:
             path = Path(name)
@@ -58,15 +61,17 @@ class Corpus:
         return str(digest.hexdigest())
 
     def count(self) -> int | None:
-        """How many documents there are, if that can be known without reading them."""
-        single = all(_kind(name) == "text" and not name.startswith(HUB) for name in self.files)
+        """The number of documents, None if it is unknown before they are read."""
+        single = all(
+            _kind(name) == "text" and not name.startswith(HUB_SCHEME) for name in self.files
+        )
         return len(self.files) if single else None
 
     def documents(self, on_error: Callable[[CorpusError], None]) -> Iterator[Document]:
-        """The texts, empty ones included, so that their number says where one is.
+        """Yield the documents, empty ones included, so that a document is known by its number.
 
         Args:
-            on_error: is told of each file or line that cannot be read; it may raise.
+            on_error: called with the error of each file or line that cannot be read; it may raise.
         """
         for name in self.files:
             try:
@@ -76,28 +81,28 @@ class Corpus:
 
 
 def find(patterns: list[str]) -> tuple[str, ...]:
-    """The files of paths, folders and globs, each in alphabetical order.
+    """Expand paths, folders and globs to files, each in alphabetical order.
 
-    Of a folder all text files are taken, but for hidden folders and those of tools.
+    A folder stands for all text files in it, except hidden folders and those of tools.
 
     Raises:
-        CorpusError: nothing is found for a pattern.
+        CorpusError: a pattern matches nothing.
     """
     files: list[str] = []
     for pattern in patterns:
         path = Path(pattern)
-        if pattern == STDIN or pattern.startswith(HUB) or path.is_file():
+        if pattern == STDIN or pattern.startswith(HUB_SCHEME) or path.is_file():
             files.append(pattern)
         elif path.is_dir():
             inside = (p for p in sorted(path.rglob("*")) if p.is_file() and _belongs(p, path))
             found = [str(p) for p in inside if _is_text(p)]
             if not found:
-                raise CorpusError(f"the folder {pattern!r} holds no text")
+                raise CorpusError(f"the folder {pattern!r} contains no text files")
             files += found
         else:
             found = sorted(p for p in glob.glob(pattern, recursive=True) if Path(p).is_file())
             if not found:
-                raise CorpusError(f"nothing is found at {pattern!r}: no file, folder or pattern")
+                raise CorpusError(f"{pattern!r} matches no file or folder")
             files += found
     return tuple(dict.fromkeys(files))
 
@@ -125,7 +130,7 @@ def _kind(name: str) -> str:
 
 
 def _read(name: str, field: str, on_error: Callable[[CorpusError], None]) -> Iterator[str]:
-    if name.startswith(HUB):
+    if name.startswith(HUB_SCHEME):
         yield from _rows_of_dataset(name, field, on_error)
     elif _kind(name) == "parquet":
         yield from _rows_of_parquet(name, field, on_error)
@@ -138,7 +143,7 @@ def _read(name: str, field: str, on_error: Callable[[CorpusError], None]) -> Ite
 
 
 def _open(name: str) -> IO[str]:
-    """A text file, unpacked; bytes that are no UTF-8 are replaced."""
+    """Open a text file, decompressed. Bytes that are not UTF-8 are replaced."""
     if name == STDIN:
         return io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8", errors="replace")
     if name.endswith(".gz"):
@@ -160,10 +165,10 @@ def _rows_of_lines(
             try:
                 row = json.loads(line)
             except ValueError as error:
-                on_error(CorpusError(f"{name}, line {number}: no JSON: {error}"))
+                on_error(CorpusError(f"{name}, line {number}: not JSON: {error}"))
                 continue
             yield from _text(row, field, f"{name}, line {number}", on_error)
-    except (EOFError, ValueError) as error:  # a packed file that ends too early
+    except (EOFError, ValueError) as error:  # a compressed file that is truncated
         on_error(CorpusError(f"{name}, after line {number}: {error}"))
 
 
@@ -187,7 +192,7 @@ def _rows_of_parquet(
 def _rows_of_dataset(
     name: str, field: str, on_error: Callable[[CorpusError], None]
 ) -> Iterator[str]:
-    path, _, split = name.removeprefix(HUB).partition(":")
+    path, _, split = name.removeprefix(HUB_SCHEME).partition(":")
     rows = _optional("datasets", name).load_dataset(path, split=split or "train", streaming=True)
     for number, row in enumerate(rows, start=1):
         yield from _text(row, field, f"{name}, row {number}", on_error)
@@ -196,7 +201,7 @@ def _rows_of_dataset(
 def _text(
     row: Any, field: str, where: str, on_error: Callable[[CorpusError], None]
 ) -> Iterator[str]:
-    """The text of a row; of a chat (a list of turns) what all turns say."""
+    """The text of a row. A chat (a list of turns) is the text of all its turns."""
     value = row.get(field) if isinstance(row, dict) else None
     if isinstance(value, list) and all(isinstance(turn, dict) for turn in value):
         value = "\n\n".join(str(turn.get("content", "")) for turn in value)

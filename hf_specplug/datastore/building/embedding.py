@@ -1,4 +1,4 @@
-"""A model's states after the tokens of a corpus: what `specplug build --kind dense` indexes."""
+"""A model's hidden states after the tokens of a corpus, for `specplug build --kind dense`."""
 
 from __future__ import annotations
 
@@ -14,49 +14,59 @@ from numpy.typing import NDArray
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from hf_specplug.datastore.building.corpus import Corpus, Document
-from hf_specplug.datastore.building.executors import tokenise
-from hf_specplug.datastore.dense import DIMS, DenseIndex, fitted, transformed
-from hf_specplug.datastore.index import Arrays
+from hf_specplug.datastore.building.executors import tokenize
+from hf_specplug.datastore.kinds.contract import Arrays
+from hf_specplug.datastore.kinds.dense import DenseIndex
+from hf_specplug.datastore.kinds.projection import DIMS, Float32, fit_projection, project
 from hf_specplug.errors import CorpusError, OptionError
 from hf_specplug.hf import loading
 from hf_specplug.hf.hidden_states import LAST, HiddenStateHook, Stop, rows, signature
 
 WINDOW = 1024
-"""Tokens of a long document that the model reads at a time, if it can read as many."""
+"""Tokens of a long document in one forward pass, if the model supports as many."""
 
 CONTEXT = 256
-"""Tokens before, that it reads again."""
+"""Tokens of the previous window that are read again as context."""
 
-SHARD = 1 << 17
-"""Tokens of a part of a build: an interruption loses what is not in one yet."""
+EMBEDDING_SHARD_TOKENS = 1 << 17
+"""Tokens of a shard during a build: an interruption loses what is not in a shard yet."""
 
-_DOCUMENTS, _SAMPLE, _PIECE = 2048, 1 << 16, 512  # what the transform is fitted to
-_LETTERS = 8  # of a token, and rarely more
-_BATCH = 8192  # tokens of a forward pass, padding included
+_SAMPLE_DOCUMENTS = 2048  # documents that the projection is fitted to
+_SAMPLE_TOKENS = 1 << 16  # tokens of these, together
+_PIECE_TOKENS = 512  # tokens of each
+_MAX_LETTERS = 8  # letters of a token; it rarely has more
+_BATCH_TOKENS = 8192  # tokens of a forward pass, padding included
 
-Float32 = NDArray[np.float32]
-_Window = tuple[NDArray[np.int64], int, int]  # tokens; the first one wanted; its place in the shard
+_Window = tuple[NDArray[np.int64], int, int]
+"""Token ids; the first one whose state is wanted; the position of that one in the shard."""
 
 
 class Embedding:
-    """Indexes a shard by a model's states, as `engines.Build` does. A worker loads the model once.
+    """Builds the index of a shard from hidden states: an `executors.IndexBuilder`.
+
+    A worker process loads the model once.
 
     Args:
         model: folder or Hub name of a decoder-only model.
-        layer: of the decoder, from 0; -1: the last one, as its output embedding reads it.
-        transform: of the store, if it has one already; else `fit` makes it, or the first shard.
+        layer: decoder layer, from 0; -1: the last one, as the output embedding reads it.
+        transform: projection of an existing datastore. Without one, `fit` or the first shard
+            makes it.
         alone: whether all shards are indexed in this process.
 
     Attributes:
-        accelerated: True; see `engines.Build`.
-        transform: float32[width + 1, dims], None before it is known.
+        runs_model: True; see `executors.IndexBuilder`.
+        transform: the projection float32[width + 1, dims], None before it is fitted.
 
     Raises:
-        OSError: the model cannot be read.
-        OptionError: it has no such layer, or an encoder.
+        ModelError: the model cannot be loaded.
+        OptionError: it has no such layer, or has an encoder.
+
+    Example:
+        >>> embedding = Embedding("./my-model")  # doctest: +SKIP
+        >>> arrays = embedding(tokens, vocab)  # int[n], each document followed by the id vocab
     """
 
-    accelerated = True
+    runs_model = True
 
     def __init__(
         self,
@@ -70,47 +80,52 @@ class Embedding:
 
     @property
     def dims(self) -> int:
-        """Numbers that are kept of a state."""
+        """Dimensions of a vector."""
         config = _loaded(self._name).config.get_text_config(decoder=True)
         return min(DIMS, int(config.hidden_size))
 
     def settings(self, index: str) -> dict[str, Any]:
-        """What the manifest of a store says of it."""
+        """The settings of the manifest; `index` is a FAISS factory string or "auto"."""
         model = {"name": self._name, "hash": signature(_loaded(self._name))}
         return {"model": model, "layer": self._layer, "metric": "inner_product", "index": index}
 
     def fit(self, corpus: Corpus, tokenizer: Any, max_tokens: int = 0) -> None:
-        """Fit the transform to documents from all over a corpus, which is read twice for that.
+        """Fit the projection to a sample of documents from the whole corpus, unless there is one.
 
-        What can be read only once, or is not what will be indexed, is left to the first shard.
+        The corpus is read once more for this. If it cannot be read twice, or its texts are not
+        those that will be indexed, the projection is fitted to the first shard instead.
 
         Args:
-            max_tokens: of the corpus that are indexed; 0: all.
+            corpus: the documents.
+            tokenizer: the model's tokenizer.
+            max_tokens: tokens of the corpus that are indexed; 0: all.
 
         Raises:
-            CorpusError: shards are made by several processes, which cannot fit it each.
+            CorpusError: the first shard cannot be used, since several processes make shards.
         """
         if self.transform is not None:
             return
         if not corpus.repeatable:
             if not self._alone:
                 raise CorpusError(
-                    "standard input is read once, and workers need to know first how states are "
-                    "projected: give files instead, or take --engine local"
+                    "the projection must be fitted before workers start, and standard input can be "
+                    "read only once: give files instead, or use --engine local"
                 )
             return
-        longest = min(_PIECE, _longest(_loaded(self._name)))
-        pieces = _chosen(corpus.documents(_pass), _DOCUMENTS, max_tokens * _LETTERS)
-        texts = tokenise(tokenizer, [piece[: _LETTERS * longest] for piece in pieces])
+        longest = min(_PIECE_TOKENS, _longest(_loaded(self._name)))
+        pieces = _sampled(corpus.documents(_ignore), _SAMPLE_DOCUMENTS, max_tokens * _MAX_LETTERS)
+        texts = tokenize(tokenizer, [piece[: _MAX_LETTERS * longest] for piece in pieces])
         windows = [(text[:longest].astype(np.int64), 0, 0) for text in texts if len(text)]
-        enough = np.searchsorted(np.cumsum([len(window[0]) for window in windows]), _SAMPLE) + 1
+        enough = (
+            np.searchsorted(np.cumsum([len(window[0]) for window in windows]), _SAMPLE_TOKENS) + 1
+        )
         states = [found for _, found in self._states(windows[:enough])]
         if states:
-            self.transform = fitted(np.concatenate(states))
+            self.transform = fit_projection(np.concatenate(states))
 
     @staticmethod
     def release() -> None:
-        """Give back the memory of the model, which is loaded again if it is needed."""
+        """Free the memory of the model. It is loaded again when it is needed."""
         _loaded.cache_clear()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -118,21 +133,21 @@ class Embedding:
     def __call__(self, tokens: NDArray[Any], vocab: int) -> Arrays:
         windows = list(_windows(tokens, vocab, _longest(_loaded(self._name))))
         if self.transform is None:
-            states = [found for _, found in self._states(windows[: _SAMPLE // CONTEXT])]
-            self.transform = fitted(np.concatenate(states))
+            states = [found for _, found in self._states(windows[: _SAMPLE_TOKENS // CONTEXT])]
+            self.transform = fit_projection(np.concatenate(states))
         vectors = np.zeros((len(tokens), self.transform.shape[1]), np.float32)
         for place, found in self._states(windows):
-            vectors[place : place + len(found)] = transformed(found, self.transform)
-        return DenseIndex.of_vectors(tokens, vectors, self.transform, vocab)
+            vectors[place : place + len(found)] = project(found, self.transform)
+        return DenseIndex.from_vectors(tokens, vectors, self.transform, vocab)
 
     def state(self, tokens: NDArray[Any]) -> Float32:
-        """float32[width], after the last of some tokens."""
+        """The hidden state after the last of some tokens: float32[width]."""
         ((_, states),) = self._states([(tokens.astype(np.int64), len(tokens) - 1, 0)])
         last: Float32 = states[0]
         return last
 
     def _states(self, windows: list[_Window]) -> Iterator[tuple[int, Float32]]:
-        """(place in the shard, float32[_, width]) of the wanted part of each window."""
+        """(position in the shard, states float32[_, width]) of the wanted part of each window."""
         model = _loaded(self._name)
         for batch in _batches(windows):
             width = max(len(tokens) for tokens, _, _ in batch)
@@ -151,13 +166,13 @@ class Embedding:
 
 @lru_cache(maxsize=1)
 def _loaded(name: str) -> Any:
-    """A decoder-only model where it is fastest."""
+    """A decoder-only model on the fastest device and in the fastest dtype."""
     if AutoConfig.from_pretrained(name).is_encoder_decoder:
-        raise OptionError(f"{name} has an encoder: dense stores are for decoder-only models")
+        raise OptionError(f"{name} has an encoder: dense datastores support decoder-only models")
     try:
         model = AutoModelForCausalLM.from_pretrained(name, dtype="auto").eval()
     except ValueError as error:
-        raise OptionError(f"{name} is no causal language model: {error}") from error
+        raise OptionError(f"{name} is not a causal language model: {error}") from error
     except Exception as error:  # damaged files fail in many ways
         raise loading.model_error(name, error) from error
     if torch.cuda.is_available():
@@ -172,7 +187,7 @@ def _longest(model: Any) -> int:
 
 
 def _windows(tokens: NDArray[Any], vocab: int, longest: int) -> Iterator[_Window]:
-    """Documents of a shard, long ones in overlapping parts."""
+    """The documents of a shard; long ones in overlapping windows."""
     context = min(CONTEXT, longest // 2)
     begin = 0
     for end in [*np.flatnonzero(tokens == vocab).tolist(), len(tokens)]:
@@ -187,10 +202,10 @@ def _windows(tokens: NDArray[Any], vocab: int, longest: int) -> Iterator[_Window
 
 
 def _batches(windows: list[_Window]) -> Iterator[list[_Window]]:
-    """Windows of about the same length together."""
+    """Windows in batches of similar length."""
     batch: list[_Window] = []
     for window in sorted(windows, key=lambda window: len(window[0])):
-        if batch and (len(batch) + 1) * len(window[0]) > _BATCH:
+        if batch and (len(batch) + 1) * len(window[0]) > _BATCH_TOKENS:
             yield batch
             batch = []
         batch.append(window)
@@ -198,11 +213,13 @@ def _batches(windows: list[_Window]) -> Iterator[list[_Window]]:
         yield batch
 
 
-def _chosen(documents: Iterator[Document], count: int, most: int) -> list[Document]:
-    """Some documents, each as likely as any other; the same ones every time.
+def _sampled(documents: Iterator[Document], count: int, most: int) -> list[Document]:
+    """A uniform random sample of documents (reservoir sampling), the same every time.
 
     Args:
-        most: letters, or tokens, that are looked at; 0: all.
+        documents: what to choose from.
+        count: size of the sample.
+        most: letters (or tokens, if they are known) to read at most; 0: all.
     """
     rng = random.Random(0)
     kept: list[Document] = []
@@ -219,5 +236,5 @@ def _chosen(documents: Iterator[Document], count: int, most: int) -> list[Docume
     return kept
 
 
-def _pass(error: CorpusError) -> None:
-    """The build itself will report it."""
+def _ignore(error: CorpusError) -> None:
+    """The build reports the error later."""

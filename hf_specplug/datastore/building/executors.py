@@ -1,7 +1,7 @@
-"""Where texts are tokenised and indexed: in this process, or on a Ray cluster.
+"""Where documents are tokenized and shards are indexed: in this process or on a Ray cluster.
 
-Both give the same results in the same order, so that the files are the same to the byte. A store is
-written by one process only, whatever the engine: workers need no access to its folder.
+All executors give the same results in the same order, so that the files are identical to the byte.
+Only one process writes the datastore: workers need no access to its folder.
 """
 
 from __future__ import annotations
@@ -15,64 +15,65 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hf_specplug.datastore.building.corpus import Document
-from hf_specplug.datastore.index import Arrays
+from hf_specplug.datastore.kinds.contract import Arrays
 from hf_specplug.errors import StoreError
 
 Batch = list[tuple[int, Document]]
-"""(number from 1, text or its tokens) of some documents."""
+"""(number from 1, document) of some documents."""
 
 Rows = list[NDArray[np.int32]]
+"""The token ids of each document of a batch."""
 
-Build = Callable[[NDArray[Any], int], Arrays]
-"""Makes the arrays of an index of tokens, as `Index.build` does.
+IndexBuilder = Callable[[NDArray[Any], int], Arrays]
+"""Builds the arrays of a shard from (tokens, vocab), such as `Index.build`.
 
-One that runs a model says `accelerated = True`; a process that it is called in keeps the model.
+One that runs a model has an attribute `runs_model = True`: Ray workers that call it are kept, and
+so is the model that they loaded.
 """
 
-
 LOCAL = "local"
-"""The engine that is this process."""
+"""Name of the executor that uses this process."""
 
 
 class Executor(Protocol):
-    """What a build needs done.
+    """Tokenizes documents and builds indexes.
 
     Attributes:
-        ahead: shards that may be indexed while the next ones are read.
+        max_pending: shards that may be indexed while the next ones are read.
     """
 
-    ahead: int
+    max_pending: int
 
-    def tokenised(self, tokenizer: Any, batches: Iterable[Batch]) -> Iterator[tuple[Batch, Rows]]:
-        """The batches in order, with the tokens of each text."""
+    def tokenize(self, tokenizer: Any, batches: Iterable[Batch]) -> Iterator[tuple[Batch, Rows]]:
+        """Yield the batches in order, each with the token ids of its documents."""
 
-    def indexing(self, build: Build, tokens: NDArray[Any], vocab: int) -> Callable[[], Arrays]:
-        """Begin to make an index of `tokens`; the result is had by calling what is returned.
-
-        Args:
-            build: makes it, such as `Index.build` of a kind.
-        """
+    def start_index(
+        self, builder: IndexBuilder, tokens: NDArray[Any], vocab: int
+    ) -> Callable[[], Arrays]:
+        """Start to build the index of a shard. Call what is returned to wait for the arrays."""
 
 
-class Local:
-    """In this process, by the tokenizer's own threads."""
+class LocalExecutor:
+    """Runs in this process; the tokenizer uses threads of its own."""
 
-    ahead = 0
+    max_pending = 0
 
-    def tokenised(self, tokenizer: Any, batches: Iterable[Batch]) -> Iterator[tuple[Batch, Rows]]:
+    def tokenize(self, tokenizer: Any, batches: Iterable[Batch]) -> Iterator[tuple[Batch, Rows]]:
         for batch in batches:
-            yield batch, tokenise(tokenizer, [text for _, text in batch])
+            yield batch, tokenize(tokenizer, [document for _, document in batch])
 
-    def indexing(self, build: Build, tokens: NDArray[Any], vocab: int) -> Callable[[], Arrays]:
-        arrays = build(tokens, vocab)
+    def start_index(
+        self, builder: IndexBuilder, tokens: NDArray[Any], vocab: int
+    ) -> Callable[[], Arrays]:
+        arrays = builder(tokens, vocab)
         return lambda: arrays
 
 
-class OnRay:
-    """On the cluster that RAY_ADDRESS names, or else on this machine; dead workers are replaced.
+class RayExecutor:
+    """Runs on the cluster of RAY_ADDRESS, or on this machine if that is not set.
 
-    What runs a model is done by processes that live on: one for each GPU of the cluster, which it
-    has to itself; or, if there is none, one for each core but one, with one thread.
+    Tasks of dead workers are repeated. Index builders that run a model get workers of their own,
+    which keep the model: one per GPU of the cluster, or without GPUs one per core but one.
 
     Raises:
         StoreError: ray is not installed.
@@ -87,42 +88,45 @@ class OnRay:
             self._ray.init(logging_level="error", include_dashboard=False)
         found = self._ray.cluster_resources()
         cores, gpus = int(found.get("CPU", 1)), int(found.get("GPU", 0))
-        self.ahead = max(1, cores - 1)
-        self._tokenise = self._ray.remote(max_retries=-1)(tokenise)
-        self._index = self._ray.remote(max_retries=-1)(index)
-        # they keep what they take: a core is left for tokenising, which would wait for ever
+        self.max_pending = max(1, cores - 1)
+        self._tokenize = self._ray.remote(max_retries=-1)(tokenize)
+        self._index = self._ray.remote(max_retries=-1)(_index)
+        # workers hold what they take: one core stays free, or tokenizing would wait forever
         takes = {"num_gpus": 1, "num_cpus": 0} if gpus else {"num_cpus": int(cores > 1)}
         self._worker = self._ray.remote(max_restarts=-1, max_task_retries=-1, **takes)(_Worker)
         self._workers: deque[Any] = deque()
-        self._most = gpus or self.ahead
-        self._window = 2 * cores  # batches on their way, so that a corpus need not fit in memory
+        self._max_workers = gpus or self.max_pending
+        self._max_batches = 2 * cores  # in flight, so that the corpus need not fit into memory
 
-    def tokenised(self, tokenizer: Any, batches: Iterable[Batch]) -> Iterator[tuple[Batch, Rows]]:
+    def tokenize(self, tokenizer: Any, batches: Iterable[Batch]) -> Iterator[tuple[Batch, Rows]]:
         shared = self._ray.put(tokenizer)
-        waiting: deque[tuple[Batch, Any]] = deque()
+        pending: deque[tuple[Batch, Any]] = deque()
         for batch in batches:
-            texts = [text for _, text in batch]
-            waiting.append((batch, self._tokenise.remote(shared, texts)))
-            if len(waiting) >= self._window:
-                first, rows = waiting.popleft()
-                yield first, self._got(rows)
-        for first, rows in waiting:
-            yield first, self._got(rows)
+            documents = [document for _, document in batch]
+            pending.append((batch, self._tokenize.remote(shared, documents)))
+            if len(pending) >= self._max_batches:
+                first, rows = pending.popleft()
+                yield first, self._get(rows)
+        for first, rows in pending:
+            yield first, self._get(rows)
 
-    def indexing(self, build: Build, tokens: NDArray[Any], vocab: int) -> Callable[[], Arrays]:
-        work = self._next().index if getattr(build, "accelerated", False) else self._index
-        arrays = work.remote(build, tokens, vocab)
-        return lambda: self._got(arrays)  # type: ignore[no-any-return]
+    def start_index(
+        self, builder: IndexBuilder, tokens: NDArray[Any], vocab: int
+    ) -> Callable[[], Arrays]:
+        runs_model = getattr(builder, "runs_model", False)
+        work = self._next_worker().index if runs_model else self._index
+        arrays = work.remote(builder, tokens, vocab)
+        return lambda: self._get(arrays)  # type: ignore[no-any-return]
 
-    def _next(self) -> Any:
-        """A new worker, or when there are as many as there may be, each in turn."""
-        self.ahead = self._most
-        full = len(self._workers) == self._most
+    def _next_worker(self) -> Any:
+        """A new worker as long as there may be more, then each in turn."""
+        self.max_pending = self._max_workers
+        full = len(self._workers) == self._max_workers
         self._workers.append(self._workers.popleft() if full else self._worker.remote())
         return self._workers[-1]
 
-    def _got(self, work: Any) -> Any:
-        """What a worker returned; what it raised is raised here, without its traceback as text."""
+    def _get(self, work: Any) -> Any:
+        """Wait for a result. What a worker raised is raised here, without Ray's wrapper."""
         try:
             return self._ray.get(work)
         except self._ray.exceptions.RayTaskError as error:
@@ -132,30 +136,22 @@ class OnRay:
 class _Worker:
     """A process that keeps the model that it has loaded."""
 
-    def index(self, build: Build, tokens: NDArray[Any], vocab: int) -> Arrays:
-        return build(tokens, vocab)
+    def index(self, builder: IndexBuilder, tokens: NDArray[Any], vocab: int) -> Arrays:
+        return builder(tokens, vocab)
 
 
-def make(name: str) -> Executor:
-    """The engine of a name: "local" or "ray".
-
-    Raises:
-        StoreError: another name, or what it needs is missing.
-    """
-    engines: dict[str, Callable[[], Executor]] = {LOCAL: Local, "ray": OnRay}
-    if name not in engines:
-        raise StoreError(f"--engine is one of {', '.join(engines)}, not {name!r}")
-    return engines[name]()
+EXECUTORS: dict[str, Callable[[], Executor]] = {LOCAL: LocalExecutor, "ray": RayExecutor}
+"""Executors by the name that `--engine` takes."""
 
 
-def tokenise(tokenizer: Any, texts: Sequence[Document]) -> Rows:
-    """The tokens of each text, without special ones."""
-    if texts and not isinstance(texts[0], str):
-        return [np.asarray(text, np.int32) for text in texts]
-    encoded = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+def tokenize(tokenizer: Any, documents: Sequence[Document]) -> Rows:
+    """The token ids of each document, without special tokens: int32[_] each."""
+    if documents and not isinstance(documents[0], str):
+        return [np.asarray(document, np.int32) for document in documents]
+    encoded = tokenizer(list(documents), add_special_tokens=False, verbose=False)["input_ids"]
     return [np.asarray(row, dtype=np.int32) for row in encoded]
 
 
-def index(build: Build, tokens: NDArray[Any], vocab: int) -> Arrays:
-    """The index of a part of a corpus."""
-    return build(tokens, vocab)
+def _index(builder: IndexBuilder, tokens: NDArray[Any], vocab: int) -> Arrays:
+    """Call a builder: what Ray runs must be a function of a module."""
+    return builder(tokens, vocab)

@@ -1,4 +1,4 @@
-"""A store that grows from use: what a model answered today is drafted from tomorrow."""
+"""A datastore that grows from use: it records answers for later calls to draft from."""
 
 from __future__ import annotations
 
@@ -14,32 +14,35 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hf_specplug.datastore import manifest
-from hf_specplug.datastore.building.build import refuse_foreign, write_shard, writing
-from hf_specplug.datastore.index import token_dtype
+from hf_specplug.datastore.building.folder import exclusive_writer, refuse_foreign, write_shard
+from hf_specplug.datastore.kinds.contract import token_dtype
+from hf_specplug.datastore.kinds.suffix import SuffixIndex
 from hf_specplug.datastore.manifest import Manifest, Shard
-from hf_specplug.datastore.store import Datastore, described
-from hf_specplug.datastore.suffix import SuffixIndex
+from hf_specplug.datastore.store import Datastore, tokenizer_identity
 from hf_specplug.errors import OptionError, StoreError
 
 logger = logging.getLogger("hf_specplug")
 
-FLUSH = 1 << 16  # tokens that are kept in memory, and lost if the process dies
+FLUSH_TOKENS = 1 << 16
+"""Tokens that are kept in memory before they are written; they are lost if the process dies."""
+
+_MAX_WAITING = 1000  # texts that are kept while writing fails
 
 
 class GrowingStore:
-    """Appends token sequences to a store, within a size.
+    """Appends token sequences to a datastore of kind "suffix", up to a size.
 
-    Small shards are joined as they come, each with a neighbour that is no larger than twice its
-    size, so that there are few; the oldest shards go when there are too many tokens.
+    A new shard is joined with older ones that are at most twice its size, so that there are few
+    shards. The oldest shards are removed when there are too many tokens.
 
     Args:
-        path: the store's folder; made if it is not there.
-        tokenizer: what the tokens mean; that of an existing store must be equal.
-        max_tokens: kept at most.
+        path: folder of the datastore; it is created if it does not exist.
+        tokenizer: the model's tokenizer; that of an existing datastore must have the same ids.
+        max_tokens: number of tokens to keep at most.
 
     Raises:
-        StoreError: the folder is no store, or one of another tokenizer.
-        OptionError: `max_tokens` is no positive number.
+        StoreError: the folder is not a datastore of this kind and tokenizer.
+        OptionError: `max_tokens` is not a positive integer.
 
     Example:
         >>> store = GrowingStore("mine.store", tokenizer)  # doctest: +SKIP
@@ -51,46 +54,48 @@ class GrowingStore:
         self, path: str | os.PathLike[str], tokenizer: Any, max_tokens: int = 10_000_000
     ) -> None:
         if not isinstance(max_tokens, int) or isinstance(max_tokens, bool) or max_tokens < 1:
-            raise OptionError(f"max_tokens must be a number of tokens from 1, not {max_tokens!r}")
-        self.path = Path(path).absolute()  # the folder of now, wherever the process will end
+            raise OptionError(f"max_tokens must be a positive integer, not {max_tokens!r}")
+        self.path = Path(path).absolute()  # the working directory may change
         self._max_tokens = max_tokens
         self._vocab = len(tokenizer)
-        self._tokenizer = described(tokenizer)
+        self._tokenizer = tokenizer_identity(tokenizer)
         self._waiting: list[NDArray[np.int32]] = []
         self._lock = threading.Lock()
         refuse_foreign(self.path)
         if (self.path / manifest.NAME).exists():
             known = Datastore(self.path)
-            known.refuse_other(tokenizer)
+            known.require_tokenizer(tokenizer)
             if known.manifest.kind != SuffixIndex.kind:
-                raise StoreError(f"{self.path} is of another kind, {known.manifest.kind}")
+                raise StoreError(
+                    f"{self.path} is a datastore of kind {known.manifest.kind}, not suffix"
+                )
         self._at_exit = weakref.finalize(self, _flush, weakref.ref(self))
 
     def add(self, tokens: NDArray[Any]) -> None:
-        """Keep a text: int[n]; ids that the tokenizer does not have end it."""
+        """Record a text: int[n] token ids. It ends before the first id outside the vocabulary."""
         tokens = np.asarray(tokens, np.int32)
-        strange = np.flatnonzero((tokens < 0) | (tokens >= self._vocab))
-        tokens = tokens[: strange[0]] if len(strange) else tokens
+        invalid = np.flatnonzero((tokens < 0) | (tokens >= self._vocab))
+        tokens = tokens[: invalid[0]] if len(invalid) else tokens
         if not len(tokens):
             return
         with self._lock:
             self._waiting.append(tokens.copy())
-            full = sum(map(len, self._waiting)) >= min(FLUSH, self._max_tokens)
+            full = sum(map(len, self._waiting)) >= min(FLUSH_TOKENS, self._max_tokens)
         if full:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is waiting; if another process is writing, it goes on waiting."""
+        """Write recorded texts to disk. They are kept if another process is writing."""
         with self._lock:
             if not self._waiting:
                 return
             try:
-                with writing(self.path):
+                with exclusive_writer(self.path):
                     self._write()
             except (OSError, StoreError) as error:
-                reason = str(error)  # not the error itself, whose traceback would keep us alive
+                reason = str(error)  # not the error: its traceback would keep this object alive
                 logger.warning("answers are not recorded to %s yet: %s", self.path, reason)
-                self._waiting = self._waiting[-1000:]  # should that last
+                self._waiting = self._waiting[-_MAX_WAITING:]
                 return
             self._waiting = []
 
@@ -126,7 +131,7 @@ class GrowingStore:
 
 
 def _next_number(shards: tuple[Shard, ...]) -> int:
-    """A number that no shard's files have."""
+    """A shard number that no listed file has."""
     names = [array.name for shard in shards for array in shard.arrays.values()]
     return 1 + max((int(name[:5]) for name in names if name[:5].isdigit()), default=-1)
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hf_specplug.datastore.building.build import Plan, build
+from hf_specplug.datastore.building.build import build
 from hf_specplug.datastore.building.corpus import Corpus
-from hf_specplug.datastore.building.executors import tokenise
+from hf_specplug.datastore.building.executors import tokenize
+from hf_specplug.datastore.building.options import BuildOptions
 from hf_specplug.datastore.store import Datastore
 from hf_specplug.errors import CorpusError
 from tests.benchmarks.rivals.base import Given
@@ -29,10 +30,10 @@ def given(vocab_size: int, folder: Path, path: str | None, tokenizer: Any) -> Gi
     if path is None:
         return Given(vocab_size, folder)
     corpus = Corpus((path,))
-    texts = tokenise(tokenizer, list(corpus.documents(_stop)))
+    texts = tokenize(tokenizer, list(corpus.documents(_stop)))
     stores = []
     for kind in KINDS:
-        build(folder / kind, corpus, tokenizer, Plan(kind=kind), _stop, lambda *_: None)
+        build(folder / kind, corpus, tokenizer, BuildOptions(kind=kind), _stop, lambda *_: None)
         stores.append(Datastore(folder / kind))
     return Given(vocab_size, folder, tuple(texts), tuple(stores))
 

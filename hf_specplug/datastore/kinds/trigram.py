@@ -1,5 +1,8 @@
-"""The tri-gram index: which tokens followed each pair of tokens, and how often (ADED, Liu et al.
-2024, arXiv 2407.12021)."""
+"""The trigram index: which tokens followed each pair of tokens, and how often (ADED).
+
+Liu et al. 2024, "Adaptive Draft-Verification for Efficient Large Language Model Decoding",
+arXiv 2407.12021.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,16 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_specplug.datastore.index import NO_SETTINGS, Arrays, Index, require, token_dtype
+from hf_specplug.datastore.kinds.contract import NO_SETTINGS, Arrays, Index, require, token_dtype
+from hf_specplug.datastore.kinds.registry import register_kind
 from hf_specplug.errors import StoreError
 
-KEPT = 12
+MAX_SUCCESSORS = 12
 """Successors kept per pair of tokens, as in the paper's code."""
 
-MAX_VOCAB = (1 << 21) - 1  # so that a tri-gram fits in 64 bits
+MAX_VOCAB = (1 << 21) - 1
+"""Token ids, so that a trigram fits into 64 bits."""
+
 _MAX_COUNT = (1 << 16) - 1
 _MAX_TOTAL = (1 << 32) - 1
 
@@ -23,32 +29,36 @@ Int64 = NDArray[np.int64]
 Uint64 = NDArray[np.uint64]
 
 
+@register_kind
 class TrigramIndex(Index):
     """Conditional counts: P(token | pair) is `counts / totals`.
 
-    A context is a pair of tokens that another one follows within a document. There are C of them,
-    sorted, and n successors in all.
+    A context is a pair of tokens that another token follows within a document. There are C
+    contexts, sorted, and n successors in total.
 
-    - `firsts` uint32[vocab + 1]: the contexts that begin with token a are [firsts[a],
-      firsts[a + 1]);
+    - `firsts` uint32[vocab + 1]: the contexts whose first token is a are
+      [firsts[a], firsts[a + 1]);
     - `seconds` uint16[C] or uint32[C] by vocabulary: the second token of each context;
-    - `totals` uint32[C]: how often it occurred, whatever followed;
-    - `offsets` uint32[C + 1]: its successors are [offsets[i], offsets[i + 1]), `KEPT` at most;
-    - `successors` uint16[n] or uint32[n], the most frequent first, of equal ones the lower id;
-    - `counts` uint16[n]. Where one is too large, those of its context and the total are scaled.
+    - `totals` uint32[C]: the number of occurrences of each context, whatever followed;
+    - `offsets` uint32[C + 1]: the successors of context i are [offsets[i], offsets[i + 1]), at
+      most `MAX_SUCCESSORS`;
+    - `successors` uint16[n] or uint32[n]: the most frequent first, then the lower id;
+    - `counts` uint16[n]: occurrences of each successor. Where a count overflows, all counts of the
+      context and its total are scaled down.
 
-    It grows with the distinct pairs of a corpus, so more slowly than the corpus.
+    The size grows with the distinct pairs of a corpus, hence more slowly than the corpus.
 
     Raises:
         StoreError: a vocabulary of more than `MAX_VOCAB` ids.
 
     Example:
-        of the text `a b c a b d a b c` the context (a, b) has the total 3, and the successors
-        c (2) and d (1).
+        in the text `a b c a b d a b c` the context (a, b) has the total 3 and the successors c (2)
+        and d (1).
     """
 
     kind: ClassVar[str] = "trigram"
-    names: ClassVar[tuple[str, ...]] = (
+    summary: ClassVar[str] = "which token follows two tokens; the smallest"
+    array_names: ClassVar[tuple[str, ...]] = (
         "firsts",
         "seconds",
         "totals",
@@ -71,7 +81,7 @@ class TrigramIndex(Index):
     def join(
         cls, parts: Sequence[Any], vocab: int, settings: Mapping[str, Any] = NO_SETTINGS
     ) -> Arrays:
-        """Exact sums of what the parts kept. Raises StoreError if one is damaged."""
+        """Sum the counts that the parts kept. Raises StoreError if a part is damaged."""
         for part in parts:
             part.check(vocab)
         width = np.uint64(vocab + 1)
@@ -94,36 +104,36 @@ class TrigramIndex(Index):
         self.firsts, self.seconds = arrays["firsts"], arrays["seconds"]
         self.totals, self.offsets = arrays["totals"], arrays["offsets"]
         self.successors, self.counts = arrays["successors"], arrays["counts"]
-        lengths = [len(arrays[name]) for name in self.names]
+        lengths = [len(arrays[name]) for name in self.array_names]
         contexts, successors = len(self.seconds), len(self.successors)
         if lengths != [vocab + 1, contexts, contexts, contexts + 1, successors, successors]:
             raise StoreError(
-                f"a tri-gram shard of {vocab:,} token ids has arrays of lengths {lengths}, which "
-                "do not fit together"
+                f"the arrays of a trigram shard with {vocab:,} token ids have lengths {lengths}, "
+                "which do not fit together"
             )
 
     def contexts(self) -> Uint64:
-        """The pairs of tokens as numbers, ascending: uint64[C]."""
+        """The contexts as numbers `first * (vocab + 1) + second`, ascending: uint64[C]."""
         width = np.uint64(len(self.firsts))
         firsts = np.arange(len(self.firsts) - 1, dtype=np.uint64)
         return np.repeat(firsts, _steps(self.firsts)) * width + self.seconds
 
     def kept(self) -> Int64:
-        """How many successors each context has: int64[C]."""
+        """The number of successors of each context: int64[C]."""
         return _steps(self.offsets)
 
     def check(self, vocab: int) -> None:
         firsts, kept = self.firsts.astype(np.int64), self.kept()
         if firsts[0] != 0 or firsts[-1] != len(self.seconds) or (np.diff(firsts) < 0).any():
-            raise StoreError("its first tokens do not divide its contexts")
+            raise StoreError("`firsts` does not divide the contexts")
         if len(self.seconds) and max(self.seconds.max(), self.successors.max(initial=0)) >= vocab:
-            raise StoreError("a token is not in the vocabulary")
+            raise StoreError("a token id is outside the vocabulary")
         if (np.diff(self.contexts().astype(np.int64)) <= 0).any():
             raise StoreError("its contexts are not sorted")
         if self.offsets[0] != 0 or self.offsets[-1] != len(self.successors):
-            raise StoreError("its contexts do not divide its successors")
-        if len(kept) and not 1 <= kept.min() <= kept.max() <= KEPT:
-            raise StoreError(f"a context has no successor, or more than {KEPT}")
+            raise StoreError("`offsets` does not divide the successors")
+        if len(kept) and not 1 <= kept.min() <= kept.max() <= MAX_SUCCESSORS:
+            raise StoreError(f"a context has no successor, or more than {MAX_SUCCESSORS}")
         context = np.repeat(np.arange(len(kept)), kept)
         counts, tokens = self.counts.astype(np.int64), self.successors.astype(np.int64)
         falls = (counts[1:] < counts[:-1]) | (
@@ -132,11 +142,11 @@ class TrigramIndex(Index):
         if not (falls | (np.diff(context) > 0)).all() or (counts < 1).any():
             raise StoreError("its successors are not sorted by their counts")
         if (_sums(counts, self.offsets[:-1].astype(np.int64)) > self.totals).any():
-            raise StoreError("a context has more successors than occurrences")
+            raise StoreError("the successors of a context outnumber its occurrences")
 
 
 def _steps(offsets: NDArray[Any]) -> Int64:
-    """How far each offset is from the next."""
+    """The difference between each offset and the next."""
     wide: Int64 = offsets.astype(np.int64)
     return wide[1:] - wide[:-1]
 
@@ -144,17 +154,17 @@ def _steps(offsets: NDArray[Any]) -> Int64:
 def _refuse_wide(vocab: int) -> None:
     if vocab > MAX_VOCAB:
         raise StoreError(
-            f"a tri-gram store takes vocabularies of up to {MAX_VOCAB:,} ids, not {vocab:,}"
+            f"a trigram datastore supports at most {MAX_VOCAB:,} token ids, not {vocab:,}"
         )
 
 
 def _trigrams(tokens: NDArray[Any], vocab: int) -> Uint64:
-    """Those within documents, in text order, as numbers."""
+    """The trigrams within documents, in text order, as numbers in base `vocab + 1`."""
     _refuse_wide(vocab)
     last = max(len(tokens) - 2, 0)
     inside = tokens != vocab
     keys = tokens[:last].astype(np.uint64)
-    for skipped in (1, 2):  # in place: there are as many as tokens
+    for skipped in (1, 2):  # in place, to save memory: one key per token
         keys *= np.uint64(vocab + 1)
         keys += tokens[skipped : last + skipped]
     whole: Uint64 = keys[inside[:last] & inside[1 : last + 1] & inside[2 : last + 2]]
@@ -162,7 +172,7 @@ def _trigrams(tokens: NDArray[Any], vocab: int) -> Uint64:
 
 
 def _begins(ordered: Uint64) -> Int64:
-    """Where the runs of equal numbers begin."""
+    """The start of each run of equal numbers."""
     return np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1])[: len(ordered)])
 
 
@@ -175,7 +185,7 @@ def _sums(values: NDArray[Any], begins: Int64) -> Int64:
 
 
 def _added(keys: Sequence[Uint64], counts: Sequence[NDArray[Any]]) -> tuple[Uint64, Int64]:
-    """Each key of several parts once, ascending, with the sum of its counts."""
+    """The distinct keys of several parts, ascending, with the sum of the counts of each."""
     every = np.concatenate(keys)
     order = np.argsort(every)
     begins = _begins(every[order])
@@ -183,15 +193,15 @@ def _added(keys: Sequence[Uint64], counts: Sequence[NDArray[Any]]) -> tuple[Uint
 
 
 def _arrays(trigrams: Uint64, counts: Int64, pairs: Uint64, totals: Int64, vocab: int) -> Arrays:
-    """The index of ascending tri-grams with their counts, and contexts with their totals."""
+    """The arrays for ascending trigrams with counts, and ascending contexts with totals."""
     width = np.uint64(vocab + 1)
     begins = _begins(trigrams // width)
     found = np.diff(begins, append=len(trigrams))
     context = np.repeat(np.arange(len(pairs)), found)
     order = np.lexsort((-counts, context))  # of equal counts the lower id stays first
     rank = np.arange(len(trigrams)) - begins[context]
-    kept = order[rank < KEPT]
-    offsets = np.append(0, np.cumsum(np.minimum(found, KEPT)))
+    kept = order[rank < MAX_SUCCESSORS]
+    offsets = np.append(0, np.cumsum(np.minimum(found, MAX_SUCCESSORS)))
     scale = np.minimum(_MAX_COUNT / counts[order[begins]], _MAX_TOTAL / totals).clip(max=1.0)
     scaled = np.maximum(1, counts[kept] * scale[context[kept]]).astype(np.uint16)
     token = token_dtype(vocab)

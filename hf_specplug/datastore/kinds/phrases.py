@@ -1,9 +1,10 @@
-"""Phrases: token sequences that a model says again and again, with how often they were seen.
+"""Phrases: token sequences that occur repeatedly, with their number of occurrences.
 
-Two kinds of store keep them, in the same arrays. "phrases" holds what repeats in a corpus, however
-long: licence headers, templates, the skeletons of tool calls; or texts that were given as phrases.
-"ngram" holds the most common 5-grams, the model-dependent part of Hierarchy Drafting (Cho et al.
-2025, arXiv 2502.05609), and is meant to be built from the model's own answers.
+Two kinds of datastore keep them in the same arrays. "phrases" holds the repeated passages of a
+corpus, of any length: licence headers, templates, skeletons of tool calls; or texts that were given
+as phrases. "ngram" holds the most common 5-grams. It is the model-dependent database of Hierarchy
+Drafting (Cho et al. 2025, arXiv 2502.05609), meant to be built from the model's own
+answers.
 """
 
 from __future__ import annotations
@@ -17,43 +18,45 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_specplug.datastore.index import NO_SETTINGS, Arrays, Index, require, token_dtype
+from hf_specplug.datastore.kinds.contract import NO_SETTINGS, Arrays, Index, require, token_dtype
+from hf_specplug.datastore.kinds.registry import register_kind
 from hf_specplug.errors import StoreError
 from hf_specplug.kernels import repeats as kernels
 from hf_specplug.kernels.phrases import LONGEST
 from hf_specplug.kernels.suffix import suffix_array
 
-LEAST = 6
-"""Tokens of a phrase that is found in a corpus."""
+MIN_TOKENS = 6
+"""Fewest tokens of a phrase that is mined from a corpus."""
 
-OFTEN = 4
-"""Times that it occurs."""
+MIN_COUNT = 4
+"""Fewest occurrences of a phrase that is mined from a corpus."""
 
-NEARLY = 0.8
-"""A phrase is left out if one token more makes a phrase that occurs this share of its times."""
+MAX_COVERED = 0.8
+"""A phrase is dropped if a phrase one token longer has at least this share of its occurrences."""
 
-OVERLAP = 8
-"""Tokens that two pieces of a phrase of more than `LONGEST` share: the one leads to the other."""
+PIECE_OVERLAP = 8
+"""Tokens shared by consecutive pieces of a phrase longer than `LONGEST`."""
 
-GIVEN = 1 << 20
-"""A given phrase is worth so many occurrences: it is kept, and comes before what was found."""
+GIVEN_COUNT = 1 << 20
+"""Occurrences counted for a given phrase, so that it is kept and ranks above mined ones."""
 
-GRAM = 5
+NGRAM_TOKENS = 5
 """Tokens of an n-gram, as in the paper."""
 
 _MAX_COUNT = (1 << 32) - 1
 
 
 class _Phrases(Index):
-    """tokens uint16 or uint32 by vocabulary, offsets uint32[n + 1], counts uint32[n].
+    """Distinct phrases, sorted by their tokens.
 
-    Phrase i is `tokens[offsets[i] : offsets[i + 1]]` and was seen `counts[i]` times. Phrases are
-    sorted by their tokens, none is there twice, and there are `most` at most: those that save most,
-    by length times count.
+    - `tokens` uint16 or uint32 by vocabulary, `offsets` uint32[n + 1]: phrase i is
+      `tokens[offsets[i] : offsets[i + 1]]`;
+    - `counts` uint32[n]: occurrences of each phrase.
+
+    At most `most` phrases are kept: those with the largest length times count.
     """
 
-    names: ClassVar[tuple[str, ...]] = ("tokens", "offsets", "counts")
-    joins_all: ClassVar[bool] = True
+    array_names: ClassVar[tuple[str, ...]] = ("tokens", "offsets", "counts")
     most: ClassVar[int]
     lengths: ClassVar[tuple[int, int]]
 
@@ -67,7 +70,7 @@ class _Phrases(Index):
     @classmethod
     @abstractmethod
     def _found(cls, text: Any, suffixes: Any, shared: Any, vocab: int) -> Counter[bytes]:
-        """Phrases of a text with their counts; a phrase as `_key` has it."""
+        """The phrases of a text, as `_key` encodes them, with their counts."""
 
     @classmethod
     def join(
@@ -92,15 +95,15 @@ class _Phrases(Index):
 
     def __init__(self, arrays: Arrays, vocab: int) -> None:
         require(arrays, tokens=token_dtype(vocab), offsets=np.uint32, counts=np.uint32)
-        self.tokens, self.offsets, self.counts = (arrays[name] for name in self.names)
+        self.tokens, self.offsets, self.counts = (arrays[name] for name in self.array_names)
         if len(self.offsets) != len(self.counts) + 1 or len(self.counts) > self.most:
             raise StoreError(
-                f"a shard has {len(self.offsets):,} offsets and {len(self.counts):,} counts; there "
-                f"must be one offset more, and up to {self.most:,} phrases"
+                f"a shard has {len(self.offsets):,} offsets and {len(self.counts):,} counts; it "
+                f"must have one offset more than counts, and at most {self.most:,} counts"
             )
 
     def phrases(self) -> Iterator[NDArray[Any]]:
-        """The tokens of each phrase; whatever the offsets are, no more than `LONGEST` of them."""
+        """The tokens of each phrase, at most `LONGEST` even if the offsets are damaged."""
         tokens, offsets = self.tokens.view(np.ndarray), self.offsets.tolist()
         for begin, end in pairwise(offsets):
             yield tokens[begin : min(end, begin + LONGEST)]
@@ -109,36 +112,43 @@ class _Phrases(Index):
         least, most = self.lengths
         lengths = np.diff(self.offsets.astype(np.int64))
         if self.offsets[0] != 0 or self.offsets[-1] != len(self.tokens):
-            raise StoreError("its offsets are not those of its tokens")
+            raise StoreError("`offsets` does not divide the tokens")
         if len(lengths) and not (least <= lengths.min() and lengths.max() <= most):
-            raise StoreError(f"a phrase has {least} to {most} tokens, and one has not")
+            raise StoreError(f"a phrase does not have {least} to {most} tokens")
         if len(self.tokens) and int(self.tokens.max()) >= vocab:
-            raise StoreError("a token is not in the vocabulary")
+            raise StoreError("a token id is outside the vocabulary")
         keys = [_key(phrase) for phrase in self.phrases()]
         if any(one >= other for one, other in pairwise(keys)):
             raise StoreError("its phrases are not sorted")
         if not self.counts.all():
-            raise StoreError("a phrase was never seen")
+            raise StoreError("a phrase has no occurrence")
 
 
+@register_kind
 class PhraseIndex(_Phrases):
-    """The maximal repeats of a corpus, each unless a longer one occurs `NEARLY` as often.
+    """The maximal repeats of a corpus, except those of which a longer one occurs almost as often.
 
     A repeat of more than `LONGEST` tokens is kept in pieces that overlap.
 
     Example:
-        in a corpus of files that all begin with one licence header, the header is a phrase; that it
-        begins with `Copyright` is none, unless other texts say so, too.
+        in a corpus of files that all begin with the same licence header, the header is a phrase.
+        Its first line is not one, unless it also occurs elsewhere.
     """
 
     kind: ClassVar[str] = "phrases"
+    summary: ClassVar[str] = "long passages that repeat, or with --given each document as one"
+    accepts_given: ClassVar[bool] = True
     most: ClassVar[int] = 50_000
     lengths: ClassVar[tuple[int, int]] = (2, LONGEST)
 
     @classmethod
     def _found(cls, text: Any, suffixes: Any, shared: Any, vocab: int) -> Counter[bytes]:
         found = np.empty((len(text), 3), np.int32)
-        found = found[: kernels.repeats(text, suffixes, shared, vocab, LEAST, OFTEN, NEARLY, found)]
+        found = found[
+            : kernels.repeats(
+                text, suffixes, shared, vocab, MIN_TOKENS, MIN_COUNT, MAX_COVERED, found
+            )
+        ]
         saved = found[:, 1].clip(max=LONGEST).astype(np.int64) * found[:, 2]
         counts: Counter[bytes] = Counter()
         for position, length, count in found[np.argsort(-saved, kind="stable")].tolist():
@@ -149,37 +159,40 @@ class PhraseIndex(_Phrases):
         return counts
 
     @classmethod
-    def given(cls, tokens: NDArray[Any], vocab: int) -> Arrays:
-        """The arrays of documents that are phrases as they are, each followed by the id `vocab`."""
+    def build_given(cls, tokens: NDArray[Any], vocab: int) -> Arrays:
         counts: Counter[bytes] = Counter()
         for document in np.split(tokens, np.flatnonzero(tokens == vocab) + 1):
             for piece in _pieces(document[document < vocab]):
                 if len(piece) >= cls.lengths[0]:
-                    counts[_key(piece)] += GIVEN
+                    counts[_key(piece)] += GIVEN_COUNT
         return cls._kept(counts, vocab)
 
 
+@register_kind
 class NgramIndex(_Phrases):
     """The most common 5-grams of a corpus, as many as in the paper."""
 
     kind: ClassVar[str] = "ngram"
+    summary: ClassVar[str] = "the most common 5-grams, best of --from-model-outputs"
     most: ClassVar[int] = 100_000
-    lengths: ClassVar[tuple[int, int]] = (GRAM, GRAM)
+    lengths: ClassVar[tuple[int, int]] = (NGRAM_TOKENS, NGRAM_TOKENS)
 
     @classmethod
     def _found(cls, text: Any, suffixes: Any, shared: Any, vocab: int) -> Counter[bytes]:
         found = np.empty((len(text), 2), np.int32)
-        found = found[: kernels.grams(text, suffixes, shared, vocab, GRAM, found)]
+        found = found[: kernels.grams(text, suffixes, shared, vocab, NGRAM_TOKENS, found)]
         best = found[np.argsort(-found[:, 1], kind="stable")[: cls.most]]
-        return Counter({_key(text[place : place + GRAM]): count for place, count in best.tolist()})
+        return Counter(
+            {_key(text[place : place + NGRAM_TOKENS]): count for place, count in best.tolist()}
+        )
 
 
 def _key(tokens: NDArray[Any]) -> bytes:
-    """Bytes that are sorted as the tokens are."""
+    """Bytes whose order is that of the tokens."""
     return tokens.astype(">u4").tobytes()
 
 
 def _pieces(tokens: NDArray[Any]) -> Iterator[NDArray[Any]]:
-    """A phrase, or parts of it that are short enough."""
-    for begin in range(0, max(1, len(tokens) - OVERLAP), LONGEST - OVERLAP):
+    """A phrase, in overlapping pieces if it has more than `LONGEST` tokens."""
+    for begin in range(0, max(1, len(tokens) - PIECE_OVERLAP), LONGEST - PIECE_OVERLAP):
         yield tokens[begin : begin + LONGEST]

@@ -1,4 +1,4 @@
-"""FAISS: indices that are made by name, read where they are, and searched on one thread."""
+"""Everything that depends on FAISS: making an index by name, mapping it, one-thread searches."""
 
 from __future__ import annotations
 
@@ -13,45 +13,49 @@ from numpy.typing import NDArray
 from hf_specplug.errors import StoreError
 
 PART = "SQfp16"
-"""How a part of a build keeps its vectors, until all parts are joined."""
+"""The index of a shard during a build, before all shards are joined."""
 
 AUTO = "auto"
-"""An index that is chosen by the number of vectors."""
+"""An index chosen by the number of vectors."""
 
-PER_LIST = 64
-"""Vectors that a cell of an inverted file is trained on."""
+POINTS_PER_CELL = 64
+"""Training vectors per cell of an inverted file."""
 
 
 def factory(dims: int, name: str) -> Any:
-    """An empty index of a name.
+    """Make an empty index from a FAISS factory string.
+
+    Args:
+        dims: numbers in a vector.
+        name: such as "SQ8" or "IVF4096,SQ8".
 
     Raises:
-        StoreError: FAISS does not know the name, or its vectors could not be read back.
+        StoreError: FAISS does not know the name, or vectors cannot be read back from such an index.
     """
     faiss = _faiss()
     try:
         index = faiss.index_factory(dims, name, faiss.METRIC_INNER_PRODUCT)
     except RuntimeError as error:
         raise StoreError(
-            f"{name!r} is no FAISS index of {dims} numbers: give an index factory string, such as "
+            f"{name!r} is not a FAISS index factory string for vectors of {dims} numbers, such as "
             f"IVF4096,SQ8 ({_reason(error)})"
         ) from error
     if not _readable(index):
         raise StoreError(
-            f"{name!r} does not keep vectors so that they can be read back and joined: take one of "
-            "Flat, SQ8, SQfp16, PQ..., HNSW..., IVF..., with Flat, SQ8, SQfp16 or PQ..."
+            f"{name!r} does not let vectors be read back, which joining shards needs: use Flat, "
+            "SQ8, SQfp16, PQ..., HNSW... or IVF... (the last with Flat, SQ8, SQfp16 or PQ...)"
         )
-    cells = cells_of(index)
+    cells = inverted_file(index)
     if cells is not None:
-        cells.cp.niter, cells.cp.max_points_per_centroid = 10, PER_LIST
-        cells.cp.min_points_per_centroid = 1  # no warnings: recall is measured
+        cells.cp.niter, cells.cp.max_points_per_centroid = 10, POINTS_PER_CELL
+        cells.cp.min_points_per_centroid = 1  # no warnings: the recall is measured
     if not index.is_trained and name == PART:
         index.train(np.zeros((1, dims), np.float32))
     return index
 
 
-def refuse(dims: int, name: str) -> None:
-    """Raise StoreError unless FAISS makes an index of a name that a store can hold."""
+def check_name(dims: int, name: str) -> None:
+    """Raise StoreError unless `name` is `AUTO` or `factory` accepts it."""
     if name != AUTO:
         factory(dims, name)
 
@@ -63,7 +67,7 @@ _KNOWN = re.compile(
 
 
 def _readable(index: Any) -> bool:
-    """Whether its vectors can be read back; FAISS would end the process if asked in vain."""
+    """Whether vectors can be read back. Trying in vain would end the process."""
     faiss = _faiss()
     index = faiss.downcast_index(index)
     if isinstance(index, faiss.IndexPreTransform):
@@ -77,21 +81,21 @@ def _readable(index: Any) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """What an error of FAISS says, without where in its source."""
+    """The message of a FAISS error, without the place in its source."""
     return str(error).strip().rpartition(": ")[2].partition("\n")[0]
 
 
 @contextmanager
-def said_by_faiss(what: str) -> Iterator[None]:
-    """Its errors as StoreErrors."""
+def faiss_errors_as_store_errors(what: str) -> Iterator[None]:
+    """Raise errors of FAISS as StoreError, with `what` in front of the message."""
     try:
         yield
     except RuntimeError as error:
         raise StoreError(f"{what}: {_reason(error)}") from error
 
 
-def cells_of(index: Any) -> Any:
-    """The inverted file in an index, None if there is none."""
+def inverted_file(index: Any) -> Any:
+    """The inverted file of an index, None if it has none."""
     try:
         return _faiss().extract_index_ivf(index)
     except RuntimeError:
@@ -99,7 +103,7 @@ def cells_of(index: Any) -> Any:
 
 
 def name_of(index: Any) -> str:
-    """The factory string, as far as FAISS can tell it."""
+    """The factory string of an index, or its class name if FAISS cannot derive one."""
     from faiss.contrib.factory_tools import reverse_index_factory
 
     try:
@@ -109,10 +113,10 @@ def name_of(index: Any) -> str:
 
 
 def read(data: NDArray[np.uint8]) -> Any:
-    """An index of inner products that reads `data` in place.
+    """Open an inner-product index that reads `data` in place, without a copy.
 
     Raises:
-        StoreError: it is damaged, or of a kind that is not used.
+        StoreError: it is damaged, or of an unsupported type.
     """
     faiss = _faiss()
     limit = getattr(faiss, "set_deserialization_vector_byte_limit", None)
@@ -124,21 +128,21 @@ def read(data: NDArray[np.uint8]) -> Any:
     except (RuntimeError, MemoryError, ValueError, AssertionError) as error:
         raise StoreError(f"its FAISS index cannot be read: {_reason(error)}") from error
     if index.metric_type != faiss.METRIC_INNER_PRODUCT:
-        raise StoreError("an index compares vectors by something else than inner products")
+        raise StoreError("its FAISS index has another metric than the inner product")
     if not _readable(index):
-        raise StoreError(f"its FAISS index is of a kind that is not used: {type(index).__name__}")
+        raise StoreError(f"its FAISS index has an unsupported type: {type(index).__name__}")
     return index
 
 
 def serialized(index: Any) -> NDArray[np.uint8]:
-    """What `read` reads."""
+    """The bytes of an index, for `read`: uint8[_]."""
     data: NDArray[np.uint8] = _faiss().serialize_index(index)
     return data
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """FAISS on this thread alone: one query is too little to wake others, which the model needs."""
+    """Let FAISS use the calling thread only: a single query is too little work to share."""
     faiss = _faiss()
     threads = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)
@@ -149,6 +153,6 @@ def one_thread() -> Iterator[None]:
 
 
 def _faiss() -> Any:
-    import faiss  # 0.3 s: only for those who use it
+    import faiss  # takes 0.3 s: only when it is used
 
     return faiss

@@ -1,0 +1,1 @@
+"""The kinds of datastore, one file each; see `registry`."""
