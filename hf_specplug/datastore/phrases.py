@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from hf_specplug.datastore.index import NO_SETTINGS, Arrays, Index, require, token_dtype
 from hf_specplug.errors import StoreError
 from hf_specplug.kernels import repeats as kernels
-from hf_specplug.kernels.phrases import LONGEST
+from hf_specplug.kernels.phrases import MAX_PHRASE as LONGEST
 from hf_specplug.kernels.suffix import suffix_array
 
 LEAST = 6

@@ -161,8 +161,8 @@ def draw(pool, probs, nodes, generator):
     PATH of each child becomes exp of its perturbed log-probability, so that the children of highest
     PATH are a sample without replacement from their PROB. No child has a higher PATH than its
     parent: this is the top-down sampling of stochastic beam search (Kool, van Hoof and Welling
-    2019, "Stochastic Beams and Where to Find Them", section 4.1). "None of the children" takes part
-    in the sampling, but is never in the tree.
+    2019, "Stochastic Beams and Where to Find Them"). "None of the children" takes part in the
+    sampling, but is never in the tree.
 
     Args:
         nodes: int32[n], the nodes whose children are ranked, after their parents.
