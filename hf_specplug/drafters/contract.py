@@ -122,7 +122,7 @@ class Frontier:
 
 
 TOP_K = 8
-"""The number of the target's likeliest next tokens that drafters with `needs = {"topk"}` receive."""
+"""How many of the target's likeliest next tokens drafters with `needs = {"topk"}` receive."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,14 +184,7 @@ class Step:
         topk: TopK | None,
         hidden: Float32 | None = None,
     ) -> Step:
-        """The step of a verified tree.
-
-        Args:
-            root: the token before the tree.
-            tree: the n drafted tokens.
-            before, emitted, topk, hidden: see `Step`; `topk` has n + 1 rows, the root's first.
-            visited: the accepted path; 0 is the root, i + 1 is node i of the tree.
-        """
+        """The step of a verified tree; in `visited` and `topk`, 0 is the root, i + 1 is node i."""
         first = np.array([root], np.int32)
         return cls(
             np.concatenate([first, tree.tokens]),
@@ -215,16 +208,10 @@ class Step:
         hidden: Float32 | None = None,
     ) -> Step:
         """The step of consecutive tokens that were not drafted, such as a prompt."""
-        return cls(
-            np.array(tokens, np.int32),
-            np.arange(-1, len(tokens) - 1, dtype=np.int32),
-            before,
-            np.zeros(len(tokens), np.uint16),
-            np.array(visited, np.int32),
-            np.array(emitted, np.int32),
-            topk,
-            hidden,
-        )
+        parents = np.arange(-1, len(tokens) - 1, dtype=np.int32)
+        sources = np.zeros(len(tokens), np.uint16)
+        path, new = np.array(visited, np.int32), np.array(emitted, np.int32)
+        return cls(np.array(tokens, np.int32), parents, before, sources, path, new, topk, hidden)
 
 
 T = TypeVar("T", bound="Drafter")
@@ -233,9 +220,9 @@ T = TypeVar("T", bound="Drafter")
 class Drafter(ABC):
     """Base class of all drafters.
 
-    A subclass sets `name` and `priors` and implements `expand`. A drafter can change only the speed:
-    the output is always the target's, and a drafter that breaks its contract is dropped for the
-    rest of the call.
+    A subclass sets `name` and `priors` and implements `expand`. A drafter changes the speed
+    only: the output is always the target's. One that breaks its contract is dropped for the rest of
+    the call.
 
     Attributes:
         name: short and unique, as users write it in `attach(model, drafters=[...])`.
@@ -245,10 +232,6 @@ class Drafter(ABC):
         kinds: the kinds of datastore that it reads; stores of these kinds are passed to `add`.
         priors: float32[buckets] in (0, 1], for each evidence bucket the probability that a token
             proposed with it is accepted, given that its parent is.
-
-    Example:
-        priors [0.05, 0.4] and rows (0, 7, 1), (0, 9, 0) from `expand`: after the text, token 7 is
-        proposed with probability 0.4 and token 9 with 0.05.
     """
 
     name: ClassVar[str]
@@ -263,11 +246,10 @@ class Drafter(ABC):
     def for_another_call(self) -> Drafter:
         """A drafter for one more call at the same time: another request, the same knowledge.
 
-        By default this is a deep copy, which learns on its own from then on. Override it to share
-        what is learned across requests, or large. All drafters of a plug are called by one thread
-        at a time, so that no lock is needed. State of a request must not be shared (see
-        `_sharing`), and what is shared must not be cleared: a `begin` with another vocabulary
-        replaces it.
+        By default this is a deep copy, which learns on its own. Override it to share what is
+        learned across requests, or large (see `_sharing`). Drafters of a plug are called by one
+        thread at a time, so that no lock is needed. Never share state of a request, and never
+        clear what is shared: a `begin` with another vocabulary replaces it.
         """
         return copy.deepcopy(self)
 
@@ -278,11 +260,7 @@ class Drafter(ABC):
         return twin
 
     def add(self, store: Any) -> None:
-        """Draft from this datastore as well.
-
-        Raises:
-            OptionError: the drafter does not read stores of this kind.
-        """
+        """Read this datastore as well. Raises OptionError if it is of another kind."""
         raise OptionError(f"drafter {self.name!r} reads no datastores")
 
     @abstractmethod
@@ -302,11 +280,7 @@ class Drafter(ABC):
         return {}
 
     def load_state_dict(self, state: dict[str, NDArray[Any]]) -> None:
-        """Restore what `state_dict` returned.
-
-        Raises:
-            StateError: the arrays do not fit. Nothing is changed.
-        """
+        """Restore what `state_dict` returned. Raises StateError if the arrays do not fit."""
         if state:
             raise StateError(f"drafter {self.name!r} keeps no state, but was given {sorted(state)}")
 

@@ -65,7 +65,7 @@ def _before(text, suffixes, place, separator):
 
 @njit
 def _share_before(text, suffixes, begin, end, separator):
-    """The share of the majority token before the suffixes [begin, end); at most 1/2 if there is none."""
+    """The share of the majority token before the suffixes [begin, end); 1/2 at most if none is."""
     size = end - begin
     looked = min(size, SAMPLE)
     candidate, votes = separator, 0

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from hf_specplug.drafters.contract import Int32
 from hf_specplug.drafters.registry import create
-from hf_specplug.drafters.stand import WIDTH
+from hf_specplug.drafters.stand import SUCCESSORS
 from hf_specplug.drafting.mixer import Mixer
 from hf_specplug.drafting.search import TreeSearch
 from hf_specplug.errors import OptionError, RecordingError
@@ -57,7 +57,7 @@ def run(path: str, drafters: str, start: int, keep: int, out: str | None) -> Non
         mixer = Mixer([drafter.name for drafter in made])
         return replay(texts, made, mixer, keep + 1, search=search, progress=progress)
 
-    wide = wide_tree(start, WIDTH)
+    wide = wide_tree(start, SUCCESSORS)
     hits = np.zeros(start, np.int64)
     tried(tuning, _search(wide, hits), "tuning")
     tuned = most_effective(wide, hits, keep)
@@ -65,7 +65,7 @@ def run(path: str, drafters: str, start: int, keep: int, out: str | None) -> Non
     table.add_column("tree", no_wrap=True)
     for column in ("nodes", "tokens\nper step", "drafted\nper step", "nodes by depth"):
         table.add_column(column, justify="left" if column.endswith("depth") else "right")
-    shapes = {"start": wide, "same size, untuned": wide_tree(keep, WIDTH), "tuned": tuned}
+    shapes = {"start": wide, "same size, untuned": wide_tree(keep, SUCCESSORS), "tuned": tuned}
     for label, shape in shapes.items():
         result = tried(held_out, _search(shape, np.zeros(len(shape[0]), np.int64)), label)
         levels = " ".join(map(str, np.bincount(depths(shape[0]))[1:]))

@@ -34,6 +34,7 @@ from hf_specplug.drafting.mixer import Mixer
 from hf_specplug.drafting.search import TreeSearch
 from hf_specplug.kernels import dense, gumbel, ngram, phrases, retrieval, successors, tree, trigram
 from hf_specplug.kernels import mixer as mixing
+from hf_specplug.kernels.buckets import PROB_BUCKETS
 from hf_specplug.replay import simulate
 from hf_specplug.replay.recording import RecordedText, Recording, load
 from hf_specplug.tree import DraftTree
@@ -44,16 +45,16 @@ GRIDS = {  # evidence buckets as tables, whose rows go from weaker to stronger e
         (ngram.LENGTHS, ngram.LONGEST_BUCKETS),
         (ngram.LENGTHS, ngram.SHORTER_BUCKETS),
     ],
-    "dense": [(dense.LENGTHS, dense.KINDS)],
+    "dense": [(dense.LENGTHS, dense.VOTE_BUCKETS)],
     "gumbel": [(1, gumbel.SCORES)] * gumbel.RANKS,
-    "phrases": [(phrases.LENGTHS, phrases.COLUMNS_OF_LENGTH)] * 2,
+    "phrases": [(phrases.LENGTHS, phrases.SHARES)] * 2,
     "recycling": [(8, 8)],
     "rest": [
         (retrieval.LENGTHS, retrieval.LONGEST_BUCKETS),
         (retrieval.LENGTHS, retrieval.SHORTER_BUCKETS),
     ],
-    "stand": [(successors.VISITS, successors.PROB_STEPS)] * successors.ORDERS,
-    "trigram": [(trigram.SUPPORTS, trigram.PROB_STEPS)] * trigram.STRENGTHS,
+    "stand": [(successors.VISITS, PROB_BUCKETS)] * successors.GRAM_LENGTHS,
+    "trigram": [(trigram.SUPPORTS, PROB_BUCKETS)] * trigram.STRENGTHS,
 }
 PRIORS = Path(simulate.__file__).parent / "priors.json"
 STRENGTH = 20.0  # a bucket without data is worth what its row's weaker neighbour is

@@ -38,10 +38,10 @@ def test_names_the_highest_quotients(weights: list[float], seed: int) -> None:
     noise = np.random.default_rng(seed).random(len(weights))
     noise[::7] = 0.0  # as it may be
     total = sum(weights)
-    tokens, buckets = np.empty(kernels.NAMED, np.int32), np.empty(kernels.NAMED, np.int32)
+    tokens, buckets = np.empty(kernels.FAVOURED, np.int32), np.empty(kernels.FAVOURED, np.int32)
     kernels.favoured(np.array(weights), total, noise, tokens, buckets)
     scores = [w / max(-math.log1p(-u), 1e-30) for w, u in zip(weights, noise, strict=True)]
-    likely = sorted(-score for score in scores if score > 0)[: kernels.NAMED]
+    likely = sorted(-score for score in scores if score > 0)[: kernels.FAVOURED]
     named = [token for token in tokens.tolist() if token >= 0]
     assert [-scores[token] for token in named] == pytest.approx(likely)
     assert len(set(named)) == len(named)
@@ -80,12 +80,12 @@ def test_learns_from_what_was_found_likely_and_keeps_it() -> None:
 @pytest.mark.parametrize(
     ("state", "message"),
     [
-        ({}, "saves weights"),
+        ({}, "has the array weights"),
         ({"weights": np.zeros(3, np.float32)}, "float64"),
         ({"weights": np.zeros((3, 2))}, "float64"),
         ({"weights": np.array([0.5, math.nan])}, "finite"),
         ({"weights": np.array([0.5, -1.0])}, "not negative"),
-        ({"weights": np.zeros(3), "more": np.zeros(3)}, "saves weights"),
+        ({"weights": np.zeros(3), "more": np.zeros(3)}, "has the array weights"),
     ],
 )
 def test_states_that_do_not_fit(state: dict[str, Any], message: str) -> None:

@@ -174,10 +174,10 @@ def twin(phrases: dict[Phrase, int], path: list[int]) -> list[tuple[int, int]]:
         if not below or len(rows) >= kernels.ENOUGH:
             continue
         shift = kernels.SHORTER if rows else 0
-        depth = sum(length >= step for step in kernels.DEPTHS)
+        depth = sum(length >= step for step in kernels.LENGTH_EDGES)
         for token in sorted(below, key=lambda t: (-below[t], t)):
-            share = sum(below[token] / sum(below.values()) >= step for step in kernels.SHARES)
-            rows.setdefault(token, shift + depth * kernels.COLUMNS_OF_LENGTH + share)
+            share = sum(below[token] / sum(below.values()) >= step for step in kernels.SHARE_EDGES)
+            rows.setdefault(token, shift + depth * kernels.SHARES + share)
     return list(rows.items())
 
 
@@ -196,8 +196,8 @@ def test_the_automaton_is_in_the_longest_beginning(
         state = kernels.advance(nodes, table, state, np.array([token], np.int32))
         spelled, node = [], state
         while node:
-            spelled.append(int(nodes[node, kernels.TOKEN]))
-            node = nodes[node, kernels.PARENT]
+            spelled.append(int(nodes[node, kernels.TRIE_TOKEN]))
+            node = nodes[node, kernels.TRIE_PARENT]
         endings = (tuple(text[begin:length]) for begin in range(length + 1))
         assert tuple(spelled[::-1]) == next(each for each in endings if each in prefixes)
 

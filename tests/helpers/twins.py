@@ -201,8 +201,8 @@ def averaged(row: Weighted, new: Weighted, visits: int, width: int) -> Weighted:
     return _ranked(mean, width)
 
 
-def decayed(row: Weighted, token: int, decay: float, width: int) -> Weighted:
-    """Twin of kernels.successors.decayed."""
+def counted(row: Weighted, token: int, decay: float, width: int) -> Weighted:
+    """Twin of kernels.successors.count."""
     counts = {known: float(np.float32(weight * decay)) for known, weight in row}
     if token not in counts and len(counts) == width:
         del counts[row[-1][0]]
@@ -267,7 +267,7 @@ def trigram_chances(
     live: Weighted = []
     for i in range(len(text) - 2):
         if tuple(text[i : i + 2]) == pair:
-            live = decayed(live, text[i + 2], decay, width)
+            live = counted(live, text[i + 2], decay, width)
     counts: dict[int, int] = {}
     for tokens in stores:
         for token, count in trigrams(tokens, vocab).get(pair, (0, []))[1]:
@@ -330,7 +330,7 @@ def arrived(
         weaker = [one for one in kept if one.agreed <= 1 and one.cosine < cosine]
         if known:
             known[0].cosine = max(known[0].cosine, cosine)
-        elif len(kept) < dense.MOST:
+        elif len(kept) < dense.MAX_POINTERS:
             kept.append(new)
         elif weaker:
             kept[kept.index(min(weaker, key=lambda one: one.cosine))] = new
@@ -340,7 +340,7 @@ def arrived(
 def continuation(pointer: Pointer, tokens: Sequence[int], vocab: int) -> list[int]:
     """Twin of kernels.dense.look: what follows a pointer, up to what is no token."""
     read: list[int] = []
-    while len(read) < dense.AHEAD and 0 <= token_at(tokens, pointer.place + len(read)) < vocab:
+    while len(read) < dense.LOOKAHEAD and 0 <= token_at(tokens, pointer.place + len(read)) < vocab:
         read.append(token_at(tokens, pointer.place + len(read)))
     return read
 
@@ -357,12 +357,12 @@ class Votes:
 
     def bucket(self, nudge: float = 0.0) -> int:
         """Twin of kernels.dense._bucket; `nudge` is added to the share."""
-        length = sum(self.agreed > most for most in dense.LENGTHS_UP_TO)
-        share = sum(self.share + nudge >= step for step in dense.SHARES)
-        likeness = sum(self.cosine >= step for step in dense.COSINES)
-        number = sum(self.voters > most for most in dense.VOTERS_UP_TO)
-        kind = (share * (len(dense.COSINES) + 1) + likeness) * dense.VOTES + number
-        return length * dense.KINDS + kind
+        length = sum(self.agreed >= edge for edge in dense.LENGTH_EDGES)
+        share = sum(self.share + nudge >= step for step in dense.SHARE_EDGES)
+        likeness = sum(self.cosine >= step for step in dense.COSINE_EDGES)
+        number = sum(self.voters >= edge for edge in dense.VOTER_EDGES)
+        kind = (share * (len(dense.COSINE_EDGES) + 1) + likeness) * (len(dense.VOTER_EDGES) + 1) + number
+        return length * dense.VOTE_BUCKETS + kind
 
 
 def weight(cosine: float, agreed: int) -> float:
@@ -379,7 +379,7 @@ def voted(
     """
     depth, whole = len(path), 0.0
     found: dict[int, Votes] = {}
-    if depth >= dense.AHEAD:
+    if depth >= dense.LOOKAHEAD:
         return found
     for one, read in zip(pointers, ahead, strict=True):
         if list(read[:depth]) != list(path):
