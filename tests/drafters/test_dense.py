@@ -246,10 +246,10 @@ class Speech:
         transform = fitted(states[0])
         shards = [shard(*part, transform, self.vocab) for part in zip(parts, states, strict=True)]
         kept = [np.concatenate(list(each.blocks())) for each in shards]  # rounded to float16
-        twins = list(zip((tokens.tolist() for tokens in parts), kept, strict=True))
+        texts = list(zip((tokens.tolist() for tokens in parts), kept, strict=True))
         made = drafter(*shards, vocab=self.vocab)
         made.priors = self.rng.uniform(0.02, 0.98, kernels.BUCKETS).astype(np.float32)
-        return made, twins.DenseTwin(twins, transform, self.vocab, made.priors)
+        return made, twins.DenseTwin(texts, transform, self.vocab, made.priors)
 
 
 def same(one: DraftTree, other: DraftTree) -> bool:

@@ -76,21 +76,15 @@ def test_a_full_set_loses_its_oldest_row(numbers: list[int]) -> None:
     """Two sets of eight rows, against two dictionaries in the order of use."""
     arrays = table(2 * successors.WAYS)
     keys, _, visits, _, _ = arrays
-    sets: list[dict[int, int]] = [{}, {}]
+    twin = twins.Sets(2, successors.WAYS)
     for stamp, number in enumerate(numbers, start=1):
         key = int(successors.longer(np.uint64(successors.EMPTY_GRAM), number))
-        mine = sets[key >> 32 & 1]
         row = successors.claim(arrays, np.uint64(key), stamp)
-        count = mine.pop(key, 0)
-        assert visits[row] == count
-        if len(mine) == successors.WAYS:
-            del mine[next(iter(mine))]
-        mine[key] = count + 1
+        assert visits[row] == twin.claim(key)
         visits[row] += 1
-    for known in sets:
-        for key, count in known.items():
-            assert visits[successors.find(keys, np.uint64(key))] == count
-    assert np.count_nonzero(keys) == len(sets[0]) + len(sets[1])
+    for key, count in twin.counts().items():
+        assert visits[successors.find(keys, np.uint64(key))] == count
+    assert np.count_nonzero(keys) == len(twin.counts())
 
 
 def test_keys_tell_n_grams_apart() -> None:
