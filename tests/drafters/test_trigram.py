@@ -322,6 +322,18 @@ def test_state_comes_back_and_copies_read_the_same_store(tmp_path: Path) -> None
     assert not len(made.state_dict()["keys"])
 
 
+def test_a_call_without_a_known_vocabulary_clears_nothing() -> None:
+    """The assisted loop of transformers begins with 2^31 - 1 ids: in a copy, that is harmless."""
+    made = taught()
+    state = made.state_dict()
+    other = made.for_another_call()
+    other.begin(Context([1, 2, 3, 1, 2], (1 << 31) - 1))
+    assert named(other, 2) == [(3, 1 * kernels.SUPPORTS * PROB_BUCKETS + 6)]
+    for key, array in made.state_dict().items():
+        assert np.array_equal(array, state[key])
+    assert made.table is not other.table
+
+
 @pytest.mark.parametrize(
     ("key", "change", "message"),
     [
