@@ -84,7 +84,7 @@ class StandDrafter(Drafter):
         table = self.table
         table.make_room(successors.GRAM_LENGTHS * len(step.tokens))
         table.clock = successors.learn(
-            table.arrays,
+            *table.arrays,
             table.clock,
             self._context.tokens[: step.before],
             step.tokens,
@@ -97,8 +97,12 @@ class StandDrafter(Drafter):
         rows = len(frontier.nodes) * SUCCESSORS
         if len(self._out) < rows:
             self._out = np.empty((2 * rows, 3), np.int32)
+        table = self.table
         count = successors.expand(
-            self.table.arrays,
+            table.keys,
+            table.visits,
+            table.ids,
+            table.weights,
             frontier.pool,
             frontier.nodes,
             self._context.tokens,

@@ -26,7 +26,7 @@ class SuccessorTable:
         vocab_size: token ids are in [0, vocab_size).
         clock: the last stamp given; kernels return the new one.
         keys, stamps, visits, ids, weights: the arrays.
-        arrays: all five as the tuple that the kernels take.
+        arrays: all five, in the order in which kernels take them.
 
     Example:
         >>> table = SuccessorTable(rows=8, width=4, most=1.0)
@@ -104,7 +104,7 @@ class SuccessorTable:
         if not self.clock:
             return  # to copy an empty table, no kernel is compiled
         successors.restore(
-            self.arrays,
+            *self.arrays,
             *(np.ascontiguousarray(state[key]) for key in ("keys", "visits", "ids", "weights")),
         )
 

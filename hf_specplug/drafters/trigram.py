@@ -107,7 +107,7 @@ class TrigramDrafter(StoreDrafter):
     def _learn(self, tokens: Int32) -> None:
         table = self.table
         table.make_room(len(tokens))
-        table.clock = kernels.learn(table.arrays, table.clock, self.tail, tokens, DECAY)
+        table.clock = kernels.learn(*table.arrays, table.clock, self.tail, tokens, DECAY)
 
     def expand(self, frontier: Frontier) -> Int32:
         count = len(frontier.nodes)
@@ -118,8 +118,11 @@ class TrigramDrafter(StoreDrafter):
         kernels.last_pairs(self.tail[0], frontier.root, frontier.pool, frontier.nodes, pairs)
         for arrays, vocab in self.shards:
             kernels.gather(arrays, vocab, pairs, known, totals, self._tokens, self._counts)
+        table = self.table
         rows = kernels.expand(
-            self.table.arrays,
+            table.keys,
+            table.ids,
+            table.weights,
             pairs,
             known,
             totals,

@@ -43,12 +43,15 @@ _CANDIDATES, _MAX_COUNTED = trigram.CANDIDATES, trigram.MAX_COUNTED
 
 
 @njit
-def _lookup(shards, table, first, second, tokens, counts, probs, weights):
+def _lookup(shards, table, first, second, tokens, counts, probs, live):
     """The distribution after a pair: see `kernels.trigram.distribution`."""
+    keys, ids, weights = table
     known, total = 0, np.int64(0)
     for arrays, vocab in shards:
         known, total = _add(arrays, vocab, first, second, known, total, tokens, counts)
-    return _distribution(table, first, second, known, total, tokens, counts, probs, weights)
+    return _distribution(
+        keys, ids, weights, first, second, known, total, tokens, counts, probs, live
+    )
 
 
 @njit
@@ -103,7 +106,7 @@ def search(shards, table, before, root, rng, nodes, numbers):
 
     Args:
         shards: a tuple of (arrays, vocab), as `TrigramDrafter.shards` lists them; at least one.
-        table: see `kernels.successors`.
+        table: (keys, ids, weights) of a table of `kernels.successors`.
         before, root: the last two tokens of the text; -1 = none.
         rng: a numpy Generator.
         nodes, numbers: receive the tree; `CAPACITY` rows.
@@ -112,7 +115,7 @@ def search(shards, table, before, root, rng, nodes, numbers):
         The number of nodes.
     """
     tokens, counts = np.empty(_CANDIDATES, np.int32), np.empty(_MAX_COUNTED, np.int64)
-    probs, weights = np.empty(_CANDIDATES), np.empty(_CANDIDATES)
+    probs, live = np.empty(_CANDIDATES), np.empty(_CANDIDATES)
     nodes[0, :] = 0
     numbers[0, :] = 0.0
     size = 1
@@ -124,7 +127,7 @@ def search(shards, table, before, root, rng, nodes, numbers):
             value += numbers[node, ROLLOUT_PROB]
         first, second = _pair(nodes, node, before, root)
         for depth in range(nodes[node, ROLLOUT_DEPTH], LENGTH):
-            found = _lookup(shards, table, first, second, tokens, counts, probs, weights)
+            found = _lookup(shards, table, first, second, tokens, counts, probs, live)
             if found == 0:
                 break
             if depth == nodes[node, ROLLOUT_DEPTH]:
@@ -165,9 +168,9 @@ def _extension(shards, table, before, root, nodes, numbers, size, node):
             numbers[first : first + nodes[node, ROLLOUT_COUNT], ROLLOUT_PROB]
         ), size
     tokens, counts = np.empty(_CANDIDATES, np.int32), np.empty(_MAX_COUNTED, np.int64)
-    probs, weights = np.empty(_CANDIDATES), np.empty(_CANDIDATES)
+    probs, live = np.empty(_CANDIDATES), np.empty(_CANDIDATES)
     first, second = _pair(nodes, node, before, root)
-    found = _lookup(shards, table, first, second, tokens, counts, probs, weights)
+    found = _lookup(shards, table, first, second, tokens, counts, probs, live)
     if found == 0:
         return -1, size
     place = np.argmax(probs[:found])

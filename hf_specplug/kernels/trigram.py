@@ -47,11 +47,11 @@ def _key(first, second):
 
 
 @njit
-def learn(table, clock, tail, tokens, decay):
+def learn(keys, stamps, visits, ids, weights, clock, tail, tokens, decay):
     """Count what follows each pair of tokens of a text.
 
     Args:
-        table: see `kernels.successors`, changed in place.
+        keys, stamps, visits, ids, weights: the table, changed in place.
         clock: the last stamp given.
         tail: int32[2], the two tokens before, updated in place; -1 = none.
         tokens: int32[n]; pairs with a negative id, and what follows them, are not learned.
@@ -63,7 +63,8 @@ def learn(table, clock, tail, tokens, decay):
     for token in tokens:
         if tail[0] >= 0 and tail[1] >= 0 and token >= 0:
             clock += 1
-            _count(table, _claim(table, _key(tail[0], tail[1]), clock), token, decay)
+            row = _claim(keys, stamps, visits, ids, weights, _key(tail[0], tail[1]), clock)
+            _count(visits, ids, weights, row, token, decay)
         tail[0] = tail[1]
         tail[1] = token
     return clock
@@ -142,33 +143,32 @@ def gather(shard, vocab, pairs, known, totals, tokens, counts):
 
 
 @njit
-def distribution(table, first, second, known, total, tokens, counts, probs, weights):
+def distribution(keys, ids, weights, first, second, known, total, tokens, counts, probs, live):
     """The distribution of the next token after a pair, from corpus and text together.
 
         P(c) = (CORPUS * count_c / total + w_c) / (CORPUS + sum of w)
 
-    w are the weights in the table. The corpus part is 0 if the corpus lacks the pair, so that the
-    probabilities add up to at most 1.
+    w are the weights of the pair's row in the table. The corpus part is 0 if the corpus lacks the
+    pair, so that the probabilities add up to at most 1.
 
     Args:
-        table: see `kernels.successors`.
+        keys, ids, weights: arrays of the table.
         first, second: the pair.
         known, total, tokens, counts: as `add` left them; `tokens` int32[CANDIDATES] receives those
             of the table too.
-        probs, weights: float64[CANDIDATES], receive P and w of each token.
+        probs, live: float64[CANDIDATES], receive P and w of each token.
 
     Returns:
         The number of tokens.
     """
-    keys, _, _, ids, counted = table
     for place in range(known):
         probs[place] = CORPUS * counts[place] / max(total, 1)
-        weights[place] = 0.0
+        live[place] = 0.0
     whole = CORPUS
     row = _find(keys, _key(first, second)) if first >= 0 and second >= 0 else -1
     corpus = known
     for i in range(ids.shape[1] if row >= 0 else 0):
-        token, weight = ids[row, i], counted[row, i]
+        token, weight = ids[row, i], weights[row, i]
         if token < 0:
             break
         place = 0
@@ -179,7 +179,7 @@ def distribution(table, first, second, known, total, tokens, counts, probs, weig
             tokens[place], probs[place] = token, 0.0
             known += 1
         probs[place] += weight
-        weights[place] = weight
+        live[place] = weight
         whole += weight
     for place in range(known):
         probs[place] /= whole
@@ -187,11 +187,11 @@ def distribution(table, first, second, known, total, tokens, counts, probs, weig
 
 
 @njit
-def expand(table, pairs, known, totals, tokens, counts, frontier, limit, out):
+def expand(keys, ids, weights, pairs, known, totals, tokens, counts, frontier, limit, out):
     """Propose to every frontier node the likeliest successors of its last two tokens.
 
     Args:
-        table: see `kernels.successors`.
+        keys, ids, weights: arrays of the table.
         pairs: as `last_pairs` left them.
         known, totals, tokens, counts: as `gather` left them.
         frontier: see `hf_specplug.kernels`.
@@ -202,17 +202,26 @@ def expand(table, pairs, known, totals, tokens, counts, frontier, limit, out):
         The number of rows. The evidence bucket tells the token's weight in the table, the pair's
         occurrences in the corpus, and the probability, in this order.
     """
-    probs, weights = np.empty(CANDIDATES), np.empty(CANDIDATES)
+    probs, live = np.empty(CANDIDATES), np.empty(CANDIDATES)
     rows = 0
     for i in range(frontier.shape[0]):
-        first, second = pairs[i, 0], pairs[i, 1]
         size = distribution(
-            table, first, second, known[i], totals[i], tokens[i], counts[i], probs, weights
+            keys,
+            ids,
+            weights,
+            pairs[i, 0],
+            pairs[i, 1],
+            known[i],
+            totals[i],
+            tokens[i],
+            counts[i],
+            probs,
+            live,
         )
         support = bucket(totals[i], _TOTAL_EDGES)
         for _ in range(min(size, limit)):
             best = np.argmax(probs[:size])
-            strength = 0 if weights[best] <= 0.0 else (1 if weights[best] < _REPEATED else 2)
+            strength = 0 if live[best] <= 0.0 else (1 if live[best] < _REPEATED else 2)
             column = bucket(probs[best], PROB_EDGES)
             evidence = (strength * SUPPORTS + support) * PROB_BUCKETS + column
             rows = propose(out, rows, frontier[i], tokens[i, best], evidence)

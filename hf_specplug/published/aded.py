@@ -46,9 +46,10 @@ class Aded(TreeSearch):
     def _drawn(
         self, drafter: TrigramDrafter, source: int, root: int, limit: int, depth: int
     ) -> DraftTree:
+        table = drafter.table
         state = (
             tuple(drafter.shards) or (_nothing(),),
-            drafter.table.arrays,
+            (table.keys, table.ids, table.weights),
             int(drafter.tail[0]),
             root,
         )

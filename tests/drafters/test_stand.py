@@ -46,12 +46,13 @@ SHOWN = st.lists(st.tuples(st.integers(-1, 9), PROBS), max_size=6, unique_by=lam
 
 @given(st.lists(SHOWN, max_size=6))
 def test_mean_is_the_running_mean(shown: list[list[tuple[int, float]]]) -> None:
-    arrays = table()
-    _, _, visits, ids, probs = arrays
+    _, _, visits, ids, probs = table()
     known: list[tuple[int, float]] = []
     for k, new in enumerate(shown):
         tokens = np.array([token for token, _ in new], np.int32)
-        successors.mean(arrays, 0, tokens, np.array([prob for _, prob in new], np.float32))
+        successors.mean(
+            visits, ids, probs, 0, tokens, np.array([prob for _, prob in new], np.float32)
+        )
         known = twins.averaged(known, new, k, 3)
         found = row_of(ids, probs)
         assert [weight for _, weight in found] == [weight for _, weight in known]
@@ -61,11 +62,10 @@ def test_mean_is_the_running_mean(shown: list[list[tuple[int, float]]]) -> None:
 
 @given(st.lists(st.integers(0, 5), max_size=30), st.sampled_from([0.5, 0.9, 1.0]))
 def test_decayed_counts(tokens: list[int], decay: float) -> None:
-    arrays = table()
-    _, _, visits, ids, probs = arrays
+    _, _, visits, ids, probs = table()
     known: list[tuple[int, float]] = []
     for token in tokens:
-        successors.count(arrays, 0, token, decay)
+        successors.count(visits, ids, probs, 0, token, decay)
         known = twins.counted(known, token, decay, 3)
         assert row_of(ids, probs) == known
     assert visits[0] == len(tokens)
@@ -79,7 +79,7 @@ def test_a_full_set_loses_its_oldest_row(numbers: list[int]) -> None:
     twin = twins.Sets(2, successors.WAYS)
     for stamp, number in enumerate(numbers, start=1):
         key = int(successors.longer(np.uint64(successors.EMPTY_GRAM), number))
-        row = successors.claim(arrays, np.uint64(key), stamp)
+        row = successors.claim(*arrays, np.uint64(key), stamp)
         assert visits[row] == twin.claim(key)
         visits[row] += 1
     for key, count in twin.counts().items():

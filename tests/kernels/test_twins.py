@@ -225,7 +225,8 @@ def test_aded_searches_and_chooses(
     rng = np.random.default_rng(seed)
     text = (rng.zipf(1.5, length) % 9).tolist()
     made = drafter_of([(rng.zipf(1.5, size) % 10).tolist() for size in stores], text, 9)
-    state = tuple(made.shards), made.table.arrays, text[-2], text[-1]
+    table = made.table.keys, made.table.ids, made.table.weights
+    state = tuple(made.shards), table, text[-2], text[-1]
     scratch = [np.empty(aded.trigram.CANDIDATES, np.int32)]
     scratch.append(np.empty(aded.trigram.MAX_COUNTED, np.int64))
     scratch += [np.empty(aded.trigram.CANDIDATES) for _ in range(2)]
@@ -297,7 +298,7 @@ def test_a_smaller_table_restores_the_latest_rows(count: int, seed: int) -> None
     )
     visits = rng.integers(1, 9, len(keys)).astype(np.int32)
     ids, weights = rng.integers(0, 9, (len(keys), 2)), rng.random((len(keys), 2))
-    successors.restore(table, keys, visits, ids.astype(np.int32), weights.astype(np.float32))
+    successors.restore(*table, keys, visits, ids.astype(np.int32), weights.astype(np.float32))
     twin = twins.Sets(4, successors.WAYS)
     for key in keys.tolist():
         twin.claim(key)
