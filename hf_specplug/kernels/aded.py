@@ -31,6 +31,9 @@ ROLLOUT_COLUMNS = 8
 ROLLOUT_PROB, ROLLOUT_VALUE = range(2)
 """Columns of `numbers`: P(token | parent); the sum of the values of the rollouts through it."""
 
+DRAFT_TOKEN, DRAFT_PARENT = range(2)
+"""Columns of the draft: the token; the index of the parent, -1 = the root."""
+
 ITERATIONS, LENGTH, PREFIXES = 150, 4, 24
 """Rollouts; tokens of a rollout at most; paths of the draft, before each gets one more token."""
 
@@ -188,7 +191,7 @@ def choose(shards, table, before, root, nodes, numbers, size, limit, depth, out,
         shards, table, before, root: as for `search`.
         nodes, numbers, size: the search tree; receives new nodes.
         limit, depth: nodes of the draft and tokens from the root, at most.
-        out: int32[limit, 2], receives (token, index of the parent in `out` or -1).
+        out: int32[limit, 2], receives the draft.
         probs: float32[limit], receives P(token | parent).
 
     Returns:
@@ -222,8 +225,8 @@ def choose(shards, table, before, root, nodes, numbers, size, limit, depth, out,
             break
         node = order[place]
         above = nodes[node, ROLLOUT_PARENT]
-        out[number, 0] = nodes[node, ROLLOUT_TOKEN]
-        out[number, 1] = nodes[above, ROLLOUT_PLACE] if above != 0 else -1
+        out[number, DRAFT_TOKEN] = nodes[node, ROLLOUT_TOKEN]
+        out[number, DRAFT_PARENT] = nodes[above, ROLLOUT_PLACE] if above != 0 else -1
         probs[number] = numbers[node, ROLLOUT_PROB]
         nodes[node, ROLLOUT_PLACE] = number
         number += 1

@@ -141,16 +141,22 @@ def mix(pool, probs, evidence, nodes, table, weights, apm, noise, start, room):
             probs[child, RAW] = odds
             total += odds
             child = pool[child, NEXT]
-        child = first
-        while child != 0:
-            raw = probs[child, RAW] / total
-            row, below, above = _place(pool[child, DEPTH], raw)
-            refined = apm[row, below] * (1.0 - above) + apm[row, below + 1] * above
-            prob = _within(0.5 * (raw + refined), 1e-6, 1.0)
-            probs[child, RAW] = raw
-            probs[child, PROB] = prob
-            probs[child, PATH] = prob * probs[node, PATH]
-            child = pool[child, NEXT]
+        _recalibrate(pool, probs, apm, node, total)
+
+
+@njit
+def _recalibrate(pool, probs, apm, node, total):
+    """Turn the odds in RAW of a node's children into RAW, PROB and PATH; `total` is their sum."""
+    child = pool[node, FIRST]
+    while child != 0:
+        raw = probs[child, RAW] / total
+        row, below, above = _place(pool[child, DEPTH], raw)
+        refined = apm[row, below] * (1.0 - above) + apm[row, below + 1] * above
+        prob = _within(0.5 * (raw + refined), 1e-6, 1.0)
+        probs[child, RAW] = raw
+        probs[child, PROB] = prob
+        probs[child, PATH] = prob * probs[node, PATH]
+        child = pool[child, NEXT]
 
 
 @njit
@@ -208,13 +214,20 @@ def learn(pool, probs, evidence, emitted, table, weights, apm, rates, room):
                 elif mass[d] > 0.0:
                     slope[3 * d + 2] += error * math.log(_within(1.0 - mass[d], _LEAST_REST, 1.0))
             child = pool[child, NEXT]
-        for d in range(count):
-            chosen[3 * d] += rates[0] * slope[3 * d]
-            chosen[3 * d + 1] += rates[1] * slope[3 * d + 1]
-            chosen[3 * d + 2] += rates[0] * slope[3 * d + 2]
-        for last in range(3 * count, 3 * count + 3):
-            chosen[last] += rates[1] * slope[last]
+        _ascend(chosen, slope, rates)
         if following == 0:
             break
         node = following
     return visited
+
+
+@njit
+def _ascend(weights, slope, rates):
+    """Move one set of weights along the gradient: w and v at rates[0], all others at rates[1]."""
+    last = weights.shape[0] - 3
+    for place in range(0, last, 3):
+        weights[place] += rates[0] * slope[place]
+        weights[place + 1] += rates[1] * slope[place + 1]
+        weights[place + 2] += rates[0] * slope[place + 2]
+    for place in range(last, last + 3):
+        weights[place] += rates[1] * slope[place]
