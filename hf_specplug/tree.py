@@ -1,4 +1,4 @@
-"""The draft tree: guesses for one forward pass."""
+"""The draft tree: the proposed tokens that one forward pass verifies."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ Float32 = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class DraftTree:
-    """Guesses for one forward pass, parents before children.
+    """The tokens that one forward pass verifies, parents before children.
 
     Attributes:
-        tokens: int32[N], vocabulary ids.
-        parents: int32[N], index of the parent, -1 = the last accepted token (the root).
-        probs: float32[N], P(accepted | parent accepted), in (0, 1].
-        sources: uint16[N], bit d is set if drafter d named the node.
+        tokens: int32[N], token ids.
+        parents: int32[N], the index of the parent; -1 = the root, the last accepted token.
+        probs: float32[N] in (0, 1], P(accepted | parent accepted).
+        sources: uint16[N], bit d is set if drafter d proposed the node.
 
     Example:
         `7` or `8` next, and `9` after `7`: tokens [7, 8, 9], parents [-1, -1, 0].
@@ -35,7 +35,7 @@ class DraftTree:
 
     @classmethod
     def path(cls, tokens: Int32) -> DraftTree:
-        """A single path that is certain, for measurements."""
+        """A single path of `tokens` int32[N] with probability 1, for measurements."""
         count = len(tokens)
         parents = np.arange(-1, count - 1, dtype=np.int32)
         return cls(tokens, parents, np.ones(count, np.float32), np.zeros(count, np.uint16))
@@ -44,14 +44,14 @@ class DraftTree:
         return len(self.tokens)
 
     def depths(self) -> Int32:
-        """int32[N], 1 for children of the root."""
+        """int32[N], the distance from the root in tokens; 1 for its children."""
         depths = np.empty(len(self), np.int32)
         for i, parent in enumerate(self.parents.tolist()):
             depths[i] = 1 if parent < 0 else depths[parent] + 1
         return depths
 
     def path_probs(self) -> Float32:
-        """float32[N], P(this node and all its ancestors are accepted)."""
+        """float32[N], P(the node and all its ancestors are accepted)."""
         probs = self.probs.tolist()
         for i, parent in enumerate(self.parents.tolist()):
             if parent >= 0:
@@ -59,7 +59,7 @@ class DraftTree:
         return np.array(probs, dtype=np.float32)
 
     def select(self, nodes: NDArray[np.intp]) -> DraftTree:
-        """The tree of some nodes (ascending indices; a node's parent must be among them)."""
+        """The tree of some nodes: ascending indices, each node's parent among them."""
         parents = self.parents[nodes]
         moved = np.searchsorted(nodes, parents).astype(np.int32)
         moved[parents < 0] = -1
@@ -76,17 +76,13 @@ class DraftTree:
         return {(parent + 1, token): node for node, (parent, token) in enumerate(edges, start=1)}
 
     def without(self, barred: Iterable[int]) -> DraftTree:
-        """The tree without some tokens and what follows them."""
+        """The tree without the nodes of some tokens and their descendants."""
         there = np.isin(self.tokens, list(barred))
         return self.select(np.flatnonzero(~(self.ancestors()[1:, 1:] & there).any(axis=1)))
 
     def ancestors(self) -> NDArray[np.bool_]:
-        """bool[N + 1, N + 1]: row i sees column j; index 0 is the root, i + 1 is node i."""
+        """bool[N + 1, N + 1], the tree attention mask: row 0 is the root, row i + 1 is node i."""
         return kernels.ancestors(self.parents)  # type: ignore[no-any-return]
-
-    def is_chain(self) -> bool:
-        """Whether each node is the only child of the one before it."""
-        return bool((self.parents == np.arange(-1, len(self) - 1, dtype=np.int32)).all())
 
 
 EMPTY = DraftTree(

@@ -1,8 +1,8 @@
-"""Live-context suffix matching: what followed the longest suffix of this very text before.
+"""Suffix matching in the live context: what followed the longest suffix of the text before.
 
-The idea of prompt lookup decoding (Saxena 2023), with the longest match instead of a fixed n-gram,
-all earlier occurrences instead of the first, and shorter matches as a back-off (as in PPM
-compression).
+The idea of prompt lookup decoding (Saxena 2023), but with the longest match instead of a fixed
+n-gram, with all earlier occurrences instead of the first, and with shorter matches as a back-off
+(as in PPM compression).
 """
 
 from __future__ import annotations
@@ -15,18 +15,23 @@ from hf_specplug.drafters.contract import Context, Drafter, Frontier, Int32, Ste
 from hf_specplug.drafters.priors import learned
 from hf_specplug.drafters.registry import register
 from hf_specplug.kernels import ngram
+from hf_specplug.kernels.trie import rehash
 
 ORDER = 17
-"""Longest n-gram counted: a match of up to 16 tokens and the token after it. More did not pay."""
+"""Tokens of the longest n-gram: a match of 16 tokens and the token after it. Longer ones did not
+increase the accept length."""
 
 
 @register
 class ContextDrafter(Drafter):
-    """Continues each path by what followed its longest suffix in prompt and output so far.
+    """Proposes what followed the longest suffix of each path in prompt and output so far.
+
+    Evidence: the length of the match in tokens, the share of the continuation in all occurrences of
+    the match, and whether it is the latest one (see `hf_specplug.kernels.ngram`).
 
     Example:
-        after the text `1 2 3 9 1 2`, the root's longest suffix seen before is `1 2`, followed by 3:
-        the root gets the child 3, that one gets 9, and so on.
+        after the text `1 2 3 9 1 2`, the longest suffix of the root that occurred before is `1 2`,
+        followed by 3. So 3 is proposed after the root, 9 after that, and so on.
     """
 
     name: ClassVar[str] = "context"
@@ -37,9 +42,9 @@ class ContextDrafter(Drafter):
         self._clear(0)
 
     def _clear(self, tokens: int) -> None:
-        """Make room for a text of `tokens`; pages that are not written cost nothing."""
+        """Allocate for a text of `tokens` tokens; pages that are never written take no memory."""
         rows = max(1024, (tokens + 512) * ORDER)
-        self._nodes = np.empty((rows, ngram.COLUMNS), np.int32)
+        self._nodes = np.empty((rows, ngram.GRAM_COLUMNS), np.int32)
         self._nodes[0] = 0
         self._table = np.zeros(1 << (2 * rows - 1).bit_length(), np.int32)
         self._active = np.zeros(ORDER + 1, np.int32)
@@ -63,11 +68,11 @@ class ContextDrafter(Drafter):
     def _add(self, tokens: Int32) -> None:
         needed = self._size + len(tokens) * ORDER
         if needed > len(self._nodes):
-            nodes = np.empty((2 * needed, ngram.COLUMNS), np.int32)
+            nodes = np.empty((2 * needed, ngram.GRAM_COLUMNS), np.int32)
             nodes[: self._size] = self._nodes[: self._size]
             self._nodes = nodes
             self._table = np.zeros(1 << (4 * needed - 1).bit_length(), np.int32)
-            ngram.rehash(self._nodes, self._table, self._size)
+            rehash(self._nodes, self._table, self._size)
         self._size = ngram.extend(self._nodes, self._table, self._active, self._size, tokens)
         self._root = ngram.longest_suffix(self._nodes, self._active)
 

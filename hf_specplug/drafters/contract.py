@@ -1,4 +1,4 @@
-"""What a drafter is: an expert, asked for many paths at once which tokens may come next."""
+"""The contract of a drafter: for many paths of a draft tree at once, it proposes next tokens."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hf_specplug.errors import OptionError, StateError
+from hf_specplug.kernels.tree import PARENT, TOKEN
 from hf_specplug.tree import DraftTree
 from hf_specplug.tree import Float32 as Float32
 from hf_specplug.tree import Int32 as Int32
 
 
 class Context:
-    """The text of one request: prompt and accepted output, as one growing int32 buffer.
+    """The tokens of one request: prompt and accepted output, in one growing int32 buffer.
 
     Args:
         tokens: the prompt, int[n]. Negative ids stand for "no token" and are never proposed.
-        vocab_size: ids are in [0, vocab_size).
-        model: tells the target from others whose hidden states mean something else; "" if unknown.
-        suppressed: ids that are never drafted, whoever proposes them.
+        vocab_size: token ids are in [0, vocab_size).
+        model: a signature of the target, whose hidden states fit no other model; "" if unknown.
+        suppressed: token ids that are never drafted, whichever drafter proposes them.
 
     Example:
         >>> context = Context([5, 6], vocab_size=10)
@@ -54,24 +55,24 @@ class Context:
 
     @property
     def tokens(self) -> Int32:
-        """All tokens so far, int32[len(self)]: a read-only view, valid until the next `append`."""
+        """int32[len(self)], all tokens so far: a read-only view, valid until the next `append`."""
         view = self._buffer[: self._length]
         view.flags.writeable = False
         return view
 
     @property
     def unbroken(self) -> int:
-        """How many tokens there are since the last place that holds none."""
+        """The number of tokens after the last "no token"."""
         gaps = np.flatnonzero(self.tokens < 0)
         return self._length - 1 - int(gaps[-1]) if len(gaps) else self._length
 
     @property
     def last(self) -> int:
-        """The last token, -1 if there is none."""
+        """The last token; -1 if there is none."""
         return int(self._buffer[self._length - 1]) if self._length else -1
 
     def append(self, tokens: Iterable[int] | NDArray[Any]) -> None:
-        """Add accepted tokens; the buffer grows by doubling."""
+        """Append accepted tokens, int[n]; the buffer grows by doubling."""
         new = np.ascontiguousarray(tokens, dtype=np.int32)
         end = self._length + len(new)
         if end > len(self._buffer):
@@ -83,6 +84,8 @@ class Context:
 
 
 Noise = tuple[NDArray[np.float64], int]
+"""Known sampling noise: see `Frontier.noise`."""
+
 NO_NOISE: Noise = (np.empty((0, 0)), 0)
 
 
@@ -91,13 +94,17 @@ class Frontier:
     """The search nodes to expand now. The arrays are read-only.
 
     Attributes:
-        nodes: int32[n], their ids; 0 is the end of the accepted text. A node is expanded at most
-            once in a step, after its parent, so that a drafter can keep state per id.
-        pool: int32[capacity, k], all search nodes: column 0 token, 1 parent id, 2 depth (root 0).
-        root: the last accepted token, the one at node 0.
-        noise: what is known of the next picks' random numbers u: float64[positions, V] in [0, 1),
-            to be read in a circle, and the row of the first. The target picks the token of highest
-            p / -ln(1 - u). No rows: nothing is known, or it picks the likeliest.
+        nodes: int32[n], their ids; 0 is the root, the end of the accepted text. A node is expanded
+            at most once in a step, and after its parent, so that a drafter can keep state by id.
+        pool: int32[capacity, k], all search nodes: column 0 is the token, 1 the parent's id, 2 the
+            depth (0 at the root).
+        root: the last accepted token, that of node 0.
+        noise: the random numbers of the next picks, as far as they are known: float64[positions, V]
+            in [0, 1), a ring buffer, and its row for the pick at the root. The target picks the
+            token of highest p / -ln(1 - u). No rows if nothing is known, or decoding is greedy.
+
+    Example:
+        nodes [3] and pool rows 3: (9, 1, 2), 1: (7, 0, 1): propose what follows the text + 7 9.
     """
 
     nodes: Int32
@@ -109,22 +116,22 @@ class Frontier:
         """The tokens from the root (not included) to `node` (included)."""
         tokens = []
         while node != 0:
-            tokens.append(int(self.pool[node, 0]))
-            node = int(self.pool[node, 1])
+            tokens.append(int(self.pool[node, TOKEN]))
+            node = int(self.pool[node, PARENT])
         return tokens[::-1]
 
 
 TOP_K = 8
-"""How many of the target's next tokens drafters with `needs = {"topk"}` are shown."""
+"""How many of the target's likeliest next tokens drafters with `needs = {"topk"}` receive."""
 
 
 @dataclass(frozen=True, slots=True)
 class TopK:
-    """The target's most likely next tokens after each fed token.
+    """The target's likeliest next tokens after each token of a forward pass.
 
     Attributes:
-        ids: int32[n, TOP_K], most likely first, -1 where the vocabulary is smaller.
-        probs: float32[n, TOP_K], their probabilities under the unprocessed logits at temperature 1.
+        ids: int32[n, TOP_K], likeliest first; -1 where the vocabulary is smaller.
+        probs: float32[n, TOP_K], their probabilities: softmax of the unprocessed logits.
     """
 
     ids: Int32
@@ -133,20 +140,20 @@ class TopK:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one forward pass showed. The arrays are read-only: all drafters see the same.
+    """The results of one forward pass. The arrays are read-only, because all drafters share them.
 
     Attributes:
-        tokens: int32[n], the tokens whose outputs are known: the root and the tree, or prompt
-            tokens.
-        parents: int32[n], for each of them the index of the token before it, which comes earlier;
-            -1 at the first, which follows the text `context.tokens[:before]`.
-        before: tokens of the text before the first of them.
-        sources: uint16[n], for each of them the bits of the drafters that named it; 0 at the root.
-        visited: int32[m], indices into `tokens` on the accepted path, in order.
-        emitted: int32[k], the tokens that were added to the text.
-        topk: rows for `tokens`, if a drafter `needs` them and they could be had.
-        hidden: float32[width], the target's state at the last visited token (of a prompt, at its
-            last one), which it picked the last emitted token from; if a drafter `needs` it.
+        tokens: int32[n], the processed tokens: the root and the tree, or tokens of the prompt.
+        parents: int32[n], the index of the token before each of them, which is lower; -1 at the
+            first, which follows the text `context.tokens[:before]`.
+        before: the number of tokens of the text before the first of them.
+        sources: uint16[n], the drafters that proposed each of them, as bits; 0 at the root.
+        visited: int32[m], indices into `tokens` of the accepted path, in order.
+        emitted: int32[k], the tokens that were appended to the text.
+        topk: rows for `tokens`; None if unavailable, or if no drafter `needs` "topk".
+        hidden: float32[width], the target's hidden state at the last visited token (of a prompt: at
+            its last token), from which the last emitted token was picked; None if unavailable, or
+            if no drafter `needs` "hidden".
     """
 
     tokens: Int32
@@ -177,7 +184,7 @@ class Step:
         topk: TopK | None,
         hidden: Float32 | None = None,
     ) -> Step:
-        """A checked tree: `visited` counts the root as 0."""
+        """The step of a verified tree; in `visited` and `topk`, 0 is the root, i + 1 is node i."""
         first = np.array([root], np.int32)
         return cls(
             np.concatenate([first, tree.tokens]),
@@ -200,17 +207,11 @@ class Step:
         topk: TopK | None,
         hidden: Float32 | None = None,
     ) -> Step:
-        """Consecutive tokens, such as a prompt's, of which nothing was drafted."""
-        return cls(
-            np.array(tokens, np.int32),
-            np.arange(-1, len(tokens) - 1, dtype=np.int32),
-            before,
-            np.zeros(len(tokens), np.uint16),
-            np.array(visited, np.int32),
-            np.array(emitted, np.int32),
-            topk,
-            hidden,
-        )
+        """The step of consecutive tokens that were not drafted, such as a prompt."""
+        parents = np.arange(-1, len(tokens) - 1, dtype=np.int32)
+        sources = np.zeros(len(tokens), np.uint16)
+        path, new = np.array(visited, np.int32), np.array(emitted, np.int32)
+        return cls(np.array(tokens, np.int32), parents, before, sources, path, new, topk, hidden)
 
 
 T = TypeVar("T", bound="Drafter")
@@ -219,17 +220,18 @@ T = TypeVar("T", bound="Drafter")
 class Drafter(ABC):
     """Base class of all drafters.
 
-    A subclass names itself, says what evidence its candidates come with (`priors`, one probability
-    per bucket) and answers `expand`. It can only change speed: whatever it does wrong, the output
-    stays that of the target, and the drafter is dropped for the rest of the call.
+    A subclass sets `name` and `priors` and implements `expand`. A drafter changes the speed
+    only: the output is always the target's. One that breaks its contract is dropped for the rest of
+    the call.
 
     Attributes:
-        name: short, unique, as users write it in `attach(model, drafters=[...])`.
-        needs: outputs of the target that `observe` wants: "topk", "hidden".
-        layer: whose states `needs = {"hidden"}` wants, from 0; -1: those that the output embedding
-            reads.
-        kinds: of the datastores that it reads; given to `add`.
-        priors: float32[buckets] in (0, 1], P(token accepted | its bucket, parent accepted).
+        name: short and unique, as users write it in `attach(model, drafters=[...])`.
+        needs: the outputs of the target that `observe` uses, a subset of {"topk", "hidden"}.
+        layer: with `needs = {"hidden"}`, the layer whose hidden states are needed, counted from 0;
+            -1 for those that the output embedding reads.
+        kinds: the kinds of datastore that it reads; stores of these kinds are passed to `add`.
+        priors: float32[buckets] in (0, 1], for each evidence bucket the probability that a token
+            proposed with it is accepted, given that its parent is.
     """
 
     name: ClassVar[str]
@@ -239,48 +241,49 @@ class Drafter(ABC):
     priors: Float32
 
     def begin(self, context: Context) -> None:  # noqa: B027
-        """A new request starts; `context` holds its prompt and grows with the output."""
+        """Start a new request; `context` holds its prompt and grows with the output."""
 
     def for_another_call(self) -> Drafter:
-        """A drafter for one more call while this one drafts: another request, the same knowledge.
+        """A drafter for one more call at the same time: another request, the same knowledge.
 
-        By default a deep copy, which learns for itself from then on. Override it to share what is
-        learned, or large: drafters of a plug are asked and told by one thread at a time, so nothing
-        needs a lock. State of a request must not be shared (see `_sharing`).
+        By default this is a deep copy, which learns on its own. Override it to share what is
+        learned across requests, or large (see `_sharing`). Drafters of a plug are called by one
+        thread at a time, so that no lock is needed. Never share state of a request, and never
+        clear what is shared: a `begin` with another vocabulary replaces it.
         """
         return copy.deepcopy(self)
 
     def _sharing(self: T) -> T:
-        """A drafter whose attributes are those of this one: replace what belongs to a request."""
+        """A drafter with the same attribute values; the caller replaces those of the request."""
         twin = object.__new__(type(self))
         vars(twin).update(vars(self))
         return twin
 
     def add(self, store: Any) -> None:
-        """Draft from this datastore, too. Raises OptionError if it does not read its kind."""
+        """Read this datastore as well. Raises OptionError if it is of another kind."""
         raise OptionError(f"drafter {self.name!r} reads no datastores")
 
     @abstractmethod
     def expand(self, frontier: Frontier) -> Int32:
-        """Name possible next tokens for each frontier node.
+        """Propose next tokens for each frontier node.
 
         Returns:
             int32[rows, 3], C-contiguous: (node id, token id, evidence bucket), at most
-            `MAX_CHILDREN` rows per node. Valid until the next call.
+            `MAX_CHILDREN` rows per node, each token once. Valid until the next call.
         """
 
     def observe(self, step: Step) -> None:  # noqa: B027
-        """Learn from a forward pass. The context has grown already."""
+        """Learn from a forward pass. `context` already holds the emitted tokens."""
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
-        """What the drafter has learned across requests, as arrays; empty if nothing."""
+        """What the drafter has learned across requests, as arrays by name; empty by default."""
         return {}
 
     def load_state_dict(self, state: dict[str, NDArray[Any]]) -> None:
-        """Take back what `state_dict` gave. Raises StateError if it does not fit."""
+        """Restore what `state_dict` returned. Raises StateError if the arrays do not fit."""
         if state:
             raise StateError(f"drafter {self.name!r} keeps no state, but was given {sorted(state)}")
 
 
 MAX_CHILDREN = 64
-"""Rows that a drafter may return per frontier node; more is an error and drops it."""
+"""Rows that `expand` may return per frontier node; a drafter that returns more is dropped."""

@@ -1,10 +1,10 @@
-"""Dense retrieval: what was said where the model was in a like state of mind.
+"""Dense retrieval: continuations of similar hidden states.
 
 DReSD (Gritta et al. 2025, arXiv 2502.15572, section 3) retrieves by the target's hidden state at
-the last verified token, and drops neighbours that were not followed by the token just picked. There
-the next tokens of ten neighbours are verified as ten rows. Here the neighbours vote at every node
-of the tree that agrees with them; and those that agree with the text stay in use for as long as
-they do, as in a retrieval automaton (Alon et al. 2022, arXiv 2201.12431, section 3).
+the last verified token, and drops neighbours that are not followed by the token just picked. The
+paper verifies the next tokens of ten neighbours as ten rows. Here the neighbours vote at every node
+of the tree whose path they agree with, and those that agree with the text stay in use for as long
+as they do, as in a retrieval automaton (Alon et al. 2022, arXiv 2201.12431, section 3).
 """
 
 from __future__ import annotations
@@ -20,25 +20,32 @@ from hf_specplug.datastore.store import Datastore
 from hf_specplug.drafters.contract import Context, Float32, Frontier, Int32, Step
 from hf_specplug.drafters.priors import learned
 from hf_specplug.drafters.registry import register
-from hf_specplug.drafters.store_drafter import StoreDrafter
+from hf_specplug.drafters.store_drafter import StoreDrafter, plain_arrays
 from hf_specplug.errors import OptionError, StoreError
 from hf_specplug.kernels import dense as kernels
 
 NEIGHBOURS = 256
-"""Neighbours of a state that are looked at, in each shard: the paper's 50 vote less well."""
+"""Neighbours of a hidden state that are retrieved from each shard. (The paper's 50 are less
+accurate in a vote.)"""
 
 PATIENCE = 500e-6
-"""Seconds of a search. Where it usually takes longer, it looks into fewer cells of the index."""
+"""Seconds for one search of all shards; if searches keep taking longer, nprobe is reduced."""
 
-_SLOW = 16  # searches more that took too long than that were quick
+_SLOW = 16  # slow searches, less quick ones, after which nprobe changes
 
 
 @register
 class DenseDrafter(StoreDrafter):
-    """Continues each path by what followed like states in the stores, by votes.
+    """Proposes what followed similar hidden states in the stores, by votes.
+
+    Evidence: the tokens for which the voters agree with the path, their share of all votes, their
+    highest cosine and their number (see `hf_specplug.kernels.dense`).
+
+    Args:
+        stores, tokenizer: see `StoreDrafter`.
 
     Attributes:
-        layer: whose states the stores were made of.
+        layer: the layer whose hidden states the stores hold.
 
     Example:
         >>> DenseDrafter().stores
@@ -60,21 +67,21 @@ class DenseDrafter(StoreDrafter):
         super().__init__(stores, tokenizer)
 
     def _reset(self) -> None:
-        """Nothing is known of the text."""
-        self._pointers = np.empty((kernels.MOST, kernels.COLUMNS), np.int64)
-        self._cosines = np.empty(kernels.MOST, np.float32)
+        """Forget the text."""
+        self._pointers = np.empty((kernels.MAX_POINTERS, kernels.POINTER_COLUMNS), np.int64)
+        self._cosines = np.empty(kernels.MAX_POINTERS, np.float32)
         self._count = 0
-        self._ahead = np.empty((kernels.MOST, kernels.AHEAD), np.int32)
+        self._ahead = np.empty((kernels.MAX_POINTERS, kernels.LOOKAHEAD), np.int32)
         self._alive = np.empty(0, np.uint64)
         self._out = np.empty((0, 3), np.int32)
         self._state: Float32 | None = None
         self._slow = 0
 
     def add(self, store: Datastore) -> None:
-        """Draft from this store, too; it must be of the same model and layer as the others.
+        """Read this store as well; it must be of the same model and layer as the others.
 
         Raises:
-            OptionError: it is of another kind, model or layer.
+            OptionError: the store is of another kind, model or layer.
         """
         made_of = store.manifest.settings
         for other in self.stores if store.manifest.kind in self.kinds else ():
@@ -93,16 +100,20 @@ class DenseDrafter(StoreDrafter):
 
     def _opened(self, store: Datastore) -> None:
         for shard in store.shards:
-            if len(shard.tokens):
-                # plain arrays: a kernel is slow to look at a subclass
-                self._shards.append((shard, shard.tokens.view(np.ndarray)))
+            (tokens,) = plain_arrays(shard, "tokens")
+            if len(tokens):
+                self._shards.append((shard, tokens))
                 self._vocabs.append(store.manifest.vocab_size)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_shards": [], "_vocabs": [], "_alive": self._alive[:0]}
 
     def begin(self, context: Context) -> None:
-        """Raises StoreError if a store holds states of another model."""
+        """Start a new request.
+
+        Raises:
+            StoreError: a store holds hidden states of another model.
+        """
         super().begin(context)
         for store in self.stores:
             model = store.manifest.settings["model"]
@@ -149,7 +160,7 @@ class DenseDrafter(StoreDrafter):
         return self._out[:rows]
 
     def _retrieve(self, root: int) -> None:
-        """Search for what is like the last state, once, and read on at all pointers."""
+        """Search for the last hidden state, once, and read what follows all pointers."""
         if self._state is not None:
             start = time.perf_counter()
             for number, (shard, tokens) in enumerate(self._shards):
@@ -166,7 +177,7 @@ class DenseDrafter(StoreDrafter):
                         self._cosines,
                         self._count,
                     )
-            self._hurry(time.perf_counter() - start)
+            self._adapt_nprobe(time.perf_counter() - start)
             self._state = None
         for number, (_, tokens) in enumerate(self._shards):
             vocab = self._vocabs[number]
@@ -174,7 +185,7 @@ class DenseDrafter(StoreDrafter):
 
     @staticmethod
     def _vector(shard: Any, state: Float32) -> Float32 | None:
-        """What to search for in a shard; None if the state is not finite."""
+        """float32[dims], the vector to search a shard for; None if the state is not finite."""
         if len(state) != shard.width:
             raise StoreError(
                 f"the model's states have {len(state)} numbers, those of a datastore "
@@ -183,8 +194,8 @@ class DenseDrafter(StoreDrafter):
         vector = np.empty(shard.transform.shape[1], np.float32)
         return vector if kernels.project(state, shard.transform, vector) else None
 
-    def _hurry(self, seconds: float) -> None:
-        """Look into fewer cells if searches keep taking too long, and again into more if not."""
+    def _adapt_nprobe(self, seconds: float) -> None:
+        """Halve nprobe if searches keep taking too long, and double it again if they do not."""
         if PATIENCE / 4 < seconds <= PATIENCE:
             return
         self._slow += 1 if seconds > PATIENCE else -1

@@ -1,9 +1,9 @@
-"""Known sampling noise: what seeded sampling will pick if it picks what it often does.
+"""Known sampling noise: the frequent tokens that the noise of a position favours.
 
-`torch.multinomial` takes the token of highest p / e, and the noise e of the coming positions is
-known (see `hf_specplug.verify.noise`). Much of what is sampled at a high temperature no retrieval
-can name; but of the tokens that the model says often at all, few are favoured by the noise of a
-position, and these are guesses worth a node. The output does not depend on them.
+`torch.multinomial` picks the token of highest p / e, and the noise e of the next positions is known
+when sampling is seeded (see `hf_specplug.verify.noise`). At a high temperature no retrieval can
+propose much of what is sampled. But of the tokens that the model says often, the noise favours only
+a few at each position, and these are worth a node. The output does not depend on them.
 """
 
 from __future__ import annotations
@@ -19,19 +19,22 @@ from hf_specplug.drafters.registry import register
 from hf_specplug.errors import StateError
 from hf_specplug.kernels import gumbel as kernels
 
-_PROMPT = 0.3  # what a token of the prompt counts, against one that the model found likely
+_PROMPT = 0.3  # weight of a token of the prompt; an emitted token has 1
 
 
 @register
 class GumbelDrafter(Drafter):
-    """Names the tokens that the noise of a position favours; silent unless noise is known.
+    """Proposes the tokens that the known noise of a position favours; none if noise is unknown.
 
-    How often the model says each token, whatever the context, is learned from all that it found
-    likely, and kept across requests: 8 bytes per token of the vocabulary.
+    The frequency of each token, in any context, is learned from the emitted tokens and from the
+    probabilities of the target's likeliest tokens. It is kept across requests: 8 bytes per token of
+    the vocabulary.
+
+    Evidence: the rank of p / e among the tokens of a position, and ln(p / e).
 
     Example:
-        `the` is said in 5 % of all cases. Where its noise e is 0.01, and that of other frequent
-        tokens about 1, it is named first.
+        `the` is 5 % of all tokens. At a position where its noise e is 0.01, and that of other
+        frequent tokens about 1, it is proposed first.
     """
 
     name: ClassVar[str] = "gumbel"
@@ -44,23 +47,23 @@ class GumbelDrafter(Drafter):
 
     def _forget(self, vocab_size: int) -> None:
         self.weights = np.zeros(vocab_size)
-        self._total = np.zeros(1)  # of the weights, and shared as they are
+        self._total = np.zeros(1)  # the sum of the weights, an array so that copies share it
 
     def _allocate(self, positions: int) -> None:
-        """What is favoured, in the circle of the noise's rows, and the first number of each row."""
-        self._tokens = np.empty((positions, kernels.NAMED), np.int32)
-        self._buckets = np.empty((positions, kernels.NAMED), np.int32)
+        """Buffers for the results of `favoured`, one row for each row of noise."""
+        self._tokens = np.empty((positions, kernels.FAVOURED), np.int32)
+        self._buckets = np.empty((positions, kernels.FAVOURED), np.int32)
         self._marks = np.full(positions, np.nan)
         self._out = np.empty((0, 3), np.int32)
 
     def begin(self, context: Context) -> None:
         if len(self.weights) != context.vocab_size:
             self._forget(context.vocab_size)
-        self._marks[:] = np.nan  # the same seed again: what is favoured is another question
+        self._marks[:] = np.nan  # the weights have changed, even if the noise is the same
         self._count(context.tokens, np.full(len(context), _PROMPT))
 
     def for_another_call(self) -> GumbelDrafter:
-        """It shares the frequencies, for as long as both draft for the same vocabulary."""
+        """A drafter that shares the frequencies, until one of the two gets another vocabulary."""
         twin = self._sharing()
         twin._allocate(0)
         return twin
@@ -82,8 +85,8 @@ class GumbelDrafter(Drafter):
             return self._out[:0]
         if len(self._marks) != len(noise):
             self._allocate(len(noise))
-        if len(self._out) < len(frontier.nodes) * kernels.NAMED:
-            self._out = np.empty((2 * len(frontier.nodes) * kernels.NAMED, 3), np.int32)
+        if len(self._out) < len(frontier.nodes) * kernels.FAVOURED:
+            self._out = np.empty((2 * len(frontier.nodes) * kernels.FAVOURED, 3), np.int32)
         rows = kernels.expand(
             self.weights,
             float(self._total[0]),
@@ -99,13 +102,15 @@ class GumbelDrafter(Drafter):
         return self._out[:rows]
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
-        """`weights` float64[V]: how often the model said, or found likely, each token."""
+        """`weights` float64[V]: the frequency of each token, emitted or likely."""
         return {"weights": self.weights}
 
     def load_state_dict(self, state: dict[str, NDArray[Any]]) -> None:
         weights = state.get("weights")
         if weights is None or set(state) != {"weights"}:
-            raise StateError(f"{self.name!r} saves weights, but was given {sorted(state)}")
+            raise StateError(
+                f"the state of {self.name!r} has the array weights, not {sorted(state)}"
+            )
         if weights.dtype != np.float64 or weights.ndim != 1:
             raise StateError(
                 f"weights must be float64[V], not {weights.dtype}{list(weights.shape)}"

@@ -1,12 +1,15 @@
-"""Hierarchy Drafting (Cho et al. 2025, arXiv 2502.05609): drafters asked in a fixed order.
+"""Hierarchy Drafting (Cho et al. 2025, arXiv 2502.05609): drafters in a fixed order.
 
-The paper's order is that of temporal locality: what this text said, then what the model is known to
-say, then the statistics of a corpus. Its first level is a table of up to seven 4-token chains for
-each last token, in the order of last use; here it is the drafter "context", which matches as many
-tokens as it can and names the latest continuation first. Its second is a table of the same form
-with the 100,000 most common 5-grams of the model's answers, here the stores of kind "ngram" that
-"phrases" reads; its third is REST's suffix array. Its drafts are chains, here every node of a tree
-is asked for its next tokens.
+The paper orders its databases by temporal locality: this text, the model's answers, a corpus.
+
+- Its first is a table of up to seven 4-token chains per last token, in the order of last use. Here
+  it is the drafter "context", which matches as many tokens as possible and proposes the latest
+  continuation first.
+- Its second is a table of the same form with the 100,000 most common 5-grams of the model's
+  answers. Here these are stores of kind "ngram", which the drafter "phrases" reads.
+- Its third is REST's suffix array, the drafter "rest".
+
+The paper drafts chains; here every node of a tree is expanded.
 """
 
 from __future__ import annotations
@@ -21,34 +24,37 @@ from hf_specplug.drafters.contract import Context, Drafter, Frontier, Int32, Ste
 from hf_specplug.drafters.registry import create, register
 from hf_specplug.errors import DraftError, OptionError, StateError
 from hf_specplug.kernels import hierarchy as kernels
+from hf_specplug.kernels.tree import BAD_BUCKET, BAD_NODE
 
 ORDER = ("context", "phrases", "rest")
 
 LIMIT = 7
-"""Tokens that are named per node; with fewer the next level is asked, as in the paper's code."""
+"""Proposals per node; a node with fewer takes the next level's as well, as in the paper's code."""
 
 _REFUSALS = {
-    kernels.BAD_NODE: "named a node that it was not asked about",
-    kernels.BAD_BUCKET: "named an evidence bucket that it has no prior for",
+    BAD_NODE: "proposed for a node that it was not asked about",
+    BAD_BUCKET: "proposed with an evidence bucket that it has no prior for",
 }
 
 
 @register
 class HierarchyDrafter(Drafter):
-    """Takes what the first level names, and of a next level only what is missing to `LIMIT`.
+    """Takes the proposals of the first level, and of later levels only what is missing to `LIMIT`.
 
-    `drafters=["hierarchy"]` is the paper's order. It is not what drafts best: given by name,
-    `drafters=["context", "phrases", "rest"]`, the same drafters are all asked, and weighed by
-    calibrated probabilities.
+    `drafters=["hierarchy"]` is the paper's order, for comparison. The accept length is higher with
+    `drafters=["context", "phrases", "rest"]`: then all proposals of the same drafters are used,
+    with calibrated probabilities.
+
+    Evidence: that of the level that proposes.
 
     Args:
-        levels: drafters by name or as objects, the first one to be asked first.
+        levels: drafters by name or as objects, in the order of precedence.
 
     Attributes:
-        levels: those drafters. Each store that is added goes to the first that reads its kind.
+        levels: those drafters. A store that is added goes to the first level that reads its kind.
 
     Raises:
-        OptionError: an unknown or repeated name.
+        OptionError: a name is unknown or repeated.
 
     Example:
         >>> HierarchyDrafter(["context", "recycling"]).needs
@@ -59,7 +65,7 @@ class HierarchyDrafter(Drafter):
 
     def __init__(self, levels: Iterable[str | Drafter] = ORDER) -> None:
         self.levels = create(levels)
-        self.needs = frozenset().union(  # type: ignore[misc]  # an attribute of the class elsewhere
+        self.needs = frozenset().union(  # type: ignore[misc]  # a ClassVar of other drafters
             *(level.needs for level in self.levels)
         )
         self.kinds = frozenset().union(  # type: ignore[misc]
@@ -71,11 +77,15 @@ class HierarchyDrafter(Drafter):
 
     def _allocate(self, nodes: int) -> None:
         self._taken = np.zeros(nodes, np.int32)
-        self._named = np.empty((nodes, LIMIT), np.int32)
+        self._tokens = np.empty((nodes, LIMIT), np.int32)
         self._out = np.empty((nodes * LIMIT, 3), np.int32)
 
     def add(self, store: Any) -> None:
-        """Raises OptionError if no level reads its kind."""
+        """Let the first level that reads its kind read this store as well.
+
+        Raises:
+            OptionError: no level reads stores of this kind.
+        """
         kind = store.manifest.kind
         for level in self.levels:
             if kind in level.kinds:
@@ -99,10 +109,12 @@ class HierarchyDrafter(Drafter):
             level.observe(step)
 
     def expand(self, frontier: Frontier) -> Int32:
-        """Every level sees every node, as it may keep state by node; too many rows are left out.
+        """Propose next tokens for each frontier node (see `Drafter.expand`).
+
+        Every level expands every node, because it may keep state by node.
 
         Raises:
-            DraftError: a level broke its contract.
+            DraftError: a level breaks its contract.
         """
         if len(self._place) < len(frontier.pool):
             self._place = np.zeros(len(frontier.pool), np.int32)
@@ -119,7 +131,7 @@ class HierarchyDrafter(Drafter):
                 frontier.nodes,
                 self._place,
                 self._taken,
-                self._named,
+                self._tokens,
                 size,
                 self._out,
             )
@@ -129,7 +141,7 @@ class HierarchyDrafter(Drafter):
         return self._out[:size]
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
-        """What the levels have learned, as `LEVEL.ARRAY`."""
+        """The arrays of all levels, as `LEVEL.ARRAY`."""
         return {
             f"{level.name}.{key}": array
             for level in self.levels
@@ -137,7 +149,11 @@ class HierarchyDrafter(Drafter):
         }
 
     def load_state_dict(self, state: dict[str, NDArray[Any]]) -> None:
-        """Raises StateError if it does not fit; levels before the one that refused have theirs."""
+        """Restore what `state_dict` returned.
+
+        Raises:
+            StateError: the arrays do not fit. The levels before the one that refused keep theirs.
+        """
         parts: dict[str, dict[str, NDArray[Any]]] = {level.name: {} for level in self.levels}
         for key, array in state.items():
             name, _, rest = key.partition(".")

@@ -1,9 +1,9 @@
-"""Phrases that a model says again and again, continued from where the text is in them.
+"""Phrase completion: phrases that the text is in the middle of are continued to their end.
 
 Stores of kind "phrases" (boilerplate of a corpus, or given templates) and "ngram" (5-grams of the
-model's own answers, as Hierarchy Drafting has them: Cho et al. 2025, arXiv 2502.05609) are put
-together in one automaton, which follows the text at a few nanoseconds per token. Unlike the
-paper's table by last token it knows how much of a phrase was said, and how often each goes on how.
+model's own answers, as in Hierarchy Drafting: Cho et al. 2025, arXiv 2502.05609) are compiled into
+one automaton, which follows the text at a few nanoseconds per token. Unlike the paper's table by
+last token, it knows how much of a phrase has been said and the frequency of each continuation.
 """
 
 from __future__ import annotations
@@ -21,23 +21,26 @@ from hf_specplug.datastore.store import Datastore
 from hf_specplug.drafters.contract import Context, Frontier, Int32, Step
 from hf_specplug.drafters.priors import learned
 from hf_specplug.drafters.registry import register
-from hf_specplug.drafters.store_drafter import StoreDrafter
+from hf_specplug.drafters.store_drafter import StoreDrafter, plain_arrays
 from hf_specplug.errors import OptionError
 from hf_specplug.kernels import phrases as kernels
 
 
 @register
 class PhrasesDrafter(StoreDrafter):
-    """Goes on with the phrases that each path is in, the longest beginning first.
+    """Proposes the continuations of the phrases that each path is in, the longest match first.
 
-    The automaton is made when it is first needed: for 50,000 phrases that takes a second or two.
+    Evidence: the tokens of the phrase that the path ends with, and the share of the continuation in
+    all phrases that begin with them (see `hf_specplug.kernels.phrases`).
+
+    The automaton is built when it is first needed: 50,000 phrases take 1 to 2 seconds.
 
     Args:
         stores, tokenizer: see `StoreDrafter`.
-        phrases: texts to draft as they are; they need the tokenizer.
+        phrases: texts to draft literally; they need the tokenizer.
 
     Raises:
-        OptionError: phrases without a tokenizer.
+        OptionError: phrases are given without a tokenizer.
 
     Example:
         >>> PhrasesDrafter(tokenizer=tokenizer, phrases=['{"tool": "search", "query": "'])
@@ -62,7 +65,9 @@ class PhrasesDrafter(StoreDrafter):
         super().__init__(stores, tokenizer)
         texts = list(phrases)
         if texts and tokenizer is None:
-            raise OptionError("phrases are given as texts, which needs the model's tokenizer")
+            raise OptionError(
+                "phrases are texts: tokenising them needs the model's tokenizer, tokenizer=..."
+            )
         if texts:
             vocab = len(tokenizer)
             ends = [[*row.tolist(), vocab] for row in tokenize(tokenizer, texts)]
@@ -70,8 +75,8 @@ class PhrasesDrafter(StoreDrafter):
             self._given.append(_part(given, vocab))
 
     def _clear(self) -> None:
-        """Forget the automaton; it is made again when it is needed."""
-        self._nodes = np.empty((0, kernels.COLUMNS), np.int32)
+        """Drop the automaton; it is built again when it is next needed."""
+        self._nodes = np.empty((0, kernels.STATE_COLUMNS), np.int32)
         self._table = np.zeros(0, np.int32)
         self._root = 0
         self._states = np.zeros(0, np.int32)
@@ -98,11 +103,11 @@ class PhrasesDrafter(StoreDrafter):
         vars(self).update(kept)
 
     def _ready(self) -> None:
-        """Make the automaton, unless it is made."""
+        """Build the automaton unless it exists."""
         if not len(self._nodes):
             self._nodes, self._table = kernels.automaton(self._parts + self._given)
             if self._context is not None:
-                self._root = self._after(0, self._context.tokens[-kernels.LONGEST :])
+                self._root = self._after(0, self._context.tokens[-kernels.MAX_PHRASE :])
 
     def _after(self, state: int, tokens: Int32) -> int:
         return int(kernels.advance(self._nodes, self._table, state, tokens))
@@ -111,10 +116,10 @@ class PhrasesDrafter(StoreDrafter):
         super().begin(context)
         self._context = context
         self._ready()
-        self._root = self._after(0, context.tokens[-kernels.LONGEST :])
+        self._root = self._after(0, context.tokens[-kernels.MAX_PHRASE :])
 
     def for_another_call(self) -> PhrasesDrafter:
-        self._ready()  # once for both
+        self._ready()  # so that both share it
         twin = self._sharing()
         twin.stores, twin._parts, twin._given = list(self.stores), [*self._parts], [*self._given]
         twin._context, twin._root = None, 0
@@ -147,6 +152,5 @@ class PhrasesDrafter(StoreDrafter):
 
 
 def _part(index: Any, vocab: int) -> kernels.Part:
-    # plain arrays: a kernel is slow to look at a subclass
-    tokens, offsets, counts = (getattr(index, name).view(np.ndarray) for name in index.array_names)
+    tokens, offsets, counts = plain_arrays(index, *index.array_names)
     return tokens, offsets, counts, vocab

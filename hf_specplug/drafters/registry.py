@@ -1,4 +1,4 @@
-"""Drafters by name: those of this folder, and of other packages by entry point."""
+"""Drafters by name: those of this folder, and those of other packages by entry point."""
 
 from __future__ import annotations
 
@@ -18,7 +18,11 @@ _registry: dict[str, type[Drafter]] = {}
 
 
 def register(cls: D) -> D:
-    """Make a drafter class known by its `name`; OptionError if another class has that name."""
+    """Register a drafter class under its `name`; a class decorator.
+
+    Raises:
+        OptionError: another class has this name.
+    """
     known = _registry.get(cls.name)
     if known is not None and known.__qualname__ != cls.__qualname__:
         raise OptionError(f"two drafters are called {cls.name!r}: {known} and {cls}; rename one")
@@ -27,14 +31,14 @@ def register(cls: D) -> D:
 
 
 def registry() -> dict[str, type[Drafter]]:
-    """All drafters by name: those of this folder and of `hf_specplug.drafters` entry points."""
+    """All drafter classes by name, those of entry points `hf_specplug.drafters` included."""
     _import_all()
     return dict(_registry)
 
 
 @cache
 def _import_all() -> None:
-    """Once: importing a drafter registers it."""
+    """Import all drafters, which registers them; once per process."""
     package = importlib.import_module("hf_specplug.drafters")
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"hf_specplug.drafters.{module.name}")
@@ -43,11 +47,11 @@ def _import_all() -> None:
 
 
 RENAMED = {"luck": "gumbel"}
-"""Names that drafters had in earlier versions, in options and saved states."""
+"""Names of drafters in earlier versions, in options and saved states, and their names now."""
 
 
 def _current(name: str) -> str:
-    """The name that a drafter has now; warns about an old one."""
+    """The present name of a drafter; an old one is accepted with a FutureWarning."""
     new = RENAMED.get(name, name)
     if new != name:
         warnings.warn(f"drafter {name!r} is called {new!r} now", FutureWarning, stacklevel=3)
@@ -55,10 +59,10 @@ def _current(name: str) -> str:
 
 
 def create(drafters: Iterable[str | Drafter] | str | Drafter) -> list[Drafter]:
-    """Turn names or objects into drafters; the order is kept, so that trees are reproducible.
+    """Make drafters of names; drafter objects are taken as they are, and the order is kept.
 
     Raises:
-        OptionError: an unknown or repeated name, or something that is neither a name nor a Drafter.
+        OptionError: a name is unknown or repeated, or something is neither a name nor a Drafter.
 
     Example:
         >>> [drafter.name for drafter in create(["context"])]
@@ -88,10 +92,10 @@ def create(drafters: Iterable[str | Drafter] | str | Drafter) -> list[Drafter]:
 
 
 def hidden_layer(drafters: Iterable[Drafter]) -> int | None:
-    """The layer whose hidden states drafters want, None if none does.
+    """The layer whose hidden states the drafters need; None if none needs them.
 
     Raises:
-        OptionError: they want those of different layers.
+        OptionError: they need those of different layers.
     """
     layers = {drafter.layer: drafter.name for drafter in drafters if "hidden" in drafter.needs}
     if len(layers) > 1:
@@ -100,4 +104,4 @@ def hidden_layer(drafters: Iterable[Drafter]) -> int | None:
 
 
 MAX_DRAFTERS = 16
-"""As many as there are bits in `DraftTree.sources`."""
+"""The number of bits in `DraftTree.sources`."""

@@ -1,9 +1,9 @@
 """Retrieval from token datastores: what followed the same tokens in a corpus.
 
-REST (He et al. 2023, arXiv 2311.08252) looks up the longest suffix of the text in a suffix array.
-Here every path of the tree is continued, not only the text: the interval of a path's matches is a
-part of its parent's, found by bisection. Of many occurrences a sample at even distances is counted,
-and several shards and stores count together.
+REST (He et al. 2023, arXiv 2311.08252, section 3) looks up the longest suffix of the text in a
+suffix array. Here every path of the tree is looked up, not only the text: the interval of a path's
+matches is part of its parent's, and found by bisection. Of many occurrences a sample at even
+distances is counted. Counts of several shards and stores add up.
 """
 
 from __future__ import annotations
@@ -18,13 +18,19 @@ from hf_specplug.datastore.store import Datastore
 from hf_specplug.drafters.contract import Context, Frontier, Int32, Step
 from hf_specplug.drafters.priors import learned
 from hf_specplug.drafters.registry import register
-from hf_specplug.drafters.store_drafter import StoreDrafter
+from hf_specplug.drafters.store_drafter import StoreDrafter, plain_arrays
 from hf_specplug.kernels import retrieval as kernels
 
 
 @register
 class RestDrafter(StoreDrafter):
-    """Continues each path by what follows its longest suffix in the stores, counted.
+    """Proposes what follows the longest suffix of each path in the stores.
+
+    Evidence: the length of the match in tokens, the share of the continuation in all occurrences of
+    the match, and their number (see `hf_specplug.kernels.retrieval`).
+
+    Args:
+        stores, tokenizer: see `StoreDrafter`.
 
     Example:
         >>> RestDrafter().stores
@@ -44,10 +50,10 @@ class RestDrafter(StoreDrafter):
         super().__init__(stores, tokenizer)
 
     def _reset(self) -> None:
-        """Nothing is known of the text."""
+        """Forget the text."""
         self._context: Context | None = None
         self._out = np.empty((0, 3), np.int32)
-        self._raw = np.empty((0, 0, kernels.COLUMNS), np.int32)
+        self._raw = np.empty((0, 0, kernels.MATCH_COLUMNS), np.int32)
         self._ends = np.empty((0, 0), np.int32)
 
     def _opened(self, store: Datastore) -> None:
@@ -90,7 +96,7 @@ class RestDrafter(StoreDrafter):
             return self._out[:0]
         if len(self._out) < count * limit or len(self._raw) != len(self._shards):
             self._out = np.empty((2 * count * limit, 3), np.int32)
-            shape = (len(self._shards), len(self._out), kernels.COLUMNS)
+            shape = (len(self._shards), len(self._out), kernels.MATCH_COLUMNS)
             self._raw = np.empty(shape, np.int32)
             self._ends = np.empty(shape[:2], np.int32)
         for index, matches in enumerate(self._shards):
@@ -100,17 +106,15 @@ class RestDrafter(StoreDrafter):
 
 
 class _Matches:
-    """One shard, and where the text and the paths of a tree occur in it."""
+    """One shard with the matches of the text, and of the paths of a tree, in it."""
 
     def __init__(self, shard: Any, vocab: int) -> None:
-        # plain arrays: a kernel is slow to look at a subclass
-        self.tokens = shard.tokens.view(np.ndarray)
-        self._suffixes = shard.suffixes.view(np.ndarray)
+        self.tokens, self._suffixes = plain_arrays(shard, "tokens", "suffixes")
         self._vocab = vocab
         self._allocate(512)
 
     def _allocate(self, capacity: int) -> None:
-        shape = (capacity, kernels.LONGEST + 1)
+        shape = (capacity, kernels.LONGEST_MATCH + 1)
         self._low, self._high = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
         self._longest = np.zeros(capacity, np.int32)
 
@@ -123,7 +127,7 @@ class _Matches:
     def begin(self, tokens: Int32) -> None:
         self._low[0] = self._high[0] = 0
         self._high[0, 0] = len(self.tokens)
-        self.advance(tokens[-kernels.LONGEST :])
+        self.advance(tokens[-kernels.LONGEST_MATCH :])
 
     def advance(self, tokens: Int32) -> None:
         self._longest[0] = kernels.advance(

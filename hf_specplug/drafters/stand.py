@@ -1,12 +1,12 @@
-"""STAND (Song et al. 2025, arXiv 2506.04708): what the target said after the same n-gram.
+"""STAND (Song et al. 2025, arXiv 2506.04708): the target's distributions after the same n-gram.
 
-The target's distributions are averaged by the last four, three and two tokens, and the longest
-n-gram that is known proposes. What one sample of a question taught serves the next. Written from
-the paper. Other than there, prompts are learned too, memory is bounded, and the target shows its
-`TOP_K` likeliest tokens per observation, of which a row still gathers the paper's ten.
+The target's distributions are averaged by the last four, three and two tokens, and those of the
+longest known n-gram are proposed. What one sample of a question teaches serves the next sample.
+Written from the paper. Unlike in the paper, prompts are learned too, memory is bounded, and an
+observation holds the target's `TOP_K` likeliest tokens, of which a row keeps up to the paper's ten.
 
-The tree is not the paper's: see `hf_specplug.published.stand` for that, and for its stochastic
-drafts.
+The tree is grown as for all drafters: see `hf_specplug.published.stand` for the paper's tree and
+its stochastic drafts.
 """
 
 from __future__ import annotations
@@ -23,25 +23,27 @@ from hf_specplug.drafters.successor_table import SuccessorTable
 from hf_specplug.errors import OptionError
 from hf_specplug.kernels import successors
 
-WIDTH = 10
+SUCCESSORS = 10
 """Successors kept per n-gram, as in the paper."""
 
 
 @register
 class StandDrafter(Drafter):
-    """Proposes what the target found likely after the same four, three or two tokens.
+    """Proposes the target's likeliest next tokens after the same four, three or two tokens.
+
+    Evidence: the length of the n-gram, how often it was learned, and the mean probability.
 
     Args:
-        rows: n-grams kept, a power of two from 8. Each takes 96 bytes, so 2^18 take 24 MiB at
-            most (pages that were never written cost nothing). When a set of eight is full, the
-            n-gram that was learned longest ago goes.
+        rows: n-grams kept, a power of two, 8 at least. Each takes 96 bytes: 2^18 take up to 24 MiB
+            (pages that are never written take no memory). A new n-gram in a full set of eight
+            replaces the one that was learned longest ago.
 
     Raises:
-        OptionError: another number of rows.
+        OptionError: `rows` is no such number.
 
     Example:
-        after `the cat` was followed by (sat .5, ran .3) and later by (sat .7, is .2), every later
-        `the cat`, in the text or in a draft, gets the children sat (.6), ran (.15) and is (.1).
+        if `the cat` was followed by (sat 0.5, ran 0.3) and later by (sat 0.7, is 0.2), then sat
+        (0.6), ran (0.15) and is (0.1) are proposed after every `the cat`.
     """
 
     name: ClassVar[str] = "stand"
@@ -49,42 +51,40 @@ class StandDrafter(Drafter):
 
     def __init__(self, rows: int = 1 << 18) -> None:
         if rows < successors.WAYS or rows & (rows - 1):
-            raise OptionError(f"rows must be a power of two from {successors.WAYS}, not {rows}")
+            raise OptionError(
+                f"rows must be a power of two, {successors.WAYS} at least, not {rows}"
+            )
         self.priors = np.array(learned(self.name), np.float32)
-        self.table = SuccessorTable(rows, WIDTH, most=1.0)
+        self.table = SuccessorTable(rows, SUCCESSORS, most=1.0)
         self._context = Context([], 0)
-        self._grams = np.empty(successors.LONGEST, np.uint64)
+        self._grams = np.empty(successors.LONGEST_GRAM, np.uint64)
         self._out = np.empty((0, 3), np.int32)
 
     def begin(self, context: Context) -> None:
-        """Keeps what earlier requests taught, unless the vocabulary is another one."""
+        """Start a new request; the table is kept unless the vocabulary size changes."""
         if self.table.vocab_size != context.vocab_size:
             self.table = self.table.emptied(context.vocab_size)
         self._context = context
 
     def for_another_call(self) -> StandDrafter:
-        """It shares the table, for as long as both draft for the same vocabulary."""
+        """A drafter that shares the table, until one of the two gets another vocabulary."""
         twin = self._sharing()
         twin._context = Context([], 0)
-        twin._grams = np.empty(successors.LONGEST, np.uint64)
+        twin._grams = np.empty(successors.LONGEST_GRAM, np.uint64)
         twin._out = np.empty((0, 3), np.int32)
         return twin
 
     def observe(self, step: Step) -> None:
-        """Learns from all of the target's rows: of the prompt and of every drafted node.
+        """Learn from the target's outputs at every token of the prompt and of the tree.
 
-        What was rejected teaches, too: another sample of the same question may well say it.
+        Rejected nodes teach as well: another sample of the same question may contain them.
         """
         if step.topk is None:
             return
         table = self.table
-        table.make_room(successors.ORDERS * len(step.tokens))
+        table.make_room(successors.GRAM_LENGTHS * len(step.tokens))
         table.clock = successors.learn(
-            table.keys,
-            table.stamps,
-            table.visits,
-            table.ids,
-            table.weights,
+            *table.arrays,
             table.clock,
             self._context.tokens[: step.before],
             step.tokens,
@@ -94,14 +94,15 @@ class StandDrafter(Drafter):
         )
 
     def expand(self, frontier: Frontier) -> Int32:
-        rows = len(frontier.nodes) * WIDTH
+        rows = len(frontier.nodes) * SUCCESSORS
         if len(self._out) < rows:
             self._out = np.empty((2 * rows, 3), np.int32)
+        table = self.table
         count = successors.expand(
-            self.table.keys,
-            self.table.visits,
-            self.table.ids,
-            self.table.weights,
+            table.keys,
+            table.visits,
+            table.ids,
+            table.weights,
             frontier.pool,
             frontier.nodes,
             self._context.tokens,
@@ -111,10 +112,14 @@ class StandDrafter(Drafter):
         return self._out[:count]
 
     def distribution(self, pool: Int32, node: int) -> tuple[Int32, Float32]:
-        """What is known of the next token after a search node: (int32[n], float32[n]), n <= 10.
+        """The mean distribution after a search node's longest known n-gram.
 
         Args:
             pool: int32[capacity, 2 or more], token and parent of each node, as in `Frontier`.
+            node: its id.
+
+        Returns:
+            (int32[n] tokens, float32[n] probabilities, descending), n <= 10.
         """
         table = self.table
         row, _ = successors.lookup(table.keys, pool, node, self._context.tokens, self._grams)
@@ -123,7 +128,7 @@ class StandDrafter(Drafter):
         return table.ids[row, :known], probs[:known]
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
-        """The n-grams, oldest first: see `SuccessorTable.state_dict`."""
+        """The table's arrays: see `SuccessorTable.state_dict`."""
         return self.table.state_dict()
 
     def load_state_dict(self, state: dict[str, NDArray[Any]]) -> None:

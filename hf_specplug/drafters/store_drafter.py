@@ -1,4 +1,4 @@
-"""What all drafters that read datastores share: they open, check and keep them."""
+"""The base class of drafters that read datastores: it opens, checks and keeps them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import os
 from abc import abstractmethod
 from collections.abc import Iterable
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from hf_specplug.datastore.opening import open_all
 from hf_specplug.datastore.store import Datastore
@@ -15,14 +18,18 @@ from hf_specplug.errors import OptionError, StoreError
 
 
 class StoreDrafter(Drafter):
-    """A drafter that reads datastores of some `kinds`; each call sees those that were added.
+    """A drafter that reads datastores of its `kinds`.
 
     Args:
-        stores: folders, or opened stores; more can be added at any time.
-        tokenizer: the model's, to refuse stores that another one made.
+        stores: folders, or opened stores; `add` adds more at any time.
+        tokenizer: the model's tokenizer; stores that were built with another one are refused.
 
     Attributes:
-        stores: the opened ones.
+        stores: the opened stores.
+
+    Raises:
+        OptionError: a store is of another kind.
+        StoreError: a store cannot be opened, or was built with another tokenizer.
     """
 
     def __init__(
@@ -33,10 +40,10 @@ class StoreDrafter(Drafter):
             self.add(store)
 
     def add(self, store: Datastore) -> None:
-        """Draft from this store, too, from the next token on.
+        """Read this store as well, from the next token on.
 
         Raises:
-            OptionError: it is of a kind that this drafter does not read.
+            OptionError: the store is of a kind that this drafter does not read.
         """
         if store.manifest.kind not in self.kinds:
             raise OptionError(
@@ -48,16 +55,20 @@ class StoreDrafter(Drafter):
 
     @abstractmethod
     def _opened(self, store: Datastore) -> None:
-        """Make ready to draft from a store that was added."""
+        """Prepare to read a store that was added."""
 
     def __setstate__(self, kept: dict[str, Any]) -> None:
-        """Take back what a `__getstate__` gave, which leaves out all that `_opened` makes."""
+        """Restore a pickled state, which does not contain what `_opened` makes."""
         vars(self).update(kept)
         for store in self.stores:
             self._opened(store)
 
     def begin(self, context: Context) -> None:
-        """Raises StoreError if a store has more token ids than the model."""
+        """Start a new request.
+
+        Raises:
+            StoreError: a store has more token ids than the model.
+        """
         for store in self.stores:
             if store.manifest.vocab_size > context.vocab_size:
                 raise StoreError(
@@ -66,8 +77,16 @@ class StoreDrafter(Drafter):
                 )
 
 
+def plain_arrays(index: Any, *names: str) -> tuple[NDArray[Any], ...]:
+    """Arrays of an index by name, as plain numpy arrays instead of memory-mapped ones.
+
+    numba looks longer at arguments that are a subclass of ndarray. The memory stays the same.
+    """
+    return tuple(getattr(index, name).view(np.ndarray) for name in names)
+
+
 def give(stores: Iterable[Datastore], drafters: Iterable[Drafter]) -> None:
-    """Let every drafter read the stores of its kinds."""
+    """Add each store to every drafter that reads its kind."""
     for drafter in drafters:
         for store in stores:
             if store.manifest.kind in drafter.kinds:
@@ -75,7 +94,11 @@ def give(stores: Iterable[Datastore], drafters: Iterable[Drafter]) -> None:
 
 
 def reader(kind: str) -> StoreDrafter:
-    """A new drafter for stores of a kind."""
+    """A new drafter that reads stores of this kind.
+
+    Raises:
+        OptionError: none does.
+    """
     for _, drafter in sorted(registry().items()):
         if issubclass(drafter, StoreDrafter) and kind in drafter.kinds:
             return drafter()
@@ -83,5 +106,5 @@ def reader(kind: str) -> StoreDrafter:
 
 
 def readers(stores: Iterable[Datastore]) -> list[str]:
-    """The names of the drafters that read these stores, each once."""
+    """The names of the drafters that read these stores, each name once."""
     return list(dict.fromkeys(reader(store.manifest.kind).name for store in stores))

@@ -1,4 +1,4 @@
-"""What drafters remember of n-grams: a table of fixed size that is saved and checked."""
+"""A table of fixed size from n-grams to successors, with its clock, state and checks."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ class SuccessorTable:
     """The arrays of `hf_specplug.kernels.successors`, with the clock that tells the oldest rows.
 
     Args:
-        rows: n-grams kept, a power of two from 8; pages that were never written cost no memory.
-        width: successors kept of each.
-        most: no weight is ever larger.
+        rows: n-grams kept, a power of two, 8 at least; pages that are never written take no memory.
+        width: successors kept per n-gram.
+        most: the largest possible weight, to check states.
 
     Attributes:
-        clock: the last stamp given; kernels return the next one.
+        vocab_size: token ids are in [0, vocab_size).
+        clock: the last stamp given; kernels return the new one.
         keys, stamps, visits, ids, weights: the arrays.
+        arrays: all five, in the order in which kernels take them.
 
     Example:
         >>> table = SuccessorTable(rows=8, width=4, most=1.0)
@@ -38,7 +40,7 @@ class SuccessorTable:
         self.clear(0)
 
     def clear(self, vocab_size: int) -> None:
-        """Forget everything; token ids are below `vocab_size` from now on."""
+        """Forget everything; token ids are in [0, vocab_size) from now on."""
         self.vocab_size = vocab_size
         self.clock = 0
         self.keys = np.zeros(self._rows, np.uint64)
@@ -46,16 +48,17 @@ class SuccessorTable:
         self.visits = np.zeros(self._rows, np.int32)
         self.ids: Int32 = np.zeros((self._rows, self._width), np.int32)
         self.weights: Float32 = np.zeros((self._rows, self._width), np.float32)
+        self.arrays = (self.keys, self.stamps, self.visits, self.ids, self.weights)
 
     def emptied(self, vocab_size: int) -> SuccessorTable:
-        """A new one of the same size; this one may be in use by another call."""
+        """An empty table of the same size; this one stays as it is for calls that share it."""
         table = SuccessorTable(self._rows, self._width, self._most)
         table.vocab_size = vocab_size
         return table
 
     def __getstate__(self) -> dict[str, Any]:
         kept = {name: getattr(self, name) for name in ("_rows", "_width", "_most")}
-        return {**kept, "state": self.state_dict()}  # not what is still empty
+        return {**kept, "state": self.state_dict()}  # without the empty rows
 
     def __setstate__(self, kept: dict[str, Any]) -> None:
         state = kept.pop("state")
@@ -63,7 +66,7 @@ class SuccessorTable:
         self.load_state_dict(state)
 
     def make_room(self, claims: int) -> None:
-        """Make sure that the clock can go on for so many claims."""
+        """Make sure that the clock has room for so many claims before it overflows."""
         if self.clock > _LAST_STAMP - claims:
             used = self._by_age()
             self.stamps[used] = np.arange(1, len(used) + 1)
@@ -75,7 +78,7 @@ class SuccessorTable:
         return used[np.argsort(self.stamps[used])]
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
-        """The n rows in use, oldest first, and for which vocabulary.
+        """The n rows in use, oldest first, and the vocabulary size.
 
         `keys` uint64[n], `visits` int32[n], `ids` int32[n, width], `weights` float32[n, width],
         `vocab_size` int64[1].
@@ -90,22 +93,18 @@ class SuccessorTable:
         }
 
     def load_state_dict(self, state: dict[str, NDArray[Any]]) -> None:
-        """Take back what `state_dict` gave; a smaller table keeps the latest rows.
+        """Restore what `state_dict` returned; a smaller table keeps the latest rows.
 
         Raises:
-            StateError: the arrays are no such state. Nothing is changed.
+            StateError: the arrays are not such a state. Nothing is changed.
         """
         self._check(state)
         self.clear(int(state["vocab_size"][0]))
         self.clock = len(state["keys"])
         if not self.clock:
-            return  # a copy of what is empty compiles nothing
+            return  # to copy an empty table, no kernel is compiled
         successors.restore(
-            self.keys,
-            self.stamps,
-            self.visits,
-            self.ids,
-            self.weights,
+            *self.arrays,
             *(np.ascontiguousarray(state[key]) for key in ("keys", "visits", "ids", "weights")),
         )
 
@@ -130,7 +129,7 @@ class SuccessorTable:
         keys, ids, weights = state["keys"], state["ids"], state["weights"]
         vocab_size = int(state["vocab_size"][0])
         if not 0 <= vocab_size <= _LAST_STAMP or rows > _LAST_STAMP:
-            raise StateError(f"no table has {rows} rows for a vocabulary of {vocab_size}")
+            raise StateError(f"no table has {rows} rows for a vocabulary of {vocab_size} tokens")
         if not keys.all() or len(np.unique(keys)) < rows:
             raise StateError("keys must be distinct and not 0")
         if rows and (ids.min() < -1 or ids.max() >= vocab_size):
@@ -140,6 +139,8 @@ class SuccessorTable:
             raise StateError("the ids of a row must be distinct")
         usual = (weights >= 0) & (weights <= 1.001 * self._most)
         if not usual.all() or (weights[:, 1:] > weights[:, :-1]).any():
-            raise StateError(f"weights lie in [0, {self._most:g}], descending in each row")
+            raise StateError(f"weights must lie in [0, {self._most:g}], descending in each row")
         if (weights[ids < 0] > 0).any() or (state["visits"] < 1).any():
-            raise StateError("empty places have no weight, and rows were visited")
+            raise StateError(
+                "empty places must have no weight, and rows in use must have been visited"
+            )

@@ -1,9 +1,9 @@
 """Tri-grams: what followed the last two tokens, in a corpus and in the text so far.
 
-ADED (Liu et al. 2024, arXiv 2407.12021) drafts from a corpus's conditional probabilities, and adds
-to those of the tri-grams that the text confirms. Here what the text taught is counted with decay
-beside the corpus and both are put together as one distribution, so that probabilities stay
-probabilities; it is kept across requests, within a fixed size. The paper's search is
+ADED (Liu et al. 2024, arXiv 2407.12021) drafts from a corpus's conditional probabilities, and
+raises those of the tri-grams that the text confirms. Here the tri-grams of texts are counted with
+decay, apart from the corpus, and both counts are combined into one proper distribution. The counts
+of texts are kept across requests, in a table of fixed size. The paper's search is
 `SpecPlug(published="aded")`.
 """
 
@@ -20,30 +20,36 @@ from hf_specplug.datastore.store import Datastore
 from hf_specplug.drafters.contract import Context, Frontier, Int32, Step
 from hf_specplug.drafters.priors import learned
 from hf_specplug.drafters.registry import register
-from hf_specplug.drafters.store_drafter import StoreDrafter
+from hf_specplug.drafters.store_drafter import StoreDrafter, plain_arrays
 from hf_specplug.drafters.successor_table import SuccessorTable
 from hf_specplug.kernels import trigram as kernels
 
 DECAY = 0.8
-"""Of what followed a pair of tokens in the text, each time something follows it again."""
+"""The counts of a pair's successors are multiplied by this whenever the pair occurs again."""
 
 PROMPT = 4096
-"""Tokens of a prompt that are learned, the last ones."""
+"""The last so many tokens of a prompt are learned."""
 
 ROWS = 1 << 16
-"""Pairs of tokens that are remembered from texts: about 5 MB."""
+"""Pairs of tokens that are kept from texts: about 5 MB."""
 
 
 @register
 class TrigramDrafter(StoreDrafter):
-    """Continues each path by what followed its last two tokens in the stores and in the text.
+    """Proposes what followed the last two tokens of each path in the stores and in texts.
 
-    It works without a store, too.
+    It works without a store as well.
+
+    Evidence: the weight of the token in the table of texts, the occurrences of the pair in the
+    corpus, and the probability of the token.
+
+    Args:
+        stores, tokenizer: see `StoreDrafter`.
 
     Attributes:
-        shards: what it reads, as `hf_specplug.kernels.trigram` takes it, each with its vocabulary.
-        table: what the text taught.
-        tail: int32[2], the last two tokens of the text, -1 where there is none.
+        shards: (arrays, vocabulary size) of each shard, as `hf_specplug.kernels.trigram` takes it.
+        table: the counts of texts.
+        tail: int32[2], the last two tokens of the text; -1 = none.
 
     Example:
         >>> TrigramDrafter().stores
@@ -59,7 +65,7 @@ class TrigramDrafter(StoreDrafter):
     ) -> None:
         self.priors = np.array(learned(self.name), np.float32)
         self.shards: list[tuple[tuple[NDArray[Any], ...], int]] = []
-        self.table = SuccessorTable(ROWS, kernels.WIDTH, 1 / (1 - DECAY))
+        self.table = SuccessorTable(ROWS, kernels.SUCCESSORS, 1 / (1 - DECAY))
         self.tail: Int32 = np.full(2, -1, np.int32)
         self._allocate(32)
         super().__init__(stores, tokenizer)
@@ -69,14 +75,13 @@ class TrigramDrafter(StoreDrafter):
         self._known = np.empty(nodes, np.int64)
         self._totals = np.empty(nodes, np.int64)
         self._tokens = np.empty((nodes, kernels.CANDIDATES), np.int32)
-        self._counts = np.empty((nodes, kernels.MOST), np.int64)
+        self._counts = np.empty((nodes, kernels.MAX_COUNTED), np.int64)
         self._out = np.empty((nodes * self.rows_per_node, 3), np.int32)
 
     def _opened(self, store: Datastore) -> None:
         for shard in store.shards:
             if len(shard.seconds):
-                # plain arrays: a kernel is slow to look at a subclass
-                arrays = tuple(getattr(shard, name).view(np.ndarray) for name in shard.array_names)
+                arrays = plain_arrays(shard, *shard.array_names)
                 self.shards.append((arrays, store.manifest.vocab_size))
 
     def __getstate__(self) -> dict[str, Any]:
@@ -90,7 +95,7 @@ class TrigramDrafter(StoreDrafter):
         self._learn(context.tokens[-PROMPT:])
 
     def for_another_call(self) -> TrigramDrafter:
-        """It shares the table, for as long as both draft for the same vocabulary."""
+        """A drafter that shares the table, until one of the two gets another vocabulary."""
         twin = self._sharing()
         twin.stores, twin.shards = list(self.stores), list(self.shards)
         twin.tail = np.full(2, -1, np.int32)
@@ -103,17 +108,7 @@ class TrigramDrafter(StoreDrafter):
     def _learn(self, tokens: Int32) -> None:
         table = self.table
         table.make_room(len(tokens))
-        table.clock = kernels.learn(
-            table.keys,
-            table.stamps,
-            table.visits,
-            table.ids,
-            table.weights,
-            table.clock,
-            self.tail,
-            tokens,
-            DECAY,
-        )
+        table.clock = kernels.learn(*table.arrays, table.clock, self.tail, tokens, DECAY)
 
     def expand(self, frontier: Frontier) -> Int32:
         count = len(frontier.nodes)
@@ -141,7 +136,7 @@ class TrigramDrafter(StoreDrafter):
         return self._out[:rows]
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
-        """What texts taught: see `SuccessorTable.state_dict`."""
+        """The table's arrays: see `SuccessorTable.state_dict`."""
         return self.table.state_dict()
 
     def load_state_dict(self, state: dict[str, NDArray[Any]]) -> None:

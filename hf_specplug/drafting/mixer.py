@@ -1,7 +1,7 @@
-"""Evidence to probability: a softmax mixer over the drafters, with weights learned as it goes.
+"""From evidence to probability: a softmax mixer over the drafters, with weights learned online.
 
-It is context mixing, as the best text compressors do it (Mahoney's paq), applied to drafting. The
-formula is in `kernels.mixer.mix`.
+This is the context mixing of text compressors (Mahoney 2005, PAQ), applied to drafting. The formula
+is in `hf_specplug.kernels.mixer.mix`.
 """
 
 from __future__ import annotations
@@ -16,19 +16,21 @@ from hf_specplug.drafters.priors import learned
 from hf_specplug.errors import StateError
 from hf_specplug.kernels import mixer as kernels
 
-_RATES = np.array([0.006, 0.02, 0.02])  # of w and v, of b and bias, of the apm
+_RATES = np.array([0.006, 0.02, 0.02])  # learning rates of w and v, of b and bias, of the apm
 
 
 class Mixer:
-    """What has been learned about a set of drafters: how far to believe each, and in what company.
+    """The learned weights of a set of D drafters: how much to trust each, alone and with others.
 
     Args:
-        names: of the drafters, in the order of their source bits.
+        names: the names of the drafters, in the order of their bits in `DraftTree.sources`.
 
     Attributes:
+        names: those names.
         weights: float64[4, 3 D + 3]: for each weight set w, b and v of every drafter, the bias, and
-            a and c for when the noise of sampling is known.
+            a and c, which are used if the sampling noise is known.
         apm: float64[3, 33], the final recalibration by depth and log-odds.
+        rates: float64[3], the learning rates of w and v, of b and bias, and of the apm.
 
     Example:
         >>> Mixer(["context", "recycling"]).weights.shape
@@ -49,7 +51,7 @@ class Mixer:
         self.rates = _RATES.copy()
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
-        """`NAME.weights` [4, 3] of each drafter, `bias` [4], `noise` [4, 2], `apm` [3, 33]."""
+        """`NAME.weights` [4, 3] per drafter, `bias` [4], `noise` [4, 2], `apm` [3, 33]; float64."""
         state = {
             f"{name}.weights": self.weights[:, 3 * d : 3 * d + 3].copy()
             for d, name in enumerate(self.names)
@@ -58,11 +60,10 @@ class Mixer:
         return {**state, "bias": bias, "noise": noise, "apm": self.apm.copy()}
 
     def load_state_dict(self, state: dict[str, NDArray[Any]]) -> None:
-        """Take back what `state_dict` gave; drafters that it does not name stay as they are.
+        """Restore what `state_dict` returned; drafters that are not in it get initial weights.
 
         Raises:
-            StateError: arrays of another shape, or values that no learning leads to. Nothing is
-                changed.
+            StateError: an array has another shape or name, or is not finite. Nothing is changed.
         """
         fresh = Mixer(self.names)
         shapes = {key: array.shape for key, array in fresh.state_dict().items()}

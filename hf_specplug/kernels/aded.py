@@ -1,7 +1,10 @@
-"""ADED's search: prefixes that rollouts from a tri-gram distribution visit most often.
+"""ADED's draft maker: a tree search by random rollouts, whose most visited paths are the draft.
 
-Nodes are `nodes` int32[capacity, COLUMNS] and `numbers` float64[capacity, 2]; node 0 is the end of
-the text, and the children of a node stand side by side.
+After Liu et al. 2024, arXiv 2407.12021: a Monte Carlo tree search over a tri-gram distribution,
+with the constants of the authors' code.
+
+The search tree is `nodes` int32[capacity, ROLLOUT_COLUMNS] and `numbers` float64[capacity, 2].
+Node 0 is the end of the text; the children of a node are consecutive rows.
 """
 
 from __future__ import annotations
@@ -11,70 +14,90 @@ import numpy as np
 from hf_specplug.kernels import trigram
 from hf_specplug.kernels._njit import njit
 
-TOKEN, PARENT, DEPTH, FIRST, COUNT, VISITS, SCORE, PLACE = range(8)
-COLUMNS = 8
-PROB, VALUE = range(2)
+(
+    ROLLOUT_TOKEN,
+    ROLLOUT_PARENT,
+    ROLLOUT_DEPTH,
+    ROLLOUT_FIRST,
+    ROLLOUT_COUNT,
+    ROLLOUT_VISITS,
+    ROLLOUT_SCORE,
+    ROLLOUT_PLACE,
+) = range(8)
+"""Columns of `nodes`: the token; the parent; tokens from node 0; the first child; the number of
+children; rollouts through it; chosen paths through it; its place in the draft."""
+ROLLOUT_COLUMNS = 8
 
-ITERATIONS, LENGTH, PREFIXES = 150, 4, 24  # of the paper's code, like the next two
-_C1, _C2 = 32.0, 8.0
+ROLLOUT_PROB, ROLLOUT_VALUE = range(2)
+"""Columns of `numbers`: P(token | parent); the sum of the values of the rollouts through it."""
+
+DRAFT_TOKEN, DRAFT_PARENT = range(2)
+"""Columns of the draft: the token; the index of the parent, -1 = the root."""
+
+ITERATIONS, LENGTH, PREFIXES = 150, 4, 24
+"""Rollouts; tokens of a rollout at most; paths of the draft, before each gets one more token."""
+
+_C1, _C2 = 32.0, 8.0  # of the exploration term
 
 CAPACITY = 1 + ITERATIONS * trigram.CANDIDATES + PREFIXES
 
 _add, _distribution = trigram.add, trigram.distribution
-_CANDIDATES, _MOST = trigram.CANDIDATES, trigram.MOST
+_CANDIDATES, _MAX_COUNTED = trigram.CANDIDATES, trigram.MAX_COUNTED
 
 
 @njit
-def _lookup(shards, table, first, second, tokens, counts, chances, live):
-    """What follows a pair: see `kernels.trigram.distribution`."""
+def _lookup(shards, table, first, second, tokens, counts, probs, live):
+    """The distribution after a pair: see `kernels.trigram.distribution`."""
     keys, ids, weights = table
     known, total = 0, np.int64(0)
     for arrays, vocab in shards:
         known, total = _add(arrays, vocab, first, second, known, total, tokens, counts)
     return _distribution(
-        keys, ids, weights, first, second, known, total, tokens, counts, chances, live
+        keys, ids, weights, first, second, known, total, tokens, counts, probs, live
     )
 
 
 @njit
 def _pair(nodes, node, before, root):
-    """The last two tokens at a node."""
+    """The last two tokens of a node's path."""
     if node == 0:
         return before, root
-    parent = nodes[node, PARENT]
-    return root if parent == 0 else nodes[parent, TOKEN], nodes[node, TOKEN]
+    parent = nodes[node, ROLLOUT_PARENT]
+    return root if parent == 0 else nodes[parent, ROLLOUT_TOKEN], nodes[node, ROLLOUT_TOKEN]
 
 
 @njit
-def _append(nodes, numbers, size, parent, token, probs):
+def _append(nodes, numbers, size, parent, token, prob):
     nodes[size, :] = 0
-    nodes[size, TOKEN], nodes[size, PARENT] = token, parent
-    nodes[size, DEPTH] = nodes[parent, DEPTH] + 1
-    numbers[size, PROB], numbers[size, VALUE] = probs, 0.0
+    nodes[size, ROLLOUT_TOKEN], nodes[size, ROLLOUT_PARENT] = token, parent
+    nodes[size, ROLLOUT_DEPTH] = nodes[parent, ROLLOUT_DEPTH] + 1
+    numbers[size, ROLLOUT_PROB], numbers[size, ROLLOUT_VALUE] = prob, 0.0
 
 
 @njit
 def _best_child(nodes, numbers, node):
-    """The child that the search goes to: known to be good, or likely and seldom tried."""
-    tried = nodes[node, VISITS]
+    """The child to descend to (PUCT): of high mean value, or likely and rarely visited."""
+    tried = nodes[node, ROLLOUT_VISITS]
     drive = (_C1 + np.log((tried + _C2 + 1.0) / _C2)) * np.sqrt(tried)
     best, highest = -1, -1.0
-    for child in range(nodes[node, FIRST], nodes[node, FIRST] + nodes[node, COUNT]):
-        visits = nodes[child, VISITS]
-        value = drive * numbers[child, PROB] / (1.0 + visits)
+    for child in range(
+        nodes[node, ROLLOUT_FIRST], nodes[node, ROLLOUT_FIRST] + nodes[node, ROLLOUT_COUNT]
+    ):
+        visits = nodes[child, ROLLOUT_VISITS]
+        value = drive * numbers[child, ROLLOUT_PROB] / (1.0 + visits)
         if visits > 0:
-            value += numbers[child, VALUE] / visits
+            value += numbers[child, ROLLOUT_VALUE] / visits
         if value > highest:
             best, highest = child, value
     return best
 
 
 @njit
-def _drawn(chances, found, rng):
-    """A random place, by probability."""
-    left = rng.random() * chances[:found].sum()
+def _drawn(probs, found, rng):
+    """A random place, drawn by probability."""
+    left = rng.random() * probs[:found].sum()
     for place in range(found - 1):
-        left -= chances[place]
+        left -= probs[place]
         if left < 0.0:
             return place
     return found - 1
@@ -85,50 +108,51 @@ def search(shards, table, before, root, rng, nodes, numbers):
     """Grow the search tree from the last two tokens of the text.
 
     Args:
-        shards: a tuple of (arrays, vocab), as `TrigramDrafter.shards` lists them; one at least.
-        table: (keys, ids, weights) of what the text taught.
+        shards: a tuple of (arrays, vocab), as `TrigramDrafter.shards` lists them; at least one.
+        table: (keys, ids, weights) of a table of `kernels.successors`.
+        before, root: the last two tokens of the text; -1 = none.
         rng: a numpy Generator.
         nodes, numbers: receive the tree; `CAPACITY` rows.
 
     Returns:
-        How many nodes there are.
+        The number of nodes.
     """
-    tokens, counts = np.empty(_CANDIDATES, np.int32), np.empty(_MOST, np.int64)
-    chances, live = np.empty(_CANDIDATES), np.empty(_CANDIDATES)
+    tokens, counts = np.empty(_CANDIDATES, np.int32), np.empty(_MAX_COUNTED, np.int64)
+    probs, live = np.empty(_CANDIDATES), np.empty(_CANDIDATES)
     nodes[0, :] = 0
     numbers[0, :] = 0.0
     size = 1
     for _ in range(ITERATIONS):
         node = 0
         value = 1.0
-        while nodes[node, COUNT] > 0:
+        while nodes[node, ROLLOUT_COUNT] > 0:
             node = _best_child(nodes, numbers, node)
-            value += numbers[node, PROB]
+            value += numbers[node, ROLLOUT_PROB]
         first, second = _pair(nodes, node, before, root)
-        for depth in range(nodes[node, DEPTH], LENGTH):
-            found = _lookup(shards, table, first, second, tokens, counts, chances, live)
+        for depth in range(nodes[node, ROLLOUT_DEPTH], LENGTH):
+            found = _lookup(shards, table, first, second, tokens, counts, probs, live)
             if found == 0:
                 break
-            if depth == nodes[node, DEPTH]:
-                nodes[node, FIRST], nodes[node, COUNT] = size, found
+            if depth == nodes[node, ROLLOUT_DEPTH]:
+                nodes[node, ROLLOUT_FIRST], nodes[node, ROLLOUT_COUNT] = size, found
                 for place in range(found):
-                    _append(nodes, numbers, size, node, tokens[place], chances[place])
+                    _append(nodes, numbers, size, node, tokens[place], probs[place])
                     size += 1
-            place = _drawn(chances, found, rng)
-            value += chances[place]
+            place = _drawn(probs, found, rng)
+            value += probs[place]
             first, second = second, tokens[place]
         while True:
-            nodes[node, VISITS] += 1
-            numbers[node, VALUE] += value
+            nodes[node, ROLLOUT_VISITS] += 1
+            numbers[node, ROLLOUT_VALUE] += value
             if node == 0:
                 break
-            node = nodes[node, PARENT]
+            node = nodes[node, ROLLOUT_PARENT]
     return size
 
 
 @njit
 def _take(nodes, column, order, taken):
-    """The first of the nodes `order` not taken that has the highest number in a column, or -1."""
+    """Take the first node of `order` that is highest in a column; its index, -1 if none is left."""
     best = -1
     for i in range(order.shape[0]):
         if not taken[i] and (best < 0 or nodes[order[i], column] > nodes[order[best], column]):
@@ -140,41 +164,46 @@ def _take(nodes, column, order, taken):
 
 @njit
 def _extension(shards, table, before, root, nodes, numbers, size, node):
-    """The likeliest child of a node, added if need be: (child, new size); child -1 if none."""
-    if nodes[node, COUNT] > 0:
-        first = nodes[node, FIRST]
-        return first + np.argmax(numbers[first : first + nodes[node, COUNT], PROB]), size
-    tokens, counts = np.empty(_CANDIDATES, np.int32), np.empty(_MOST, np.int64)
-    chances, live = np.empty(_CANDIDATES), np.empty(_CANDIDATES)
+    """The likeliest child of a node, added if it is new: (child or -1, new number of nodes)."""
+    if nodes[node, ROLLOUT_COUNT] > 0:
+        first = nodes[node, ROLLOUT_FIRST]
+        return first + np.argmax(
+            numbers[first : first + nodes[node, ROLLOUT_COUNT], ROLLOUT_PROB]
+        ), size
+    tokens, counts = np.empty(_CANDIDATES, np.int32), np.empty(_MAX_COUNTED, np.int64)
+    probs, live = np.empty(_CANDIDATES), np.empty(_CANDIDATES)
     first, second = _pair(nodes, node, before, root)
-    found = _lookup(shards, table, first, second, tokens, counts, chances, live)
+    found = _lookup(shards, table, first, second, tokens, counts, probs, live)
     if found == 0:
         return -1, size
-    place = np.argmax(chances[:found])
-    _append(nodes, numbers, size, node, tokens[place], chances[place])
+    place = np.argmax(probs[:found])
+    _append(nodes, numbers, size, node, tokens[place], probs[place])
     return size, size + 1
 
 
 @njit
 def choose(shards, table, before, root, nodes, numbers, size, limit, depth, out, probs):
-    """The draft: the most visited prefixes, each with one more token, cut to `limit` nodes.
+    """Choose the draft: the most visited paths, each with one more token, cut to `limit` nodes.
 
-    What more of them share is kept first (`cut_to_choices` of REST).
+    Nodes that more of these paths share are kept first (as by `cut_to_choices` of REST's code).
 
     Args:
-        out: int32[limit, 2], receives (token, parent in `out` or -1).
-        probs: float32[limit], receives their probabilities.
+        shards, table, before, root: as for `search`.
+        nodes, numbers, size: the search tree; receives new nodes.
+        limit, depth: nodes of the draft and tokens from the root, at most.
+        out: int32[limit, 2], receives the draft.
+        probs: float32[limit], receives P(token | parent).
 
     Returns:
-        How many nodes there are.
+        The number of nodes in `out`.
     """
-    visited = 1 + np.flatnonzero(nodes[1:size, VISITS] > 0)
+    visited = 1 + np.flatnonzero(nodes[1:size, ROLLOUT_VISITS] > 0)
     taken = np.zeros(len(visited), np.bool_)
     order = np.empty(2 * PREFIXES, np.int64)
     extensions = np.empty(PREFIXES, np.int64)
     kept = extended = 0
     while kept < min(PREFIXES, len(visited)):
-        node = order[kept] = visited[_take(nodes, VISITS, visited, taken)]
+        node = order[kept] = visited[_take(nodes, ROLLOUT_VISITS, visited, taken)]
         kept += 1
         child, size = _extension(shards, table, before, root, nodes, numbers, size, node)
         end = node if child < 0 else child
@@ -182,23 +211,23 @@ def choose(shards, table, before, root, nodes, numbers, size, limit, depth, out,
             extensions[extended] = child
             extended += 1
         while end != 0:
-            nodes[end, SCORE] += 1
-            end = nodes[end, PARENT]
+            nodes[end, ROLLOUT_SCORE] += 1
+            end = nodes[end, ROLLOUT_PARENT]
     for child in extensions[:extended]:
         if not (order[:kept] == child).any():
             order[kept] = child
             kept += 1
-    taken = nodes[order[:kept], DEPTH] > depth
+    taken = nodes[order[:kept], ROLLOUT_DEPTH] > depth
     number = 0
     while number < limit:
-        place = _take(nodes, SCORE, order[:kept], taken)
+        place = _take(nodes, ROLLOUT_SCORE, order[:kept], taken)
         if place < 0:
             break
         node = order[place]
-        above = nodes[node, PARENT]
-        out[number, 0] = nodes[node, TOKEN]
-        out[number, 1] = nodes[above, PLACE] if above != 0 else -1
-        probs[number] = numbers[node, PROB]
-        nodes[node, PLACE] = number
+        above = nodes[node, ROLLOUT_PARENT]
+        out[number, DRAFT_TOKEN] = nodes[node, ROLLOUT_TOKEN]
+        out[number, DRAFT_PARENT] = nodes[above, ROLLOUT_PLACE] if above != 0 else -1
+        probs[number] = numbers[node, ROLLOUT_PROB]
+        nodes[node, ROLLOUT_PLACE] = number
         number += 1
     return number

@@ -1,4 +1,4 @@
-"""Where numba keeps the machine code of kernels, and how it is known that all of it is there."""
+"""The folder where numba caches the kernels' machine code, and a marker file for a full cache."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ from hf_specplug.kernels._njit import njit
 
 @njit
 def _nothing():
-    """A kernel that is never called: it tells where the others are kept."""
+    """A kernel that is never called: its cache folder is that of all kernels."""
 
 
 def mark(names: Sequence[str]) -> Path | None:
-    """The empty file that stands for "compiled for these drafters"; None if nothing can be kept.
+    """The path of the marker file "all kernels of these drafters are compiled".
 
-    It has another name when anything changes that machine code depends on.
+    The name depends on all that machine code depends on: releases, processor and source files.
+
+    Returns:
+        The path, or None if numba has no cache folder.
     """
     folder = getattr(getattr(_nothing, "stats", None), "cache_path", None)
     if folder is None:  # a read-only installation, or NUMBA_DISABLE_JIT

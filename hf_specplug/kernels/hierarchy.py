@@ -1,42 +1,54 @@
-"""Several drafters in order: a later one names only what the earlier ones left to name."""
+"""Drafters in order: a later one fills only the proposals that the earlier ones left open."""
 
 from __future__ import annotations
 
 from hf_specplug.kernels._njit import njit
-
-BAD_NODE, BAD_BUCKET = -1, -2
+from hf_specplug.kernels.proposals import (
+    PROPOSAL_BUCKET,
+    PROPOSAL_NODE,
+    PROPOSAL_TOKEN,
+    propose,
+)
+from hf_specplug.kernels.tree import BAD_BUCKET, BAD_NODE
 
 
 @njit
 def begin(frontier, place, taken):
-    """Note where each node of a frontier is in it, and that it has no rows yet."""
+    """Start a round without proposals.
+
+    Args:
+        frontier: int32[n], the nodes to expand.
+        place: int32[capacity], receives at [node] the node's index in `frontier`.
+        taken: int32[n or more], receives 0 for each node of `frontier`.
+    """
     for i in range(frontier.shape[0]):
         place[frontier[i]] = i
         taken[i] = 0
 
 
 @njit
-def take(rows, first, end, frontier, place, taken, named, size, out):
-    """Add one level's rows to those of the levels before it.
+def take(rows, first, end, frontier, place, taken, tokens, size, out):
+    """Add one level's proposals to those of the levels before it.
 
-    A node that has as many rows as `named` has columns gets no more, and no token twice.
+    A node takes `limit` proposals at most (the columns of `tokens`), and each token once.
 
     Args:
-        rows: int32[m, 3], (search node, token, evidence bucket), the nodes in any order.
-        first, end: where the level's buckets are among those of all levels.
+        rows: int32[m, 3], the level's proposals, the nodes in any order.
+        first, end: the level's buckets 0, 1, ... are [first, end) in those of all levels.
         frontier: int32[n], the nodes that are expanded.
         place: int32[capacity], see `begin`.
-        taken: int32[n], how many rows each of them has.
-        named: int32[n, limit], their tokens.
-        size: rows of `out` so far.
-        out: int32[n * limit, 3], receives the rows.
+        taken: int32[n], the number of proposals of each node of `frontier`.
+        tokens: int32[n, limit], their tokens.
+        size: the number of rows in `out`.
+        out: int32[n * limit, 3], receives the proposals.
 
     Returns:
-        The rows so far, or why the level is refused: a node that was not asked about, or a bucket
-        that it does not have.
+        The new number of rows in `out`; or BAD_NODE or BAD_BUCKET if the level proposes for a node
+        that is not in `frontier`, or with a bucket that it does not have.
     """
     for row in range(rows.shape[0]):
-        node, token, bucket = rows[row, 0], rows[row, 1], rows[row, 2]
+        node, token = rows[row, PROPOSAL_NODE], rows[row, PROPOSAL_TOKEN]
+        bucket = rows[row, PROPOSAL_BUCKET]
         if node < 0 or node >= place.shape[0]:
             return BAD_NODE
         i = place[node]
@@ -44,15 +56,12 @@ def take(rows, first, end, frontier, place, taken, named, size, out):
             return BAD_NODE
         if bucket < 0 or bucket >= end - first:
             return BAD_BUCKET
-        known = taken[i] == named.shape[1]
+        known = taken[i] == tokens.shape[1]
         for column in range(taken[i]):
-            if named[i, column] == token:
+            if tokens[i, column] == token:
                 known = True
         if not known:
-            named[i, taken[i]] = token
+            tokens[i, taken[i]] = token
             taken[i] += 1
-            out[size, 0] = node
-            out[size, 1] = token
-            out[size, 2] = first + bucket
-            size += 1
+            size = propose(out, size, node, token, first + bucket)
     return size

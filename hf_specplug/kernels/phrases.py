@@ -1,12 +1,12 @@
-"""Phrases as an automaton: which of them does the text go through, and how do they go on?
+"""A phrase automaton: which phrases the text is in the middle of, and how they continue.
 
-A trie with failure links (Aho and Corasick, "Efficient string matching", 1975). A state is a node:
-the longest beginning of a phrase that the text ends with. `FAIL` leads to the next shorter one
-that a phrase goes on from, so that a token costs a constant number of steps on average.
+A trie with failure links (Aho and Corasick 1975, "Efficient String Matching: An Aid to
+Bibliographic Search"). A state is a node: the longest prefix of a phrase that is a suffix of the
+text. Failure links lead to the next shorter such prefix, so that one token takes a constant number
+of steps on average.
 
-Layout: `nodes` int32[size, 6], one row per node, node 0 the empty beginning; the children of a node
-are the rows from `FIRST` to before `END`, the most frequent first. `table` int32[power of two] is
-the hash from (parent, token) to a node that `kernels.ngram` has, too.
+Layout: `nodes` int32[size, STATE_COLUMNS], one row per prefix, node 0 the empty one; siblings are
+consecutive rows, the most frequent first. `table`: see `kernels.trie`.
 """
 
 from __future__ import annotations
@@ -15,39 +15,48 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hf_specplug.kernels._njit import njit
-from hf_specplug.kernels.ngram import PARENT, TOKEN, rehash, slot_of
+from hf_specplug.kernels.proposals import is_proposed, propose
+from hf_specplug.kernels.tree import PARENT, TOKEN
+from hf_specplug.kernels.trie import TRIE_PARENT, TRIE_TOKEN, rehash, slot_of
 
-FAIL, FIRST, END, EVIDENCE = range(2, 6)
-COLUMNS = 6
+STATE_FAIL, STATE_FIRST, STATE_END, STATE_EVIDENCE = range(2, 6)
+"""Columns of `nodes` after TRIE_TOKEN and TRIE_PARENT: the failure link; the first child; the row
+after the last child; the evidence bucket."""
+STATE_COLUMNS = 6
 
-LONGEST = 64
-"""Tokens of a phrase at most; what is longer is not looked at."""
+MAX_PHRASE = 64
+"""Tokens of a phrase at most; the rest of a longer one is ignored."""
 
 ENOUGH = 4
-"""Children of a path; with fewer, a shorter state is asked, too."""
+"""Proposals of a node; with fewer, shorter states propose too."""
 
-DEPTHS = (2, 3, 4, 5, 7, 10, 16)
-SHARES = (0.02, 0.1, 0.25, 0.5, 0.8)
-LENGTHS, COLUMNS_OF_LENGTH = len(DEPTHS) + 1, len(SHARES) + 1
-SHORTER = LENGTHS * COLUMNS_OF_LENGTH  # the bucket where those of shorter states begin
+LENGTH_EDGES = (2, 3, 4, 5, 7, 10, 16)  # tokens of the prefix that a path ends with
+SHARE_EDGES = (0.02, 0.1, 0.25, 0.5, 0.8)  # of a continuation in all of that prefix
+LENGTHS, SHARES = len(LENGTH_EDGES) + 1, len(SHARE_EDGES) + 1
+SHORTER = LENGTHS * SHARES  # the first bucket of states that are not the longest one
 BUCKETS = 2 * SHORTER
 
 
 @njit
 def insert(tokens, offsets, counts, vocab, nodes, weights, depths, table, size):
-    """Add phrases to a trie that has room for them; return its new size.
+    """Add phrases to a trie that has room for them.
 
     Args:
-        tokens, offsets, counts: as stores keep phrases; any numbers.
-        vocab: a phrase ends at an id from here on.
-        nodes: int32[capacity, COLUMNS], of which token and parent are set.
-        weights: int64[capacity], receives the counts of the phrases through each node.
-        depths: uint8[capacity], receives the tokens from the root.
+        tokens, offsets, counts: phrases as in stores; any values are safe.
+        vocab: a phrase ends before an id of `vocab` or more.
+        nodes: int32[capacity, STATE_COLUMNS], receives token and parent.
+        weights: int64[capacity], receives the sum of the counts of the phrases through each node.
+        depths: uint8[capacity], receives the number of tokens from the root.
+        table: see `kernels.trie`.
+        size: the number of nodes.
+
+    Returns:
+        The new number of nodes.
     """
     n = np.int64(tokens.shape[0])
     for i in range(counts.shape[0]):
         begin = np.int64(offsets[i])
-        end = min(np.int64(offsets[i + 1]), begin + LONGEST, n)
+        end = min(np.int64(offsets[i + 1]), begin + MAX_PHRASE, n)
         node = 0
         for place in range(begin, end):
             token = np.int64(tokens[place])
@@ -59,8 +68,8 @@ def insert(tokens, offsets, counts, vocab, nodes, weights, depths, table, size):
                 child = size
                 size += 1
                 table[slot] = child
-                nodes[child, TOKEN] = token
-                nodes[child, PARENT] = node
+                nodes[child, TRIE_TOKEN] = token
+                nodes[child, TRIE_PARENT] = node
                 depths[child] = place - begin + 1
             weights[child] += np.int64(counts[i])
             node = child
@@ -74,12 +83,12 @@ def step(nodes, table, state, token):
         child = table[slot_of(table, nodes, state, token)]
         if child != 0 or state == 0:
             return child
-        state = nodes[state, FAIL]
+        state = nodes[state, STATE_FAIL]
 
 
 @njit
 def advance(nodes, table, state, tokens):
-    """The state after some more tokens, int32[n]; no phrase holds negative ones."""
+    """The state after more tokens, int32[n]; a negative one leads to the empty state."""
     for token in tokens:
         state = step(nodes, table, state, token)
     return state
@@ -87,28 +96,27 @@ def advance(nodes, table, state, tokens):
 
 @njit
 def link(nodes, table, order):
-    """Set the failure links of nodes in an order that has the shallow ones first."""
+    """Set the failure links of the nodes `order` int32[n], which come by increasing depth."""
     for node in order:
-        parent = nodes[node, PARENT]
+        parent = nodes[node, TRIE_PARENT]
         fail = 0
         if parent != 0:
-            fail = step(nodes, table, nodes[parent, FAIL], nodes[node, TOKEN])
-        if nodes[fail, FIRST] == nodes[fail, END]:  # nothing follows it
-            fail = nodes[fail, FAIL]
-        nodes[node, FAIL] = fail
+            fail = step(nodes, table, nodes[parent, STATE_FAIL], nodes[node, TRIE_TOKEN])
+        if nodes[fail, STATE_FIRST] == nodes[fail, STATE_END]:  # it has no children
+            fail = nodes[fail, STATE_FAIL]
+        nodes[node, STATE_FAIL] = fail
 
 
 @njit
 def expand(nodes, table, root, states, pool, frontier, limit, out):
-    """Continue every path of a frontier by the phrases that it is in.
+    """Propose to every frontier node the continuations of the phrases that its path is in.
 
     Args:
         root: the state of the text.
-        states: int32[capacity], the state of each search node; filled in for the frontier.
-        pool: int32[capacity, k], the search nodes: token in column 0, parent in column 1.
-        frontier: int32[n], the nodes to expand; their parents were expanded before.
-        limit: rows per node at most; longer states come first, in each the most frequent child.
-        out: int32[n * limit, 3], receives (search node, token, evidence bucket).
+        states: int32[capacity], the state of each search node; written for the frontier.
+        pool, frontier: see `hf_specplug.kernels`.
+        limit: proposals per node at most: longer states first, of each the most frequent children.
+        out: int32[n * limit, 3], receives the proposals.
 
     Returns:
         The number of rows.
@@ -117,37 +125,33 @@ def expand(nodes, table, root, states, pool, frontier, limit, out):
     for node in frontier:
         state = root
         if node != 0:
-            state = step(nodes, table, states[pool[node, 1]], pool[node, 0])
+            state = step(nodes, table, states[pool[node, PARENT]], pool[node, TOKEN])
         states[node] = state
         begin = rows
         shift = 0
         while state != 0 and rows - begin < ENOUGH:
-            for child in range(nodes[state, FIRST], nodes[state, END]):
+            for child in range(nodes[state, STATE_FIRST], nodes[state, STATE_END]):
                 if rows - begin >= limit:
                     break
-                token = nodes[child, TOKEN]
-                known = False
-                for row in range(begin, rows):
-                    if out[row, 1] == token:
-                        known = True
-                        break
-                if not known:
-                    out[rows, 0] = node
-                    out[rows, 1] = token
-                    out[rows, 2] = nodes[child, EVIDENCE] + shift
-                    rows += 1
+                token = nodes[child, TRIE_TOKEN]
+                if not is_proposed(out, begin, rows, token):
+                    evidence = nodes[child, STATE_EVIDENCE] + shift
+                    rows = propose(out, rows, node, token, evidence)
             if rows > begin:
                 shift = SHORTER
-            state = nodes[state, FAIL]
+            state = nodes[state, STATE_FAIL]
     return rows
 
 
 Part = tuple[NDArray[np.integer], NDArray[np.uint32], NDArray[np.uint32], int]
-"""(tokens, offsets, counts, vocabulary) of some phrases."""
+"""Phrases as in stores: (tokens, offsets, counts, vocabulary size)."""
 
 
 def automaton(parts: list[Part]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """(nodes, table) of the phrases of all parts together; counts of equal ones add up.
+    """Build the automaton of the phrases of all parts; counts of equal phrases add up.
+
+    Returns:
+        (nodes, table)
 
     Example:
         >>> tokens, offsets = np.array([7, 8, 9], np.uint16), np.array([0, 3], np.uint32)
@@ -155,33 +159,33 @@ def automaton(parts: list[Part]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         >>> advance(nodes, table, 0, np.array([5, 7, 8], np.int32))
         2
     """
-    most = 1 + sum(
-        int(np.diff(offsets.astype(np.int64)).clip(0, LONGEST).sum()) for _, offsets, _, _ in parts
-    )
-    made = np.zeros((most, COLUMNS), np.int32)
+    most = 1
+    for _, offsets, _, _ in parts:
+        most += int(np.diff(offsets.astype(np.int64)).clip(0, MAX_PHRASE).sum())
+    made = np.zeros((most, STATE_COLUMNS), np.int32)
     weights = np.zeros(most, np.int64)
     depths = np.zeros(most, np.uint8)
     table = np.zeros(1 << (2 * most - 1).bit_length(), np.int32)
     size = 1
     for tokens, offsets, counts, vocab in parts:
         size = insert(tokens, offsets, counts, vocab, made, weights, depths, table, size)
-    parents = made[1:size, PARENT]
+    parents = made[1:size, TRIE_PARENT]
     order = np.lexsort((-weights[1:size], parents)) + 1
-    place = np.zeros(size, np.int32)  # in the new order, by the old one
+    place = np.zeros(size, np.int32)  # from the old order to the new one
     place[order] = np.arange(1, size)
-    nodes = np.zeros((size, COLUMNS), np.int32)
-    nodes[0, TOKEN] = -1
-    nodes[1:, TOKEN] = made[order, TOKEN]
-    nodes[1:, PARENT] = place[made[order, PARENT]]
+    nodes = np.zeros((size, STATE_COLUMNS), np.int32)
+    nodes[0, TRIE_TOKEN] = -1
+    nodes[1:, TRIE_TOKEN] = made[order, TRIE_TOKEN]
+    nodes[1:, TRIE_PARENT] = place[made[order, TRIE_PARENT]]
     sizes = np.bincount(parents, minlength=size)
     ends = 1 + np.cumsum(sizes)
-    nodes[place, END] = ends
-    nodes[place, FIRST] = ends - sizes
+    nodes[place, STATE_END] = ends
+    nodes[place, STATE_FIRST] = ends - sizes
     totals = np.bincount(parents, weights[1:size], minlength=size)
-    shares = weights[order] / np.maximum(totals[made[order, PARENT]], 1)
-    rows = np.searchsorted(DEPTHS, depths[made[order, PARENT]], side="right")
-    columns = np.searchsorted(SHARES, shares, side="right")
-    nodes[1:, EVIDENCE] = rows * COLUMNS_OF_LENGTH + columns
+    shares = weights[order] / np.maximum(totals[made[order, TRIE_PARENT]], 1)
+    rows = np.searchsorted(LENGTH_EDGES, depths[made[order, TRIE_PARENT]], side="right")
+    columns = np.searchsorted(SHARE_EDGES, shares, side="right")
+    nodes[1:, STATE_EVIDENCE] = rows * SHARES + columns
     table[:] = 0
     rehash(nodes, table, size)
     link(nodes, table, 1 + np.argsort(depths[order], kind="stable"))

@@ -1,8 +1,8 @@
-"""What occurs more than once in a text: from its suffix array, in one pass over the intervals.
+"""Repeated runs of tokens in a text, from its suffix array and the common prefixes of neighbours.
 
-Common prefixes by Kasai et al., "Linear-time longest-common-prefix computation in suffix arrays and
-its applications" (2001); intervals by Abouelhoda, Kurtz and Ohlebusch, "Replacing suffix trees with
-enhanced suffix arrays" (2004). Nothing that is found holds the separator of documents.
+Common prefixes as in Kasai et al. 2001, "Linear-Time Longest-Common-Prefix Computation in Suffix
+Arrays and Its Applications"; intervals as in Abouelhoda, Kurtz and Ohlebusch 2004, "Replacing
+Suffix Trees with Enhanced Suffix Arrays". No run contains the separator of documents.
 """
 
 from __future__ import annotations
@@ -11,18 +11,27 @@ import numpy as np
 
 from hf_specplug.kernels._njit import njit
 
-CAP = 64
-"""Occurrences whose token before is looked at; of more, as many at even distances."""
+SAMPLE = 64
+"""Occurrences whose preceding token is read at most: of more, as many at even distances."""
+
+RUN_POSITION, RUN_TOKENS, RUN_COUNT = range(3)
+"""Columns of the runs that `repeats` finds."""
+
+NGRAM_POSITION, NGRAM_COUNT = range(2)
+"""Columns of the runs that `grams` counts."""
 
 
 @njit
 def common_prefixes(text, suffixes, separator):
-    """How many tokens suffix i shares with the one sorted before it, as int32[n].
+    """Count the tokens that each suffix shares with the one sorted before it.
 
     Args:
         text: int32[n].
         suffixes: int32[n], the suffix array of `text`.
-        separator: shared by no two suffixes.
+        separator: a token that ends what two suffixes share.
+
+    Returns:
+        int32[n], by place in `suffixes`.
     """
     n = text.shape[0]
     ranks = np.empty(n, np.int32)
@@ -49,18 +58,18 @@ def common_prefixes(text, suffixes, separator):
 
 @njit
 def _before(text, suffixes, place, separator):
-    """The token before a suffix; the separator at the beginning of the text."""
+    """The token before a suffix; the separator for the whole text."""
     position = suffixes[place]
     return text[position - 1] if position > 0 else separator
 
 
 @njit
 def _share_before(text, suffixes, begin, end, separator):
-    """The share of the token that stands most often before some suffixes, if more than half."""
+    """The share of the majority token before the suffixes [begin, end); 1/2 at most if none is."""
     size = end - begin
-    looked = min(size, CAP)
+    looked = min(size, SAMPLE)
     candidate, votes = separator, 0
-    for i in range(looked):  # the majority vote of Boyer and Moore
+    for i in range(looked):  # Boyer and Moore's majority vote
         token = _before(text, suffixes, begin + (i * size + size // 2) // looked, separator)
         if votes == 0:
             candidate, votes = token, 1
@@ -77,25 +86,27 @@ def _share_before(text, suffixes, begin, end, separator):
 
 @njit
 def repeats(text, suffixes, shared, separator, least, often, nearly, found):
-    """Find the maximal repeats of a text; those of (nearly) the same count are found once.
+    """Find the maximal repeats of a text.
 
-    A repeat is left out if one more token, before or after it, makes one that occurs `nearly` as
-    often (a share of its count, above 1/2): then there is a longer one that holds it.
+    A repeat is left out if it occurs nearly as often with one more token before or after it: then
+    the longer repeat is found.
 
     Args:
-        shared: int32[n], see `common_prefixes`.
-        least: tokens of a repeat.
-        often: times that it occurs.
-        found: int32[n, 3], receives (position, tokens, count).
+        text, suffixes, separator: as for `common_prefixes`.
+        shared: int32[n], its result.
+        least: tokens of a repeat, at least.
+        often: its occurrences, at least.
+        nearly: the share of the occurrences that counts as "nearly as often", above 1/2.
+        found: int32[n, 3], receives (position of one occurrence, tokens, occurrences).
 
     Returns:
-        How many were found.
+        The number of repeats.
     """
     n = text.shape[0]
     number = 0
-    lengths = np.zeros(n + 1, np.int32)  # a stack of intervals that are still open
+    lengths = np.zeros(n + 1, np.int32)  # a stack of the open intervals
     begins = np.zeros(n + 1, np.int32)
-    widest = np.zeros(n + 1, np.int32)  # of the intervals inside, by one more token
+    widest = np.zeros(n + 1, np.int32)  # occurrences of the largest interval inside
     top = 0
     for i in range(1, n + 1):
         length = shared[i] if i < n else 0
@@ -109,9 +120,9 @@ def repeats(text, suffixes, shared, separator, least, often, nearly, found):
                 and widest[top] < nearly * inside
                 and _share_before(text, suffixes, begin, i, separator) < nearly
             ):
-                found[number, 0] = suffixes[begin]
-                found[number, 1] = tokens
-                found[number, 2] = inside
+                found[number, RUN_POSITION] = suffixes[begin]
+                found[number, RUN_TOKENS] = tokens
+                found[number, RUN_COUNT] = inside
                 number += 1
             top -= 1
             if lengths[top] >= length:
@@ -127,16 +138,18 @@ def grams(text, suffixes, shared, separator, size, found):
     """Count all runs of `size` tokens.
 
     Args:
-        found: int32[n, 2], receives (position, count), sorted by their tokens.
+        text, suffixes, shared, separator: as for `repeats`.
+        found: int32[n, 2], receives (position of one occurrence, occurrences), sorted by the tokens
+            of the runs.
 
     Returns:
-        How many different ones there are.
+        The number of different runs.
     """
     n = text.shape[0]
     number = 0
     for i in range(n):
         if shared[i] >= size:
-            found[number - 1, 1] += 1
+            found[number - 1, NGRAM_COUNT] += 1
             continue
         position = suffixes[i]
         end = position + size
@@ -145,7 +158,7 @@ def grams(text, suffixes, shared, separator, size, found):
         while position < end and text[position] != separator:
             position += 1
         if position == end:
-            found[number, 0] = suffixes[i]
-            found[number, 1] = 1
+            found[number, NGRAM_POSITION] = suffixes[i]
+            found[number, NGRAM_COUNT] = 1
             number += 1
     return number

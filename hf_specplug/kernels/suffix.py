@@ -1,7 +1,7 @@
-"""Suffix arrays over tokens: how one is built, and checked.
+"""Suffix arrays over tokens: building one in linear time, and checking one.
 
-Built by induced sorting (SA-IS; Nong, Zhang and Chan, "Two efficient algorithms for linear time
-suffix array construction", 2011): linear in the text, whatever it holds.
+Built by induced sorting (SA-IS: Nong, Zhang and Chan 2011, "Two Efficient Algorithms for Linear
+Time Suffix Array Construction").
 """
 
 from __future__ import annotations
@@ -14,7 +14,12 @@ from hf_specplug.kernels._njit import njit
 
 @njit
 def classify(text):
-    """(smaller bool[n], starts int32[m]): is suffix i smaller than i + 1; where such runs begin."""
+    """Classify the suffixes of a text.
+
+    Returns:
+        (bool[n] whether suffix i is smaller than suffix i + 1, the paper's S-type; int32[m] the
+        positions where runs of smaller ones begin, its LMS positions)
+    """
     n = text.shape[0]
     smaller = np.zeros(n, np.bool_)
     count = 0
@@ -39,9 +44,11 @@ def induce(text, smaller, starts, order, heads, ends, suffixes):
     """Sort all suffixes from the order of those at `starts`, in two passes over `suffixes`.
 
     Args:
-        order: int32[m], the text positions of `starts`, sorted as far as they are.
-        heads, ends: int32[alphabet], where each token's larger and smaller suffixes begin.
-        suffixes: int32[n], overwritten.
+        text: int32[n].
+        smaller, starts: as `classify` returns them.
+        order: int32[m], the positions in `starts`, sorted as far as is known.
+        heads, ends: int32[alphabet], as `buckets` returns them.
+        suffixes: int32[n], receives the result.
     """
     n = text.shape[0]
     for i in range(n):
@@ -74,7 +81,12 @@ def induce(text, smaller, starts, order, heads, ends, suffixes):
 
 @njit
 def buckets(text, smaller, alphabet):
-    """(heads, ends) int32[alphabet]: where each token's suffixes begin, and its smaller ones."""
+    """Find where the suffixes of each token go.
+
+    Returns:
+        (int32[alphabet] the first place of each token's suffixes, int32[alphabet] the first place
+        of its smaller suffixes, which follow the larger ones)
+    """
     heads = np.zeros(alphabet, np.int32)
     ends = np.zeros(alphabet, np.int32)
     for i in range(text.shape[0]):
@@ -92,9 +104,13 @@ def buckets(text, smaller, alphabet):
 
 @njit
 def rename(text, starts, suffixes):
-    """(sorted positions, names in text order, how many names): equal runs get equal names.
+    """Name the runs between starts by rank: equal runs get equal names.
 
     A run goes from one start to the next one, both included.
+
+    Returns:
+        (int32[m] the starts, sorted as in `suffixes`; int32[m] names in text order; number of
+        different names)
     """
     n, m = text.shape[0], starts.shape[0]
     number = np.full(n, -1, np.int32)
@@ -118,7 +134,7 @@ def rename(text, starts, suffixes):
             same = text[one] == text[other]
             one += 1
             other += 1
-        # the token at the next start belongs to the run; the end of the text is like no other
+        # the token at the next start belongs to the run; a run at the end of the text is unique
         if same and (one == n or other == n or text[one] != text[other]):
             same = False
         if not same:
@@ -128,10 +144,14 @@ def rename(text, starts, suffixes):
 
 
 def suffix_array(text: NDArray[np.int32], alphabet: int) -> NDArray[np.int32]:
-    """The start positions of all suffixes of `text` int32[n], smallest first, as int32[n].
+    """Sort all suffixes of a text.
 
     Args:
+        text: int32[n].
         alphabet: all tokens are in [0, alphabet).
+
+    Returns:
+        int32[n], the start positions of the suffixes, smallest first.
 
     Example:
         >>> suffix_array(np.array([1, 0, 1, 0], np.int32), 2).tolist()
@@ -155,7 +175,7 @@ def suffix_array(text: NDArray[np.int32], alphabet: int) -> NDArray[np.int32]:
 
 @njit
 def is_sorted(tokens, suffixes):
-    """Whether `suffixes` holds every position once, in the order of the suffixes there."""
+    """Whether `suffixes` is the suffix array of `tokens`."""
     n = tokens.shape[0]
     ranks = np.full(n + 1, -1, np.int32)
     for i in range(n):

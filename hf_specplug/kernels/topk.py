@@ -1,4 +1,4 @@
-"""The k largest logits of each row: one pass, no sort of the vocabulary."""
+"""The k largest logits of each row, in one pass and without sorting the vocabulary."""
 
 from __future__ import annotations
 
@@ -10,10 +10,20 @@ from hf_specplug.kernels._njit import njit
 
 
 def top_k(logits: Any, k: int) -> Any:
-    """Return (ids int32[n, k], values float32[n, k]): the largest of `logits` float32[n, V].
+    """Find the k largest logits of each row.
 
-    Largest first; of equal values the lower id comes first; NaN is passed over (id -1 where fewer
-    than k numbers are left).
+    Args:
+        logits: float32[n, V].
+        k: how many, at least 1.
+
+    Returns:
+        (int32[n, k] ids, float32[n, k] values), the largest first; of equal values the lower id
+        comes first. NaN and -inf are skipped: where fewer than k numbers are left, the id is -1.
+
+    Example:
+        >>> ids, _ = top_k(np.array([[0.1, 0.7, 0.7]], np.float32), 2)
+        >>> ids.tolist()
+        [[1, 2]]
     """
     ids = np.empty((len(logits), k), np.int32)
     values = np.empty((len(logits), k), np.float32)

@@ -1,8 +1,15 @@
-"""Growing and reading draft trees.
+"""The search pool: adding proposals, choosing the nodes of the draft tree, drawing children.
 
-A search keeps its nodes in three arrays, `pool` int32[capacity, 7], `probs` float32[capacity, 4]
-and `evidence` int16[capacity, D] for D drafters (see `kernels.mixer`). Node 0 is the last accepted
-token, with path probability 1.
+A search keeps its nodes in three arrays. Node 0 is the root, the last accepted token.
+
+    pool      int32[capacity, COLUMNS]         token and links of each node, see below
+    probs     float32[capacity, PROB_COLUMNS]  its probabilities
+    evidence  int32[capacity, D]               at [node, d] the bucket in which drafter d proposed
+                                               the node, in the table of all drafters' buckets;
+                                               0 = it did not (see `kernels.mixer`)
+
+Three arguments, not one NamedTuple of arrays: numba takes 0.9 us per call longer to look at a
+NamedTuple (1.7 us against 0.8 us), as much as most of these kernels run.
 """
 
 from __future__ import annotations
@@ -13,40 +20,54 @@ from typing import Any
 import numpy as np
 
 from hf_specplug.kernels._njit import njit
+from hf_specplug.kernels.proposals import PROPOSAL_BUCKET, PROPOSAL_NODE, PROPOSAL_TOKEN
 
 TOKEN, PARENT, DEPTH, FIRST, NEXT, SOURCES, ROUND = range(7)
+"""Columns of `pool`: the token; the parent's id; the distance from the root in tokens; the first
+child and the next sibling (0 = none); the drafters that proposed it, as bits; the round in which
+it was expanded (0 = not yet)."""
 COLUMNS = 7
+
 PROB, PATH, RAW, NOISE = range(4)
+"""Columns of `probs`: P(accepted | parent accepted); P(it and all its ancestors are accepted); PROB
+before recalibration; how the known sampling noise favours the token (0 = unknown)."""
 PROB_COLUMNS = 4
 
-AHEAD = 0.1
+FRONTIER_SHARE = 0.1
 """A round expands the likeliest node and those that are at least this fraction as likely."""
 
-BAD_NODE, BAD_TOKEN, BAD_BUCKET, FULL = -1, -2, -3, -4
+BAD_NODE, BAD_TOKEN, BAD_BUCKET = -1, -2, -3
+"""Reasons to refuse a drafter's rows."""
 
 
 @njit
 def insert(pool, probs, evidence, size, rows, drafter, begin, end, vocab, round_number):
-    """Add one drafter's candidates to the pool; return the new size, or why they were refused.
+    """Add one drafter's proposals to the pool.
+
+    A token that several drafters propose under one node becomes one node. All rows are checked
+    before the first one is used. A full pool takes no further nodes.
 
     Args:
-        rows: int32[n, 3], (search node, token, evidence bucket); nodes of round `round_number`.
+        size: the number of nodes.
+        rows: int32[n, 3], the proposals; their nodes are expanded in round `round_number`.
         drafter: its column in `evidence`; its bit in SOURCES is 1 << drafter.
         begin, end: its buckets 0, 1, ... are [begin, end) in the table of all drafters' buckets.
+        vocab: token ids are in [0, vocab).
 
-    A token that several drafters name under one node is one node. Rows are checked before any is
-    used.
+    Returns:
+        The new number of nodes, or BAD_NODE, BAD_TOKEN or BAD_BUCKET if a row is refused.
     """
     for i in range(rows.shape[0]):
-        if rows[i, 0] < 0 or rows[i, 0] >= size or pool[rows[i, 0], ROUND] != round_number:
+        node, token = rows[i, PROPOSAL_NODE], rows[i, PROPOSAL_TOKEN]
+        if node < 0 or node >= size or pool[node, ROUND] != round_number:
             return BAD_NODE
-        if rows[i, 1] < 0 or rows[i, 1] >= vocab:
+        if token < 0 or token >= vocab:
             return BAD_TOKEN
-        if rows[i, 2] < 0 or rows[i, 2] >= end - begin:
+        if rows[i, PROPOSAL_BUCKET] < 0 or rows[i, PROPOSAL_BUCKET] >= end - begin:
             return BAD_BUCKET
     for i in range(rows.shape[0]):
-        parent = rows[i, 0]
-        token = rows[i, 1]
+        parent = rows[i, PROPOSAL_NODE]
+        token = rows[i, PROPOSAL_TOKEN]
         node = pool[parent, FIRST]
         while node != 0 and pool[node, TOKEN] != token:
             node = pool[node, NEXT]
@@ -68,7 +89,7 @@ def insert(pool, probs, evidence, size, rows, drafter, begin, end, vocab, round_
             for column in range(evidence.shape[1]):
                 evidence[node, column] = 0
         pool[node, SOURCES] |= 1 << drafter
-        evidence[node, drafter] = begin + rows[i, 2]
+        evidence[node, drafter] = begin + rows[i, PROPOSAL_BUCKET]
     return size
 
 
@@ -77,12 +98,13 @@ def best(pool, probs, size, limit, depth, round_number, chosen, frontier, top):
     """Choose the `limit` nodes of highest path probability, and those of them to expand next.
 
     Args:
-        depth: nodes at this depth are not expanded.
-        round_number: expanded nodes are stamped with this round; 0 means not expanded yet.
+        size: the number of nodes.
+        depth: nodes at this depth, in tokens from the root, are not expanded.
+        round_number: written to ROUND of the nodes to expand.
         chosen: int32[limit], receives the chosen nodes, parents before children.
         frontier: int32[limit], receives the nodes to expand: chosen ones that could still have
             children in the tree.
-        top: float32[limit], to work in: the highest path probabilities, descending.
+        top: float32[limit], scratch: the highest path probabilities, descending.
 
     Returns:
         (number chosen, number to expand)
@@ -100,12 +122,12 @@ def best(pool, probs, size, limit, depth, round_number, chosen, frontier, top):
         top[place] = path
     full = kept == limit
     least = top[limit - 1] if full else np.float32(0.0)
-    spare = 0  # how many of those that are exactly the least there is room for
+    spare = 0  # how many nodes of exactly the least path probability fit in
     while full and spare < limit and top[limit - 1 - spare] == least:
         spare += 1
     number = 0
     waiting = 0
-    likeliest = np.float32(0.0)  # of those to be expanded
+    likeliest = np.float32(0.0)  # path probability of the nodes in `frontier`
     for node in range(1, size):
         path = probs[node, PATH]
         if path < least or (full and path == least and spare <= 0):
@@ -122,27 +144,29 @@ def best(pool, probs, size, limit, depth, round_number, chosen, frontier, top):
     ready = 0
     for i in range(waiting):
         node = frontier[i]
-        if probs[node, PATH] >= AHEAD * likeliest:
+        if probs[node, PATH] >= FRONTIER_SHARE * likeliest:
             pool[node, ROUND] = round_number
             frontier[ready] = node
             ready += 1
     return number, ready
 
 
-_LEAST = 0.01  # of the probability that none of a node's children is picked
+_LEAST_UNPROPOSED = 0.01  # least probability given to "none of a node's children is picked"
 
 
 @njit
 def draw(pool, probs, nodes, generator):
-    """Draw children instead of ranking them: PATH becomes exp of a perturbed log-probability.
+    """Rank the children of some nodes at random, by Gumbel-top-k sampling without replacement.
 
-    Top-down Gumbel-top-k (Kool et al. 2019, stochastic beam search): of each node, the children of
-    highest PATH are a sample without replacement from their PROB, and no child has more than its
-    parent. What is not named takes part, but is never drawn.
+    PATH of each child becomes exp of its perturbed log-probability, so that the children of highest
+    PATH are a sample without replacement from their PROB. No child has a higher PATH than its
+    parent: this is the top-down sampling of stochastic beam search (Kool, van Hoof and Welling
+    2019, "Stochastic Beams and Where to Find Them"). "None of the children" takes part in the
+    sampling, but is never in the tree.
 
     Args:
-        nodes: int32[n], whose children are to be drawn; those of their parents have been.
-        generator: of numpy.
+        nodes: int32[n], the nodes whose children are ranked, after their parents.
+        generator: a numpy Generator; one number per child and one per node are drawn from it.
     """
     for node in nodes:
         path = 1.0
@@ -150,29 +174,34 @@ def draw(pool, probs, nodes, generator):
         while above != 0:
             path *= probs[above, PROB]
             above = pool[above, PARENT]
-        unnamed = 1.0
+        unproposed = 1.0
         highest = -np.inf
         child = pool[node, FIRST]
         while child != 0:
-            unnamed -= probs[child, PROB]
+            unproposed -= probs[child, PROB]
             gumbel = -math.log(-math.log1p(-generator.random()) + 1e-300)
             probs[child, PATH] = math.log(path * probs[child, PROB] + 1e-30) + gumbel
             highest = max(highest, probs[child, PATH])
             child = pool[child, NEXT]
         gumbel = -math.log(-math.log1p(-generator.random()) + 1e-300)
-        highest = max(highest, math.log(path * max(unnamed, _LEAST)) + gumbel)
+        highest = max(highest, math.log(path * max(unproposed, _LEAST_UNPROPOSED)) + gumbel)
         bound = 1.0 if node == 0 else probs[node, PATH]
         child = pool[node, FIRST]
-        while child != 0:  # as if the highest were the parent's
+        while child != 0:  # shifted so that the highest of them would have the parent's PATH
             lower = 1.0 / bound - math.exp(-highest) + math.exp(-probs[child, PATH])
             probs[child, PATH] = min(1.0 / lower, bound)
             child = pool[child, NEXT]
 
 
 def ancestors(parents: Any) -> Any:
-    """Who may see whom: bool[n + 1, n + 1] over the root (0) and the n nodes of a tree.
+    """The tree attention mask: which nodes each node of a tree attends to.
 
-    Row i is True at i, at every ancestor of node i, and at the root. `parents` int32[n], -1 = root.
+    Args:
+        parents: int32[n], the index of each node's parent; -1 = the root.
+
+    Returns:
+        bool[n + 1, n + 1] over the root (0) and the n nodes (i + 1): row i is True at i, at every
+        ancestor of it, and at the root.
 
     Example:
         two children of the root: parents = [-1, -1] gives [[1, 0, 0], [1, 1, 0], [1, 0, 1]].
@@ -184,7 +213,7 @@ def ancestors(parents: Any) -> Any:
 
 @njit
 def _inherit(parents, seen):
-    """A node sees itself and what its parent sees."""
+    """A node attends to itself and to what its parent attends to."""
     seen[0, 0] = True
     for i in range(1, seen.shape[0]):
         above = parents[i - 1] + 1

@@ -1,10 +1,9 @@
-"""What follows a pair of tokens: in tri-gram indices, and in the text so far.
+"""What follows a pair of tokens: in tri-gram indices of a corpus, and in the text so far.
 
-What is read from an index is never trusted: it is kept within its arrays, so that a damaged file
-can give wrong guesses, but no crash. A shard is a tuple of the arrays of
-`hf_specplug.datastore.kinds.trigram.TrigramIndex` in the order of its `array_names`.
-What the text taught is kept in a table of `hf_specplug.kernels.successors`, whose `probs` are here
-the decayed numbers of times that a token followed.
+A shard is a tuple of the arrays of `hf_specplug.datastore.kinds.trigram.TrigramIndex`, in the order
+of its `array_names`. No value read from it is trusted: indices are kept within its arrays, so that
+a damaged file gives wrong proposals, but no crash. What was learned from texts is a table of
+`hf_specplug.kernels.successors`, whose weights are decayed counts.
 """
 
 from __future__ import annotations
@@ -13,41 +12,50 @@ import numpy as np
 
 from hf_specplug.kernels import successors
 from hf_specplug.kernels._njit import njit
+from hf_specplug.kernels.buckets import PROB_BUCKETS, PROB_EDGES, bucket
+from hf_specplug.kernels.proposals import propose
+from hf_specplug.kernels.tree import PARENT, TOKEN
 
-ROW = 12  # successors of a context that are read
-MOST = 64  # distinct successors of several shards; later ones are passed over
-WIDTH = 8  # successors in a row of the table
-CANDIDATES = MOST + WIDTH
+ROW = 12
+"""Successors of a pair that are read from one shard."""
+
+MAX_COUNTED = 64
+"""Distinct successors of a pair in all shards; further ones are skipped."""
+
+SUCCESSORS = 8
+"""Successors of a pair in the table."""
+
+CANDIDATES = MAX_COUNTED + SUCCESSORS
 
 CORPUS = 0.5
-"""What the corpus says is worth so many occurrences in the text, also if it says nothing."""
+"""Weight of the corpus's distribution, in occurrences in the text."""
 
-_PROBS = (0.003, 0.01, 0.03, 0.1, 0.3, 0.6, 0.9)
-PROB_STEPS = len(_PROBS) + 1
-SUPPORTS = 4  # of the context in the corpus: none, 1 to 3, 4 to 15, more
-STRENGTHS = 3  # of the token in the text: none, once or long ago, more
-BUCKETS = STRENGTHS * SUPPORTS * PROB_STEPS
-_OFTEN = 1.5
+_TOTAL_EDGES = (1, 4, 16)  # occurrences of the pair in the corpus
+_REPEATED = 1.5  # least weight in the table of a token that followed more than once recently
+SUPPORTS = len(_TOTAL_EDGES) + 1
+STRENGTHS = 3  # weight of the token in the table: none, less than _REPEATED, more
+BUCKETS = STRENGTHS * SUPPORTS * PROB_BUCKETS
 
 _EMPTY_GRAM, _longer = successors.EMPTY_GRAM, successors.longer
-_claim, _decayed, _find = successors.claim, successors.decayed, successors.find
+_claim, _count, _find = successors.claim, successors.count, successors.find
 
 
 @njit
 def _key(first, second):
-    """Of a pair, in the table."""
+    """The key of a pair in the table."""
     return _longer(_longer(np.uint64(_EMPTY_GRAM), second), first)
 
 
 @njit
 def learn(keys, stamps, visits, ids, weights, clock, tail, tokens, decay):
-    """Count what follows each pair of a text; what is new weighs 1, and `decay` per later turn.
+    """Count what follows each pair of tokens of a text.
 
     Args:
-        keys, stamps, visits, ids, weights: the table.
+        keys, stamps, visits, ids, weights: the table, changed in place.
         clock: the last stamp given.
-        tail: int32[2], the two tokens before, moved on in place; -1: none.
-        tokens: int32[n]; what follows or precedes a negative id is not learned.
+        tail: int32[2], the two tokens before, updated in place; -1 = none.
+        tokens: int32[n]; pairs with a negative id, and what follows them, are not learned.
+        decay: the weight of an occurrence is multiplied by it whenever the pair occurs again.
 
     Returns:
         The last stamp given now.
@@ -56,7 +64,7 @@ def learn(keys, stamps, visits, ids, weights, clock, tail, tokens, decay):
         if tail[0] >= 0 and tail[1] >= 0 and token >= 0:
             clock += 1
             row = _claim(keys, stamps, visits, ids, weights, _key(tail[0], tail[1]), clock)
-            _decayed(ids, weights, visits, row, token, decay)
+            _count(visits, ids, weights, row, token, decay)
         tail[0] = tail[1]
         tail[1] = token
     return clock
@@ -64,11 +72,11 @@ def learn(keys, stamps, visits, ids, weights, clock, tail, tokens, decay):
 
 @njit
 def last_pairs(before, root, pool, frontier, pairs):
-    """The last two tokens at each frontier node.
+    """Find the last two tokens of each frontier node's path.
 
     Args:
-        before, root: the last two tokens of the text; -1: none.
-        pool: int32[capacity, k], the search nodes: token in column 0, parent in column 1.
+        before, root: the last two tokens of the text; -1 = none.
+        pool, frontier: see `hf_specplug.kernels`.
         pairs: int32[n, 2], receives them.
     """
     for i in range(frontier.shape[0]):
@@ -76,18 +84,20 @@ def last_pairs(before, root, pool, frontier, pairs):
         if node == 0:
             pairs[i, 0], pairs[i, 1] = before, root
         else:
-            parent = pool[node, 1]
-            pairs[i, 0] = root if parent == 0 else pool[parent, 0]
-            pairs[i, 1] = pool[node, 0]
+            parent = pool[node, PARENT]
+            pairs[i, 0] = root if parent == 0 else pool[parent, TOKEN]
+            pairs[i, 1] = pool[node, TOKEN]
 
 
 @njit
 def add(shard, vocab, first, second, known, total, tokens, counts):
-    """Add what followed a pair in one shard to what followed it in others.
+    """Add the successors of a pair in one shard to those in other shards.
 
     Args:
-        known, total: how many tokens are known already, and how often the pair occurred.
-        tokens, counts: int32[MOST], int64[MOST], the known ones.
+        shard, vocab: see above; token ids are in [0, vocab).
+        first, second: the pair.
+        known, total: the number of known successors, and of occurrences of the pair.
+        tokens, counts: int32[MAX_COUNTED], int64[MAX_COUNTED], the known successors.
 
     Returns:
         The new (known, total).
@@ -117,7 +127,7 @@ def add(shard, vocab, first, second, known, total, tokens, counts):
             place += 1
         if place < known:
             counts[place] += count
-        elif known < MOST and 0 <= token < vocab:
+        elif known < MAX_COUNTED and 0 <= token < vocab:
             tokens[known], counts[known] = token, count
             known += 1
     return known, total + max(occurred, np.int64(totals[low]))
@@ -125,7 +135,7 @@ def add(shard, vocab, first, second, known, total, tokens, counts):
 
 @njit
 def gather(shard, vocab, pairs, known, totals, tokens, counts):
-    """`add` for many pairs: int32[n, 2] and, of each, known, total, tokens and counts."""
+    """`add` for the pairs int32[n, 2], with one row of the other arguments for each."""
     for i in range(pairs.shape[0]):
         known[i], totals[i] = add(
             shard, vocab, pairs[i, 0], pairs[i, 1], known[i], totals[i], tokens[i], counts[i]
@@ -133,23 +143,26 @@ def gather(shard, vocab, pairs, known, totals, tokens, counts):
 
 
 @njit
-def distribution(keys, ids, weights, first, second, known, total, tokens, counts, chances, live):
-    """What follows a pair: corpus and text together.
+def distribution(keys, ids, weights, first, second, known, total, tokens, counts, probs, live):
+    """The distribution of the next token after a pair, from corpus and text together.
 
-    P(c) = (CORPUS * count_c / total + w_c) / (CORPUS + sum of w), where w are the weights in the
-    table; the corpus part is 0 where the corpus lacks the pair. So it adds up to 1 at most.
+        P(c) = (CORPUS * count_c / total + w_c) / (CORPUS + sum of w)
+
+    w are the weights of the pair's row in the table. The corpus part is 0 if the corpus lacks the
+    pair, so that the probabilities add up to at most 1.
 
     Args:
-        keys, ids, weights: the table.
-        known, total, tokens, counts: as `add` left them; tokens int32[CANDIDATES] gets those of
-            the table, too.
-        chances, live: float64[CANDIDATES], receive P and w of each token.
+        keys, ids, weights: arrays of the table.
+        first, second: the pair.
+        known, total, tokens, counts: as `add` left them; `tokens` int32[CANDIDATES] receives those
+            of the table too.
+        probs, live: float64[CANDIDATES], receive P and w of each token.
 
     Returns:
-        How many tokens there are.
+        The number of tokens.
     """
     for place in range(known):
-        chances[place] = CORPUS * counts[place] / max(total, 1)
+        probs[place] = CORPUS * counts[place] / max(total, 1)
         live[place] = 0.0
     whole = CORPUS
     row = _find(keys, _key(first, second)) if first >= 0 and second >= 0 else -1
@@ -163,34 +176,36 @@ def distribution(keys, ids, weights, first, second, known, total, tokens, counts
             place += 1
         if place == corpus:
             place = known
-            tokens[place], chances[place] = token, 0.0
+            tokens[place], probs[place] = token, 0.0
             known += 1
-        chances[place] += weight
+        probs[place] += weight
         live[place] = weight
         whole += weight
     for place in range(known):
-        chances[place] /= whole
+        probs[place] /= whole
     return known
 
 
 @njit
 def expand(keys, ids, weights, pairs, known, totals, tokens, counts, frontier, limit, out):
-    """Name what is likeliest to follow each frontier node.
+    """Propose to every frontier node the likeliest successors of its last two tokens.
 
     Args:
-        pairs, known, totals, tokens, counts: as `gather` left them.
-        limit: rows per node at most.
-        out: int32[n * limit, 3], receives (search node, token, evidence bucket), the likeliest
-            first.
+        keys, ids, weights: arrays of the table.
+        pairs: as `last_pairs` left them.
+        known, totals, tokens, counts: as `gather` left them.
+        frontier: see `hf_specplug.kernels`.
+        limit: proposals per node at most.
+        out: int32[n * limit, 3], receives the proposals, the likeliest of a node first.
 
     Returns:
-        The number of rows. The bucket tells the weight in the text, how often the pair occurred
-        in the corpus, and the probability, in this order.
+        The number of rows. The evidence bucket tells the token's weight in the table, the pair's
+        occurrences in the corpus, and the probability, in this order.
     """
-    chances, live = np.empty(CANDIDATES), np.empty(CANDIDATES)
+    probs, live = np.empty(CANDIDATES), np.empty(CANDIDATES)
     rows = 0
     for i in range(frontier.shape[0]):
-        found = distribution(
+        size = distribution(
             keys,
             ids,
             weights,
@@ -200,21 +215,15 @@ def expand(keys, ids, weights, pairs, known, totals, tokens, counts, frontier, l
             totals[i],
             tokens[i],
             counts[i],
-            chances,
+            probs,
             live,
         )
-        total = totals[i]
-        support = 0 if total < 1 else (1 if total <= 3 else (2 if total <= 15 else 3))
-        for _ in range(min(found, limit)):
-            best = np.argmax(chances[:found])
-            strength = 0 if live[best] <= 0.0 else (1 if live[best] < _OFTEN else 2)
-            column = 0
-            for step in _PROBS:
-                if chances[best] >= step:
-                    column += 1
-            out[rows, 0] = frontier[i]
-            out[rows, 1] = tokens[i, best]
-            out[rows, 2] = (strength * SUPPORTS + support) * PROB_STEPS + column
-            rows += 1
-            chances[best] = -1.0
+        support = bucket(totals[i], _TOTAL_EDGES)
+        for _ in range(min(size, limit)):
+            best = np.argmax(probs[:size])
+            strength = 0 if live[best] <= 0.0 else (1 if live[best] < _REPEATED else 2)
+            column = bucket(probs[best], PROB_EDGES)
+            evidence = (strength * SUPPORTS + support) * PROB_BUCKETS + column
+            rows = propose(out, rows, frontier[i], tokens[i, best], evidence)
+            probs[best] = -1.0
     return rows

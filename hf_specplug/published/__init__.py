@@ -1,4 +1,4 @@
-"""Drafts as papers make them, to compare with ours: `SpecPlug(published="rasd")`."""
+"""Drafts as published in papers, for comparison with ours: `SpecPlug(published="rasd")`."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ PUBLISHED: dict[str, type[TreeSearch]] = {
 
 
 def search_class(published: str | None) -> type[TreeSearch]:
-    """The search of a paper; ours for None.
+    """The search of a paper; ours, `TreeSearch`, for None.
 
     Raises:
-        OptionError: no paper is known by this name.
+        OptionError: there is no published search with this name.
     """
     if published is None:
         return TreeSearch
@@ -35,10 +35,10 @@ def search_class(published: str | None) -> type[TreeSearch]:
 
 
 def completed(drafters: list[Drafter], published: str | None) -> list[Drafter]:
-    """The drafters, and the one that a paper's search draws from if it is not among them.
+    """The drafters, with the one that a paper's search drafts from added if it is missing.
 
     Raises:
-        OptionError: no paper is known by this name.
+        OptionError: there is no published search with this name.
 
     Example:
         >>> [drafter.name for drafter in completed([], "token-recycling")]

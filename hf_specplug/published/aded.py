@@ -1,4 +1,4 @@
-"""ADED (Liu et al. 2024, arXiv 2407.12021) as published: drafts by exploration and exploitation."""
+"""ADED (Liu et al. 2024, arXiv 2407.12021) as published: a tree search by random rollouts."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from hf_specplug.tree import EMPTY, DraftTree
 
 
 class Aded(TreeSearch):
-    """Searches the tri-gram distribution by 150 random rollouts, and drafts what they visit most.
+    """Searches the tri-gram distribution by 150 random rollouts and drafts the most visited paths.
 
-    It draws from the `trigram` drafter alone. The random numbers are its own and start alike in
-    every request, so that drafts can be repeated. The search is compiled once for each number of
-    shards.
+    It uses the drafter "trigram" alone. The random numbers come from a generator of its own, with
+    the same seed in every request, so that drafts are reproducible. The search is compiled once for
+    each number of shards.
     """
 
     drafter: ClassVar[str] = "trigram"
 
     def _prepare(self) -> None:
         self._rng = np.random.default_rng(0)
-        self._nodes = np.empty((kernels.CAPACITY, kernels.COLUMNS), np.int32)
+        self._nodes = np.empty((kernels.CAPACITY, kernels.ROLLOUT_COLUMNS), np.int32)
         self._numbers = np.empty((kernels.CAPACITY, 2))
 
     def grow(
@@ -67,6 +67,6 @@ class Aded(TreeSearch):
 
 
 def _nothing() -> tuple[tuple[np.ndarray, ...], int]:
-    """A shard without contexts: a kernel needs one to know what shards are made of."""
+    """An empty shard: numba needs one to know the types of a shard's arrays."""
     dtypes = (np.uint32, np.uint16, np.uint32, np.uint32, np.uint16, np.uint16)
     return tuple(np.zeros(0, dtype) for dtype in dtypes), 0

@@ -1,4 +1,4 @@
-"""RASD (Quan et al. 2025, arXiv 2503.03434): a generated and a retrieved tree, pruned and fused."""
+"""RASD (Quan et al. 2025, arXiv 2503.03434) as published: two trees, pruned and fused."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from hf_specplug.drafting.search import TreeSearch
 from hf_specplug.tree import DraftTree
 
 
-def fuse(generated: DraftTree, retrieved: DraftTree, prune: bool = True) -> DraftTree:
-    """RASD's tree (Quan et al. 2025, arXiv 2503.03434, sections 3.2 and 3.3).
+def fuse(generated: DraftTree, retrieved: DraftTree) -> DraftTree:
+    """Fuse a generated and a retrieved tree (RASD, sections 3.2 and 3.3).
 
-    Retrieved paths whose first token the generated tree does not hold are pruned; the others are
-    inserted at their longest common prefix, so that nothing is checked twice.
+    Retrieved paths whose first token is not in the generated tree are pruned. The others are
+    inserted at their longest common prefix, so that no path is verified twice.
 
     Example:
         generated `a`, retrieved `a b` and `c d`: the result is `a b`.
@@ -28,7 +28,7 @@ def fuse(generated: DraftTree, retrieved: DraftTree, prune: bool = True) -> Draf
     for node, (parent, token) in enumerate(
         zip(retrieved.parents.tolist(), retrieved.tokens.tolist(), strict=True)
     ):
-        if parent not in moved or (prune and parent < 0 and (-1, token) not in place):
+        if parent not in moved or (parent < 0 and (-1, token) not in place):
             continue
         edge = moved[parent], token
         if edge not in place:
@@ -49,10 +49,10 @@ def fuse(generated: DraftTree, retrieved: DraftTree, prune: bool = True) -> Draf
 
 
 class Rasd(TreeSearch):
-    """Retrieval and model-derived candidates, each in a tree of its own, pruned and fused.
+    """Grows a generated and a retrieved tree, prunes the second and fuses both.
 
-    The model-derived tree (the paper's draft model) is grown by the drafters that see the target's
-    outputs, the retrieved one by the others; each has half of the nodes.
+    The drafters that use the target's outputs stand for the paper's draft model and grow the
+    generated tree, the others grow the retrieved one. Each tree has half of the nodes.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Rasd(TreeSearch):
         self._asks = [model_derived, [not derived for derived in model_derived]]
 
     def _lost(self, drafter: Drafter, error: Exception) -> None:
-        """One half has dropped a drafter: so do we."""
+        """Drop a drafter that one half has dropped."""
         if drafter in self.drafters:
             super().drop(drafter, error)
 

@@ -14,11 +14,12 @@ from hf_specplug.published.static_tree import Shape, StaticSearch
 
 
 class Stand(StaticSearch):
-    """Draws the children of each node from its n-gram's distribution, without replacement.
+    """Samples the children of each node from its n-gram's distribution, without replacement.
 
-    Gumbel top-k: the k largest of log p + Gumbel noise are a sample of k in the order of their
-    draws. The noise is our own and starts alike in every request, so that drafts can be repeated
-    and the random numbers of the target are left alone. `specplug tune-tree` makes the tree.
+    Gumbel-top-k: the k tokens of largest log p + Gumbel noise are a sample of k tokens, in the
+    order of their draws. The noise comes from a generator of its own, with the same seed in every
+    request: drafts are reproducible, and the target's random numbers stay untouched. The tree is
+    made by `specplug tune-tree`.
     """
 
     drafter: ClassVar[str] = "stand"

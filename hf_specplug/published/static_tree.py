@@ -1,4 +1,4 @@
-"""Static trees: the same nodes in every step, filled with a drafter's candidates by rank."""
+"""Static trees: the same shape in every step, filled with a drafter's candidates by rank."""
 
 from __future__ import annotations
 
@@ -11,17 +11,24 @@ import numpy as np
 
 from hf_specplug.drafters.contract import NO_NOISE, Int32, Noise
 from hf_specplug.drafting.search import TreeSearch
+from hf_specplug.kernels.tree import PARENT, TOKEN
 from hf_specplug.tree import EMPTY, DraftTree
 
 Shape = tuple[Int32, Int32]
-"""A template: parents int32[N], -1 = root, before their children; rank int32[N] among siblings."""
+"""The shape of a tree: (int32[N] parents, -1 = root, before their children; int32[N] ranks among
+siblings, 0 = the likeliest)."""
 
 
 def static_tree(levels: Sequence[int], ranks: int) -> Shape:
-    """A template tree: (parents int32[N], -1 = root; rank int32[N] of each among its siblings).
+    """A shape with so many nodes at each depth (Token Recycling, section 3.2).
 
-    Of each level the nodes with the smallest product of ranks are kept: a token is about half as
-    likely at rank 2, a third at rank 3. (The paper gives the size of each level, not its nodes.)
+    The paper gives the sizes of the levels, but not their nodes. Here each level keeps the nodes
+    whose ranks (from 1) have the smallest product: a token of rank 2 is about half as likely as one
+    of rank 1, a token of rank 3 a third.
+
+    Args:
+        levels: nodes at depth 1, 2, ...
+        ranks: children per node, at most.
 
     Example:
         >>> parents, rank = static_tree((2, 1), 2)
@@ -46,7 +53,11 @@ def static_tree(levels: Sequence[int], ranks: int) -> Shape:
 
 
 def wide_tree(size: int, ranks: int) -> Shape:
-    """The `size` likeliest nodes, if the token at rank r (from 1) follows with probability 1 / 2r.
+    """The shape of the `size` likeliest nodes, if rank r (from 1) has the probability 1 / 2r.
+
+    Args:
+        size: nodes.
+        ranks: children per node, at most.
 
     Example:
         >>> parents, rank = wide_tree(4, 9)
@@ -67,7 +78,7 @@ def wide_tree(size: int, ranks: int) -> Shape:
 
 
 def depths(parents: Int32) -> Int32:
-    """int32[N] of a template's nodes, 1 for children of the root."""
+    """int32[N], the distance of each node from the root in tokens; 1 for its children."""
     found: list[int] = []
     for parent in parents.tolist():
         found.append(1 if parent < 0 else found[parent] + 1)
@@ -75,12 +86,12 @@ def depths(parents: Int32) -> Int32:
 
 
 class StaticSearch(TreeSearch):
-    """Fills a static tree from one drafter, whatever `limit` says.
+    """Fills a static tree from one drafter, regardless of `limit`.
 
     Attributes:
-        drafter: the name of the one that is asked.
+        drafter: the name of the drafter.
         draft: the last tree.
-        filled: intp[len(draft)], which nodes of the template they are.
+        filled: intp[len(draft)], its nodes in the shape.
     """
 
     drafter: ClassVar[str]
@@ -96,13 +107,13 @@ class StaticSearch(TreeSearch):
     @classmethod
     @abstractmethod
     def shape(cls) -> Shape:
-        """The tree."""
+        """The shape of the tree."""
 
     @abstractmethod
     def ranked(
         self, drafter: Any, root: int, pool: Int32, node: int
     ) -> Sequence[tuple[int, float]]:
-        """(token, probability) by rank after a node of `pool` (as in `Frontier`; 0 is the root)."""
+        """(token, probability) pairs by rank after a node of `pool` (see `Frontier`)."""
 
     def grow(
         self,
@@ -118,13 +129,13 @@ class StaticSearch(TreeSearch):
         if expert is None or limit < 1 or depth < 1:
             return self._forget()
         parents, rank = self._shape
-        pool = np.zeros((len(parents) + 1, 2), np.int32)
-        pool[1:, 1] = parents + 1
+        pool = np.zeros((len(parents) + 1, 2), np.int32)  # TOKEN and PARENT
+        pool[1:, PARENT] = parents + 1
         probs = np.zeros(len(parents), np.float32)
-        reached = [0] * len(pool)  # at what depth; 0: not filled
+        reached = [0] * len(pool)  # the depth of each filled node; 0 = not filled
         candidates: dict[int, Sequence[tuple[int, float]]] = {}
         for node, parent, place in zip(
-            range(1, len(pool)), pool[1:, 1].tolist(), rank.tolist(), strict=True
+            range(1, len(pool)), pool[1:, PARENT].tolist(), rank.tolist(), strict=True
         ):
             if (parent and not reached[parent]) or reached[parent] == depth or (chain and place):
                 continue
@@ -132,9 +143,9 @@ class StaticSearch(TreeSearch):
                 ranked = self.ranked(expert.drafter, root, pool, parent)
                 candidates[parent] = [pair for pair in ranked if pair[0] not in self._suppressed]
             if place < len(candidates[parent]):
-                pool[node, 0], probs[node - 1] = candidates[parent][place]
+                pool[node, TOKEN], probs[node - 1] = candidates[parent][place]
                 reached[node] = reached[parent] + 1
         sources = np.full(len(parents), 1 << expert.column, np.uint16)
         self.filled = np.flatnonzero(reached[1:])
-        self.draft = DraftTree(pool[1:, 0], parents, probs, sources).select(self.filled)
+        self.draft = DraftTree(pool[1:, TOKEN], parents, probs, sources).select(self.filled)
         return self.draft

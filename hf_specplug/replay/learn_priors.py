@@ -25,7 +25,17 @@ from hf_specplug.drafters.hierarchy import HierarchyDrafter
 from hf_specplug.drafting.mixer import Mixer
 from hf_specplug.drafting.search import TreeSearch
 from hf_specplug.errors import OptionError
-from hf_specplug.kernels import dense, gumbel, ngram, phrases, retrieval, successors, tree, trigram
+from hf_specplug.kernels import (
+    buckets,
+    dense,
+    gumbel,
+    ngram,
+    phrases,
+    retrieval,
+    successors,
+    tree,
+    trigram,
+)
 from hf_specplug.kernels import mixer as mixing
 from hf_specplug.replay.compare import reading
 from hf_specplug.replay.progress import Progress, silent
@@ -44,16 +54,16 @@ GRIDS = {
         (ngram.LENGTHS, ngram.LONGEST_BUCKETS),
         (ngram.LENGTHS, ngram.SHORTER_BUCKETS),
     ],
-    "dense": [(dense.LENGTHS, dense.KINDS)],
+    "dense": [(dense.LENGTHS, dense.VOTE_BUCKETS)],
     "gumbel": [(1, gumbel.SCORES)] * gumbel.RANKS,
-    "phrases": [(phrases.LENGTHS, phrases.COLUMNS_OF_LENGTH)] * 2,
+    "phrases": [(phrases.LENGTHS, phrases.SHARES)] * 2,
     "recycling": [(8, 8)],
     "rest": [
         (retrieval.LENGTHS, retrieval.LONGEST_BUCKETS),
         (retrieval.LENGTHS, retrieval.SHORTER_BUCKETS),
     ],
-    "stand": [(successors.VISITS, successors.PROB_STEPS)] * successors.ORDERS,
-    "trigram": [(trigram.SUPPORTS, trigram.PROB_STEPS)] * trigram.STRENGTHS,
+    "stand": [(successors.VISITS, buckets.PROB_BUCKETS)] * successors.GRAM_LENGTHS,
+    "trigram": [(trigram.SUPPORTS, buckets.PROB_BUCKETS)] * trigram.STRENGTHS,
 }
 """Evidence buckets of a drafter as tables (rows, columns); rows go from weak to strong evidence."""
 

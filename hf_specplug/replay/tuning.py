@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from hf_specplug.drafters.contract import Int32
 from hf_specplug.drafters.registry import create
-from hf_specplug.drafters.stand import WIDTH
+from hf_specplug.drafters.stand import SUCCESSORS
 from hf_specplug.drafting.mixer import Mixer
 from hf_specplug.drafting.search import TreeSearch
 from hf_specplug.errors import OptionError, RecordingError
@@ -103,10 +103,10 @@ def tune(
             texts, made, mixer, nodes, search=search, progress=lambda each: progress(each, label)
         )
 
-    wide, hits = wide_tree(start, WIDTH), np.zeros(start, np.int64)
+    wide, hits = wide_tree(start, SUCCESSORS), np.zeros(start, np.int64)
     tried(tuning, _search(wide, hits), "tuning")
     tuned = most_effective(wide, hits, keep)
-    shapes = {"start": wide, "same size, untuned": wide_tree(keep, WIDTH), "tuned": tuned}
+    shapes = {"start": wide, "same size, untuned": wide_tree(keep, SUCCESSORS), "tuned": tuned}
     trials = []
     for label, shape in shapes.items():
         size = len(shape[0])

@@ -172,6 +172,26 @@ def test_another_vocabulary_at_the_same_time(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", DRAFTERS)
+def test_what_is_shared_is_never_cleared(name: str) -> None:
+    """Whichever drafter begins with another vocabulary: the others keep what they share."""
+    first, context = fed(name)
+    drafters = [first, first.for_another_call(), first.for_another_call()]
+    for drafter in drafters:
+        drafter.begin(Context(context.tokens, VOCAB))
+    expected, state = grow(first, context), copy.deepcopy(first.state_dict())
+    rng = np.random.default_rng(0)
+    for changed, others in ((drafters[1], drafters[::2]), (first, drafters[2:])):
+        elsewhere = Context([1, 2, 3], VOCAB + 7)
+        changed.begin(elsewhere)
+        step(changed, elsewhere, rng)
+        assert isinstance(grow(changed, elsewhere), list)
+        for other in others:
+            for key, array in other.state_dict().items():
+                assert np.array_equal(array, state[key])
+            assert grow(other, context) == expected
+
+
+@pytest.mark.parametrize("name", DRAFTERS)
 def test_state_comes_back(name: str) -> None:
     drafter, context = fed(name)
     state = {key: array.copy() for key, array in drafter.state_dict().items()}

@@ -73,8 +73,8 @@ def pointing(rng: Any) -> tuple[list[list[int]], list[twins.Pointer]]:
 
 def gathered(held: list[twins.Pointer]) -> tuple[Any, Any, int]:
     """As kernels keep them: (pointers, cosines, count)."""
-    pointers = np.zeros((kernels.MOST, kernels.COLUMNS), np.int64)
-    cosines = np.zeros(kernels.MOST, np.float32)
+    pointers = np.zeros((kernels.MAX_POINTERS, kernels.POINTER_COLUMNS), np.int64)
+    cosines = np.zeros(kernels.MAX_POINTERS, np.float32)
     for row, one in enumerate(held):
         *pointers[row], cosines[row] = astuple(one)
     return pointers, cosines, len(held)
@@ -112,9 +112,9 @@ def test_only_the_weakest_make_room() -> None:
         count = kernels.arrive(ones, 0, *near, 1, pointers, cosines, count)
         held = twins.arrived(held, 0, ones.tolist(), pairs(near), 1)
         for place in rng.choice(count, 4).tolist():
-            pointers[place, kernels.AGREED] = held[place].agreed = 2
+            pointers[place, kernels.POINTER_AGREED] = held[place].agreed = 2
         assert_same(pointers, cosines, count, held)
-    assert count == kernels.MOST
+    assert count == kernels.MAX_POINTERS
 
 
 @given(SEED, st.integers(1, 3))
@@ -122,12 +122,12 @@ def test_votes_are_counted_as_in_plain_python(rng: Any, limit: int) -> None:
     """At every node of a tree, whatever drafter named its tokens."""
     shards, held = pointing(rng)
     pointers, cosines, count = gathered(held)
-    ahead = np.full((kernels.MOST, kernels.AHEAD), -7, np.int32)
+    ahead = np.full((kernels.MAX_POINTERS, kernels.LOOKAHEAD), -7, np.int32)
     for number, tokens in enumerate(shards):
         kernels.look(np.array(tokens, np.uint16), VOCAB, number, pointers, count, ahead)
     reading = [twins.continuation(one, shards[one.shard], VOCAB) for one in held]
     for row, tokens in zip(ahead[:count].tolist(), reading, strict=True):
-        assert row == tokens + [-1] * (kernels.AHEAD - len(tokens))
+        assert row == tokens + [-1] * (kernels.LOOKAHEAD - len(tokens))
     paths: list[list[int]] = [[]]
     pool = np.zeros((24, 7), np.int32)
     for node in range(1, 24):
@@ -247,10 +247,10 @@ class Speech:
         transform = fit_projection(states[0])
         shards = [shard(*part, transform, self.vocab) for part in zip(parts, states, strict=True)]
         kept = [np.concatenate(list(each.blocks())) for each in shards]  # rounded to float16
-        texts_and_vectors = list(zip((tokens.tolist() for tokens in parts), kept, strict=True))
+        texts = list(zip((tokens.tolist() for tokens in parts), kept, strict=True))
         made = drafter(*shards, vocab=self.vocab)
         made.priors = self.rng.uniform(0.02, 0.98, kernels.BUCKETS).astype(np.float32)
-        return made, twins.DenseTwin(texts_and_vectors, transform, self.vocab, made.priors)
+        return made, twins.DenseTwin(texts, transform, self.vocab, made.priors)
 
 
 def same(one: DraftTree, other: DraftTree) -> bool:
@@ -368,7 +368,7 @@ def test_shards_vote_together(searches: list[list[float]]) -> None:
     assert asked(made, 1) == [5, 4]
     assert len(searches) == 3
     observe(made, [4])
-    assert made._pointers[: made._count, kernels.SHARD].tolist() == [2]
+    assert made._pointers[: made._count, kernels.POINTER_SHARD].tolist() == [2]
 
 
 def test_threads_are_left_as_they_are() -> None:

@@ -14,6 +14,7 @@ from hf_specplug.drafters.contract import TOP_K, Context, Frontier, Step, TopK
 from hf_specplug.drafters.gumbel import GumbelDrafter
 from hf_specplug.errors import StateError
 from hf_specplug.kernels import gumbel as kernels
+from tests.helpers import twins
 
 VOCAB = 40
 POOL = np.zeros((3, 7), np.int32)
@@ -38,16 +39,14 @@ def test_names_the_highest_quotients(weights: list[float], seed: int) -> None:
     noise = np.random.default_rng(seed).random(len(weights))
     noise[::7] = 0.0  # as it may be
     total = sum(weights)
-    tokens, buckets = np.empty(kernels.NAMED, np.int32), np.empty(kernels.NAMED, np.int32)
+    tokens, buckets = np.empty(kernels.FAVOURED, np.int32), np.empty(kernels.FAVOURED, np.int32)
     kernels.favoured(np.array(weights), total, noise, tokens, buckets)
+    expected = twins.favoured(weights, total, noise.tolist())
     scores = [w / max(-math.log1p(-u), 1e-30) for w, u in zip(weights, noise, strict=True)]
-    likely = sorted(-score for score in scores if score > 0)[: kernels.NAMED]
     named = [token for token in tokens.tolist() if token >= 0]
-    assert [-scores[token] for token in named] == pytest.approx(likely)
+    assert [scores[token] for token in named] == pytest.approx([score for _, score, _ in expected])
     assert len(set(named)) == len(named)
-    for rank, (token, bucket) in enumerate(zip(named, buckets.tolist(), strict=False)):
-        step = min(max(int(2 * math.log(scores[token] / total) + 8), 0), 15)
-        assert bucket == min(rank, 1 if rank < 3 else 2) * 16 + step
+    assert buckets[: len(named)].tolist() == [bucket for *_, bucket in expected]
 
 
 def test_each_depth_has_its_own_noise_and_none_is_silence() -> None:
@@ -80,12 +79,12 @@ def test_learns_from_what_was_found_likely_and_keeps_it() -> None:
 @pytest.mark.parametrize(
     ("state", "message"),
     [
-        ({}, "saves weights"),
+        ({}, "has the array weights"),
         ({"weights": np.zeros(3, np.float32)}, "float64"),
         ({"weights": np.zeros((3, 2))}, "float64"),
         ({"weights": np.array([0.5, math.nan])}, "finite"),
         ({"weights": np.array([0.5, -1.0])}, "not negative"),
-        ({"weights": np.zeros(3), "more": np.zeros(3)}, "saves weights"),
+        ({"weights": np.zeros(3), "more": np.zeros(3)}, "has the array weights"),
     ],
 )
 def test_states_that_do_not_fit(state: dict[str, Any], message: str) -> None:

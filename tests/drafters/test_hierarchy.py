@@ -71,7 +71,7 @@ def test_a_level_names_what_those_before_left_to_name() -> None:
 )
 def test_a_level_that_breaks_its_contract_is_named(row: tuple[int, int, int], message: str) -> None:
     drafter = HierarchyDrafter([Level("good", [(0, 1, 0)]), Level("bad", [row])])
-    with pytest.raises(DraftError, match=f"'bad' named .*{message}"):
+    with pytest.raises(DraftError, match=f"'bad' proposed .*{message}"):
         expand(drafter, 0)
     model, inputs = make("llama"), prompt(make("llama"))
     expected, _ = plain(model, inputs, **GREEDY)

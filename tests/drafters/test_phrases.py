@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -33,26 +32,17 @@ from hf_specplug.errors import OptionError, StoreError
 from hf_specplug.kernels import phrases as kernels
 from hf_specplug.kernels import repeats
 from hf_specplug.kernels.suffix import suffix_array
+from tests.helpers import twins
 from tests.helpers.runs import new_tokens, plain
 from tests.helpers.stores import Letters, make, silent, stop, texts
+from tests.helpers.twins import Phrase
 from tests.helpers.zoo import make as make_model
 from tests.helpers.zoo import prompt
 
 GREEDY: dict[str, Any] = {"do_sample": False}
-Phrase = tuple[int, ...]
 tokens_of = st.lists(st.integers(0, 3), max_size=60) | st.lists(
     st.sampled_from([0, 0, 0, 1, 1, 3]), min_size=30, max_size=60
 )  # 3 separates documents
-
-
-def all_runs(text: list[int], separator: int) -> Counter[Phrase]:
-    runs: Counter[Phrase] = Counter()
-    for begin in range(len(text)):
-        for end in range(begin + 1, len(text) + 1):
-            if text[end - 1] == separator:
-                break
-            runs[tuple(text[begin:end])] += 1
-    return runs
 
 
 @settings(max_examples=300, deadline=None)
@@ -60,17 +50,11 @@ def all_runs(text: list[int], separator: int) -> Counter[Phrase]:
 def test_repeats_are_those_of_a_plain_search(
     text: list[int], least: int, often: int, nearly: float
 ) -> None:
-    runs = all_runs(text, 3)
-    expected = set()
-    for run, count in runs.items():
-        after = max(runs[(*run, token)] for token in range(3))
-        before = max(runs[(token, *run)] for token in range(3))
-        alone = after < nearly * count and before / count < nearly
-        if len(run) >= least and count >= often and alone:
-            expected.add((run, count))
+    expected = twins.repeated(text, 3, least, often, nearly)
     array = np.array(text, np.int32)
     suffixes = suffix_array(array, 4)
     shared = repeats.common_prefixes(array, suffixes, 3)
+    assert shared.tolist() == twins.common_prefixes(text, suffixes.tolist(), 3)
     found = np.empty((len(text), 3), np.int32)
     number = repeats.repeats(array, suffixes, shared, 3, least, often, nearly, found)
     rows = found[:number].tolist()
@@ -80,7 +64,7 @@ def test_repeats_are_those_of_a_plain_search(
     grams = np.empty((len(text), 2), np.int32)
     number = repeats.grams(array, suffixes, shared, 3, least, grams)
     rows = [(tuple(text[at : at + least]), count) for at, count in grams[:number].tolist()]
-    assert rows == sorted((run, n) for run, n in runs.items() if len(run) == least)
+    assert rows == twins.grams(text, 3, least)
 
 
 def phrases_of(index: Any) -> dict[Phrase, int]:
@@ -166,26 +150,6 @@ phrase_sets = st.dictionaries(
 )
 
 
-def twin(phrases: dict[Phrase, int], path: list[int]) -> list[tuple[int, int]]:
-    """(token, bucket) of what a path is continued by, from the definition."""
-    rows: dict[int, int] = {}
-    weights: Counter[Phrase] = Counter()
-    for phrase, count in phrases.items():
-        for length in range(1, len(phrase) + 1):
-            weights[phrase[:length]] += count
-    for length in range(len(path), 0, -1):
-        state = tuple(path[-length:])
-        below = {t: weights[(*state, t)] for t in range(3) if (*state, t) in weights}
-        if not below or len(rows) >= kernels.ENOUGH:
-            continue
-        shift = kernels.SHORTER if rows else 0
-        depth = sum(length >= step for step in kernels.DEPTHS)
-        for token in sorted(below, key=lambda t: (-below[t], t)):
-            share = sum(below[token] / sum(below.values()) >= step for step in kernels.SHARES)
-            rows.setdefault(token, shift + depth * kernels.COLUMNS_OF_LENGTH + share)
-    return list(rows.items())
-
-
 @settings(max_examples=200, deadline=None)
 @given(phrase_sets, st.lists(st.integers(-1, 2), max_size=12), st.lists(st.integers(0, 2)))
 def test_the_automaton_is_in_the_longest_beginning(
@@ -201,10 +165,9 @@ def test_the_automaton_is_in_the_longest_beginning(
         state = kernels.advance(nodes, table, state, np.array([token], np.int32))
         spelled, node = [], state
         while node:
-            spelled.append(int(nodes[node, kernels.TOKEN]))
-            node = nodes[node, kernels.PARENT]
-        endings = (tuple(text[begin:length]) for begin in range(length + 1))
-        assert tuple(spelled[::-1]) == next(each for each in endings if each in prefixes)
+            spelled.append(int(nodes[node, kernels.TRIE_TOKEN]))
+            node = nodes[node, kernels.TRIE_PARENT]
+        assert tuple(spelled[::-1]) == twins.phrase_state(phrases, text[:length])
 
     pool = np.zeros((len(path) + 1, 2), np.int32)
     pool[1:, 0], pool[1:, 1] = path, np.arange(len(path))
@@ -215,7 +178,7 @@ def test_the_automaton_is_in_the_longest_beginning(
     expected = [
         (node, *row)
         for node in range(len(pool))
-        for row in twin(phrases, (text + path[:node])[-6:])
+        for row in twins.completions(phrases, (text + path[:node])[-6:], 3)
     ]
     assert list(map(tuple, out[:count].tolist())) == expected
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_specplug.drafters.contract import TOP_K, Context, Frontier, Step, TopK
-from hf_specplug.drafters.stand import WIDTH, StandDrafter
+from hf_specplug.drafters.stand import SUCCESSORS, StandDrafter
 from hf_specplug.errors import OptionError, StateError
 from hf_specplug.kernels import successors
 from tests.helpers import twins
@@ -51,7 +51,7 @@ def test_mean_is_the_running_mean(shown: list[list[tuple[int, float]]]) -> None:
     for k, new in enumerate(shown):
         tokens = np.array([token for token, _ in new], np.int32)
         successors.mean(
-            ids, probs, visits, 0, tokens, np.array([prob for _, prob in new], np.float32)
+            visits, ids, probs, 0, tokens, np.array([prob for _, prob in new], np.float32)
         )
         known = twins.averaged(known, new, k, 3)
         found = row_of(ids, probs)
@@ -65,8 +65,8 @@ def test_decayed_counts(tokens: list[int], decay: float) -> None:
     _, _, visits, ids, probs = table()
     known: list[tuple[int, float]] = []
     for token in tokens:
-        successors.decayed(ids, probs, visits, 0, token, decay)
-        known = twins.decayed(known, token, decay, 3)
+        successors.count(visits, ids, probs, 0, token, decay)
+        known = twins.counted(known, token, decay, 3)
         assert row_of(ids, probs) == known
     assert visits[0] == len(tokens)
 
@@ -74,22 +74,17 @@ def test_decayed_counts(tokens: list[int], decay: float) -> None:
 @given(st.lists(st.integers(0, 60), max_size=120))
 def test_a_full_set_loses_its_oldest_row(numbers: list[int]) -> None:
     """Two sets of eight rows, against two dictionaries in the order of use."""
-    keys, stamps, visits, ids, probs = table(2 * successors.WAYS)
-    sets: list[dict[int, int]] = [{}, {}]
+    arrays = table(2 * successors.WAYS)
+    keys, _, visits, _, _ = arrays
+    twin = twins.Sets(2, successors.WAYS)
     for stamp, number in enumerate(numbers, start=1):
         key = int(successors.longer(np.uint64(successors.EMPTY_GRAM), number))
-        mine = sets[key >> 32 & 1]
-        row = successors.claim(keys, stamps, visits, ids, probs, np.uint64(key), stamp)
-        count = mine.pop(key, 0)
-        assert visits[row] == count
-        if len(mine) == successors.WAYS:
-            del mine[next(iter(mine))]
-        mine[key] = count + 1
+        row = successors.claim(*arrays, np.uint64(key), stamp)
+        assert visits[row] == twin.claim(key)
         visits[row] += 1
-    for known in sets:
-        for key, count in known.items():
-            assert visits[successors.find(keys, np.uint64(key))] == count
-    assert np.count_nonzero(keys) == len(sets[0]) + len(sets[1])
+    for key, count in twin.counts().items():
+        assert visits[successors.find(keys, np.uint64(key))] == count
+    assert np.count_nonzero(keys) == len(twin.counts())
 
 
 def test_keys_tell_n_grams_apart() -> None:
@@ -144,7 +139,7 @@ def test_learns_along_all_paths_and_looks_up_the_longest(
 
     drafter, context = StandDrafter(1 << 10), Context(text, VOCAB)
     drafter.begin(context)
-    twin = twins.Grams(WIDTH)
+    twin = twins.Grams(SUCCESSORS)
     shown = rows(seen)
     first, *later = steps
     context.append(first[:1])
@@ -283,14 +278,14 @@ def changed(state: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
         (lambda s: changed(s, "keys", s["keys"] * np.uint64(0)), "distinct and not 0"),
         (lambda s: changed(s, "keys", s["keys"] * np.uint64(0) + np.uint64(1)), "distinct"),
         (lambda s: changed(s, "visits", s["visits"][1:]), "visits must be int32"),
-        (lambda s: changed(s, "visits", s["visits"] * np.int32(0)), "were visited"),
+        (lambda s: changed(s, "visits", s["visits"] * np.int32(0)), "been visited"),
         (lambda s: changed(s, "ids", s["ids"][:, :TOP_K]), r"ids must be int32\[\d+, 10\]"),
         (lambda s: changed(s, "ids", s["ids"] + np.int32(1)), "ids must lie in"),
         (lambda s: changed(s, "ids", s["ids"] - np.int32(2)), "ids must lie in"),
         (lambda s: changed(s, "ids", s["ids"] * np.int32(0)), "distinct"),
         (lambda s: changed(s, "ids", np.full_like(s["ids"], -1)), "no weight"),
-        (lambda s: changed(s, "weights", s["weights"] * np.float32(np.nan)), "weights lie"),
-        (lambda s: changed(s, "weights", -s["weights"]), "weights lie"),
+        (lambda s: changed(s, "weights", s["weights"] * np.float32(np.nan)), "weights must lie"),
+        (lambda s: changed(s, "weights", -s["weights"]), "weights must lie"),
         (lambda s: changed(s, "weights", s["weights"][:, ::-1]), "descending"),
         (lambda s: changed(s, "vocab_size", np.array([-1])), "vocabulary of -1"),
         (lambda s: changed(s, "vocab_size", np.array([1.5])), "vocab_size must be int64"),

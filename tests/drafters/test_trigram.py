@@ -30,6 +30,7 @@ from hf_specplug.drafters.trigram import TrigramDrafter
 from hf_specplug.drafting.mixer import Mixer
 from hf_specplug.errors import StateError, StoreError
 from hf_specplug.kernels import trigram as kernels
+from hf_specplug.kernels.buckets import PROB_BUCKETS
 from hf_specplug.published import completed
 from hf_specplug.published.aded import Aded
 from hf_specplug.tree import DraftTree
@@ -235,7 +236,7 @@ def test_corpora_and_text_are_one_distribution(
         pair = tuple([*text, *more[:node]][-2:])
         expected = (
             twins.trigram_chances(
-                stores, VOCAB, text, pair, kernels.CORPUS, drafting.DECAY, kernels.WIDTH
+                stores, VOCAB, text, pair, kernels.CORPUS, drafting.DECAY, kernels.SUCCESSORS
             )
             if len(pair) == 2
             else {}
@@ -249,15 +250,15 @@ def test_corpora_and_text_are_one_distribution(
         for token, bucket in found[:, 1:].tolist():
             chance, weight = expected[token]
             strength = int(weight > 0) + int(weight >= 1.5)
-            assert bucket // kernels.PROB_STEPS == strength * kernels.SUPPORTS + support
+            assert bucket // PROB_BUCKETS == strength * kernels.SUPPORTS + support
             near = {int((steps <= chance + slack).sum()) for slack in (-1e-6, 1e-6)}
-            assert bucket % kernels.PROB_STEPS in near
+            assert bucket % PROB_BUCKETS in near
 
 
 def test_a_new_habit_overtakes_an_old_one() -> None:
     made = TrigramDrafter()
     made.begin(Context([1, 2, 5] * 200, 10))
-    assert named(made, 5) == [(1, 2 * kernels.SUPPORTS * kernels.PROB_STEPS + 7)]
+    assert named(made, 5) == [(1, 2 * kernels.SUPPORTS * PROB_BUCKETS + 7)]
     for turn in range(1, 5):
         made.observe(step([1, 2, 7] if turn == 1 else [7, 1, 2, 7]))
         made.observe(step([1, 2]))
@@ -322,6 +323,18 @@ def test_state_comes_back_and_copies_read_the_same_store(tmp_path: Path) -> None
         assert [store.path for store in one.stores] == [tmp_path / "store"]
     made.begin(Context([], 201))  # another vocabulary: these were other tokens
     assert not len(made.state_dict()["keys"])
+
+
+def test_a_call_without_a_known_vocabulary_clears_nothing() -> None:
+    """The assisted loop of transformers begins with 2^31 - 1 ids: in a copy, that is harmless."""
+    made = taught()
+    state = made.state_dict()
+    other = made.for_another_call()
+    other.begin(Context([1, 2, 3, 1, 2], (1 << 31) - 1))
+    assert named(other, 2) == [(3, 1 * kernels.SUPPORTS * PROB_BUCKETS + 6)]
+    for key, array in made.state_dict().items():
+        assert np.array_equal(array, state[key])
+    assert made.table is not other.table
 
 
 @pytest.mark.parametrize(

@@ -37,9 +37,9 @@ def siblings(candidates: list[tuple[int | None, ...]]) -> tuple[np.ndarray, ...]
         pool[i, [tree.TOKEN, tree.DEPTH, tree.NEXT]] = i - 1, 1, (i + 1) % size
         evidence[i] = [0 if bucket is None else bucket + 1 for bucket in said]
     table = np.zeros((6, 3), np.float32)
-    table[1:, kernels.PRIOR] = PRIORS
-    table[1:, kernels.LOGIT] = [math.log(p / (1 - p)) for p in PRIORS]
-    table[1:, kernels.SET] = [0, 1, 2, 3, 3]
+    table[1:, kernels.BUCKET_PRIOR] = PRIORS
+    table[1:, kernels.BUCKET_LOGIT] = [math.log(p / (1 - p)) for p in PRIORS]
+    table[1:, kernels.BUCKET_SET] = [0, 1, 2, 3, 3]
     return pool, probs, evidence, table
 
 

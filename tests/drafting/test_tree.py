@@ -136,7 +136,7 @@ def test_a_chain_follows_the_likeliest_child() -> None:
     table = Table({0: [(1, 2), (2, 1)], 2: [(3, 3)], 3: [(2, 1)]})
     tree = search(table).grow(0, 4, 9, chain=True)
     assert tree.tokens.tolist() == [2, 3, 2, 3]
-    assert tree.is_chain()
+    assert twins.is_chain(tree)
     assert search(table).grow(0, 4, 2, chain=True).tokens.tolist() == [2, 3]
 
 
@@ -158,8 +158,8 @@ def test_select_keeps_the_shape() -> None:
     part = tree.select(np.array([0, 2, 3]))
     assert part.tokens.tolist() == [7, 9, 10]
     assert part.parents.tolist() == [-1, 0, 1]
-    assert part.is_chain()
-    assert not tree.is_chain()
+    assert twins.is_chain(part)
+    assert not twins.is_chain(tree)
     np.testing.assert_allclose(tree.path_probs(), [0.5, 0.4, 0.25, 0.125])
 
 

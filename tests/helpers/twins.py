@@ -1,17 +1,51 @@
-"""Plain-Python twins of the kernels: slow, obvious, and compared with them by hypothesis."""
+"""Plain-Python twins of the kernels: slow, obvious, and compared with them by hypothesis.
+
+`TWINS` lists the twins of each kernel; `tests/kernels/test_twins.py` fails if a kernel has none.
+Those of the search, of "hierarchy" and of ADED are in `tests/helpers/search_twins.py`.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 
 from hf_specplug.drafters.context import ORDER
 from hf_specplug.drafters.contract import Drafter, Frontier, Int32, Step
 from hf_specplug.drafters.dense import NEIGHBOURS, DenseDrafter
-from hf_specplug.kernels import dense
+from hf_specplug.kernels import dense, gumbel, phrases
+from hf_specplug.tree import DraftTree
+
+TWINS: dict[str, list[Any]] = {}
+"""By `module.kernel`: the twins that it is compared with."""
+
+T = TypeVar("T")
+
+
+def twin_of(*kernels: str) -> Callable[[T], T]:
+    """Register a function or class as the twin of some kernels, alone or together."""
+
+    def registered(twin: T) -> T:
+        for kernel in kernels:
+            TWINS.setdefault(kernel, []).append(twin)
+        return twin
+
+    return registered
+
+
+def is_chain(tree: DraftTree) -> bool:
+    """Whether each node is the only child of the one before it."""
+    return tree.parents.tolist() == list(range(-1, len(tree) - 1))
+
+
+@twin_of("buckets.bucket")
+def bucket(value: float, edges: Sequence[float]) -> int:
+    """How many of the edges a value reaches."""
+    return sum(value >= edge for edge in edges)
 
 
 def ancestors(parents: Sequence[int]) -> list[list[bool]]:
@@ -26,6 +60,7 @@ def ancestors(parents: Sequence[int]) -> list[list[bool]]:
     return seen
 
 
+@twin_of("tree.best")
 def best(paths: Sequence[float], limit: int) -> list[int]:
     """The `limit` nodes of highest path probability; node i + 1 has paths[i]; ties: the lower."""
     order = sorted(range(1, len(paths) + 1), key=lambda node: (-paths[node - 1], node))
@@ -39,6 +74,7 @@ def top_k(row: Sequence[float], k: int) -> list[int]:
     return ids + [-1] * (k - len(ids))
 
 
+@twin_of("ngram.extend", "ngram.longest_suffix", "ngram.expand")
 def continuations(
     text: Sequence[int], path: Sequence[int]
 ) -> list[tuple[int, int, int, int, bool]]:
@@ -62,10 +98,11 @@ def continuations(
     return found
 
 
+@twin_of("adjacency.update", "adjacency.expand")
 def recycled(
     history: Sequence[tuple[Sequence[int], Sequence[Sequence[int]], Sequence[int]]],
 ) -> dict[int, list[int]]:
-    """Twin of kernels.adjacency.update over several steps of (tokens, rows, visited)."""
+    """The matrix after several steps of (tokens, rows, visited)."""
     matrix: dict[int, list[int]] = {}
     for tokens, rows, visited in history:
         for i in [*range(len(tokens)), *visited]:
@@ -74,9 +111,10 @@ def recycled(
 
 
 Named = dict[int, float]
-"""Of one candidate: drafter -> the prior of the bucket in which it named the candidate."""
+"""Of one candidate: drafter -> the prior of the bucket in which it proposed the candidate."""
 
 
+@twin_of("mixer.mix", "mixer.learn")
 def mixed(
     candidates: Sequence[Named],
     sets: Sequence[int],
@@ -120,6 +158,7 @@ def scored(
     return features, [sum(x * w for x, w in zip(row, chosen[:-2], strict=True)) for row in features]
 
 
+@twin_of("mixer.mix")
 def recalibrated(prob: float, row: Sequence[float]) -> float:
     """Twin of the kernel's last step: half itself, half what the table says of its log-odds."""
     odds = min(max(math.log(max(prob, 1e-9) / max(1 - prob, 1e-9)), -8.0), 8.0)
@@ -129,10 +168,25 @@ def recalibrated(prob: float, row: Sequence[float]) -> float:
     return 0.5 * (prob + row[below] * (1 - above) + row[below + 1] * above)
 
 
+@twin_of("mixer.learn")
+def recalibrating(prob: float, right: bool, rate: float, row: Sequence[float]) -> list[float]:
+    """A row of the apm after one candidate: both bins next to its log-odds move to the outcome."""
+    odds = min(max(math.log(max(prob, 1e-9) / max(1 - prob, 1e-9)), -8.0), 8.0)
+    place = (odds + 8) * 2
+    below = min(int(place), len(row) - 2)
+    moved = list(row)
+    for at, share in ((below, 1 - (place - below)), (below + 1, place - below)):
+        moved[at] += rate * share * (right - moved[at])
+    return moved
+
+
+@twin_of("suffix.classify", "suffix.induce", "suffix.buckets", "suffix.rename", "suffix.is_sorted")
 def suffix_array(text: Sequence[int]) -> list[int]:
+    """The suffixes in order."""
     return sorted(range(len(text)), key=lambda start: list(text[start:]))
 
 
+@twin_of("retrieval.narrow", "retrieval.advance", "retrieval.expand", "retrieval.combine")
 def retrieved(
     shards: Sequence[Sequence[int]],
     vocab: int,
@@ -190,8 +244,39 @@ def _ranked(row: dict[int, float], width: int) -> Weighted:
     return sorted(row.items(), key=lambda pair: (-pair[1], pair[0]))[:width]
 
 
+@twin_of("successors.longer")
+def longer(key: int, token: int) -> int:
+    """In whole numbers, cut to 64 bits."""
+    mask = (1 << 64) - 1
+    key = (key ^ (token + 1) & mask) * 0x9E3779B97F4A7C15 & mask
+    key = (key ^ key >> 29) * 0xBF58476D1CE4E5B9 & mask
+    return (key ^ key >> 32) or 1
+
+
+@twin_of("successors.find", "successors.claim", "successors.restore")
+class Sets:
+    """Rows in sets of a fixed number of ways: one dictionary per set, in the order of use."""
+
+    def __init__(self, sets: int, ways: int) -> None:
+        self.sets: list[dict[int, int]] = [{} for _ in range(sets)]
+        self.ways = ways
+
+    def claim(self, key: int) -> int:
+        """How often the key was claimed before, since it is in its set."""
+        mine = self.sets[(key >> 32) % len(self.sets)]
+        count = mine.pop(key, 0)
+        if len(mine) == self.ways:
+            del mine[next(iter(mine))]
+        mine[key] = count + 1
+        return count
+
+    def counts(self) -> dict[int, int]:
+        return {key: count for mine in self.sets for key, count in mine.items()}
+
+
+@twin_of("successors.mean")
 def averaged(row: Weighted, new: Weighted, visits: int, width: int) -> Weighted:
-    """Twin of kernels.successors.mean: the mean of `visits` distributions takes in one more."""
+    """The mean of `visits` distributions, with one more."""
     share = 1.0 / (visits + 1)
     mean = {token: float(np.float32(weight * (1.0 - share))) for token, weight in row}
     for token, prob in new:
@@ -201,8 +286,9 @@ def averaged(row: Weighted, new: Weighted, visits: int, width: int) -> Weighted:
     return _ranked(mean, width)
 
 
-def decayed(row: Weighted, token: int, decay: float, width: int) -> Weighted:
-    """Twin of kernels.successors.decayed."""
+@twin_of("successors.count")
+def counted(row: Weighted, token: int, decay: float, width: int) -> Weighted:
+    """One more `token`, all others decayed."""
     counts = {known: float(np.float32(weight * decay)) for known, weight in row}
     if token not in counts and len(counts) == width:
         del counts[row[-1][0]]
@@ -210,8 +296,9 @@ def decayed(row: Weighted, token: int, decay: float, width: int) -> Weighted:
     return _ranked(counts, width)
 
 
+@twin_of("successors.learn", "successors.lookup", "successors.expand")
 class Grams:
-    """Twin of kernels.successors.learn and expand, with room for everything."""
+    """N-grams and their mean distributions, with room for everything."""
 
     def __init__(self, width: int) -> None:
         self.width = width
@@ -254,6 +341,8 @@ def trigrams(
     }
 
 
+@twin_of("trigram.learn", "trigram.last_pairs", "trigram.add", "trigram.gather")
+@twin_of("trigram.distribution", "trigram.expand")
 def trigram_chances(
     stores: Sequence[Sequence[int]],
     vocab: int,
@@ -263,11 +352,11 @@ def trigram_chances(
     decay: float,
     width: int,
 ) -> dict[int, tuple[float, float]]:
-    """Twin of kernels.trigram.distribution: token to (probability, weight in the text)."""
+    """Of each token after a pair: (probability, weight in the text)."""
     live: Weighted = []
     for i in range(len(text) - 2):
         if tuple(text[i : i + 2]) == pair:
-            live = decayed(live, text[i + 2], decay, width)
+            live = counted(live, text[i + 2], decay, width)
     counts: dict[int, int] = {}
     for tokens in stores:
         for token, count in trigrams(tokens, vocab).get(pair, (0, []))[1]:
@@ -293,15 +382,17 @@ class Pointer:
     cosine: float
 
 
+@twin_of("retrieval.token_at")
 def token_at(tokens: Sequence[int], place: int) -> int:
     """The token at a place, -1 outside."""
     return tokens[place] if 0 <= place < len(tokens) else -1
 
 
+@twin_of("dense.follow", "dense.compact")
 def followed(
     pointers: Iterable[Pointer], shard: int, tokens: Sequence[int], emitted: Sequence[int]
 ) -> list[Pointer]:
-    """Twin of kernels.dense.follow and compact: those of a shard that said the same, moved on."""
+    """The pointers of a shard that agree with the new tokens, advanced, and those of others."""
     kept = []
     for one in pointers:
         said = [token_at(tokens, one.place + i) for i in range(len(emitted))]
@@ -313,6 +404,7 @@ def followed(
     return kept
 
 
+@twin_of("dense.arrive")
 def arrived(
     pointers: Iterable[Pointer],
     shard: int,
@@ -320,7 +412,7 @@ def arrived(
     neighbours: Iterable[tuple[int, float]],
     root: int,
 ) -> list[Pointer]:
-    """Twin of kernels.dense.arrive; neighbours are (place, cosine), nearest first."""
+    """The pointers with those behind neighbours (place, cosine), which come nearest first."""
     kept = list(pointers)
     for place, cosine in neighbours:
         if place < 0 or not cosine > -2 or token_at(tokens, place + 1) != root:
@@ -330,17 +422,18 @@ def arrived(
         weaker = [one for one in kept if one.agreed <= 1 and one.cosine < cosine]
         if known:
             known[0].cosine = max(known[0].cosine, cosine)
-        elif len(kept) < dense.MOST:
+        elif len(kept) < dense.MAX_POINTERS:
             kept.append(new)
         elif weaker:
             kept[kept.index(min(weaker, key=lambda one: one.cosine))] = new
     return kept
 
 
+@twin_of("dense.look")
 def continuation(pointer: Pointer, tokens: Sequence[int], vocab: int) -> list[int]:
-    """Twin of kernels.dense.look: what follows a pointer, up to what is no token."""
+    """What follows a pointer, up to what is no token."""
     read: list[int] = []
-    while len(read) < dense.AHEAD and 0 <= token_at(tokens, pointer.place + len(read)) < vocab:
+    while len(read) < dense.LOOKAHEAD and 0 <= token_at(tokens, pointer.place + len(read)) < vocab:
         read.append(token_at(tokens, pointer.place + len(read)))
     return read
 
@@ -356,13 +449,15 @@ class Votes:
     voters: int = 0
 
     def bucket(self, nudge: float = 0.0) -> int:
-        """Twin of kernels.dense._bucket; `nudge` is added to the share."""
-        length = sum(self.agreed > most for most in dense.LENGTHS_UP_TO)
-        share = sum(self.share + nudge >= step for step in dense.SHARES)
-        likeness = sum(self.cosine >= step for step in dense.COSINES)
-        number = sum(self.voters > most for most in dense.VOTERS_UP_TO)
-        kind = (share * (len(dense.COSINES) + 1) + likeness) * dense.VOTES + number
-        return length * dense.KINDS + kind
+        """The evidence bucket; `nudge` is added to the share."""
+        length = sum(self.agreed >= edge for edge in dense.LENGTH_EDGES)
+        share = sum(self.share + nudge >= step for step in dense.SHARE_EDGES)
+        likeness = sum(self.cosine >= step for step in dense.COSINE_EDGES)
+        number = sum(self.voters >= edge for edge in dense.VOTER_EDGES)
+        kind = (share * (len(dense.COSINE_EDGES) + 1) + likeness) * (
+            len(dense.VOTER_EDGES) + 1
+        ) + number
+        return length * dense.VOTE_BUCKETS + kind
 
 
 def weight(cosine: float, agreed: int) -> float:
@@ -370,16 +465,17 @@ def weight(cosine: float, agreed: int) -> float:
     return math.exp(dense._SHARPNESS * (cosine - 1))
 
 
+@twin_of("dense.expand")
 def voted(
     pointers: Sequence[Pointer], ahead: Sequence[Sequence[int]], path: Sequence[int]
 ) -> dict[int, Votes]:
-    """Twin of kernels.dense.expand at the end of one path, but for the limit and the order.
+    """The votes at the end of one path, without limit and order.
 
     `ahead`: what follows each pointer, as `continuation` reads it.
     """
     depth, whole = len(path), 0.0
     found: dict[int, Votes] = {}
-    if depth >= dense.AHEAD:
+    if depth >= dense.LOOKAHEAD:
         return found
     for one, read in zip(pointers, ahead, strict=True):
         if list(read[:depth]) != list(path):
@@ -398,12 +494,121 @@ def voted(
     return found
 
 
+@twin_of("dense.project")
 def projected(state: Sequence[float], transform: np.ndarray) -> np.ndarray | None:
-    """Twin of kernels.dense.project: None if a state is not finite, or nothing is left of it."""
+    """A unit vector; None if a state is not finite, or projects to zero."""
     with np.errstate(all="ignore"):
         raw = np.append(np.asarray(state, np.float32), np.float32(1)) @ transform
         length = np.linalg.norm(raw.astype(np.float64))
     return raw / length if 0 < length < np.inf else None
+
+
+@twin_of("gumbel.favoured", "gumbel.expand")
+def favoured(
+    weights: Sequence[float], total: float, noise: Sequence[float]
+) -> list[tuple[int, float, int]]:
+    """(token, p / e, evidence bucket) at one position; of equal quotients in any order."""
+    scores = [w / max(-math.log1p(-u), 1e-30) for w, u in zip(weights, noise, strict=False)]
+    order = sorted((i for i, score in enumerate(scores) if score > 0), key=lambda i: -scores[i])
+    rows = []
+    for rank, token in enumerate(order[: gumbel.FAVOURED]):
+        step = min(max(int(2 * math.log(scores[token] / total) + 8), 0), 15)
+        rows.append((token, scores[token], bucket(rank, (1, 3)) * 16 + step))
+    return rows
+
+
+@twin_of("trie.slot_of", "trie.rehash")
+class Trie:
+    """Children by parent and token; nodes are numbered from 1."""
+
+    def __init__(self) -> None:
+        self.nodes: dict[tuple[int, int], int] = {}
+
+    def add(self, parent: int, token: int) -> None:
+        self.nodes[parent, token] = len(self.nodes) + 1
+
+    def child(self, parent: int, token: int) -> int:
+        """0 if there is none."""
+        return self.nodes.get((parent, token), 0)
+
+
+Phrase = tuple[int, ...]
+
+
+def all_runs(text: Sequence[int], separator: int) -> Counter[Phrase]:
+    """Every run of tokens without a separator, with its number of occurrences."""
+    runs: Counter[Phrase] = Counter()
+    for begin in range(len(text)):
+        for end in range(begin + 1, len(text) + 1):
+            if text[end - 1] == separator:
+                break
+            runs[tuple(text[begin:end])] += 1
+    return runs
+
+
+@twin_of("repeats.repeats")
+def repeated(
+    text: Sequence[int], separator: int, least: int, often: int, nearly: float
+) -> set[tuple[Phrase, int]]:
+    """The maximal repeats and their occurrences."""
+    runs = all_runs(text, separator)
+    expected = set()
+    for run, count in runs.items():
+        after = max(runs[(*run, token)] for token in range(separator))
+        before = max(runs[(token, *run)] for token in range(separator))
+        alone = after < nearly * count and before / count < nearly
+        if len(run) >= least and count >= often and alone:
+            expected.add((run, count))
+    return expected
+
+
+@twin_of("repeats.grams")
+def grams(text: Sequence[int], separator: int, size: int) -> list[tuple[Phrase, int]]:
+    """All runs of one size, sorted, and their occurrences."""
+    runs = all_runs(text, separator)
+    return sorted((run, count) for run, count in runs.items() if len(run) == size)
+
+
+@twin_of("repeats.common_prefixes")
+def common_prefixes(text: Sequence[int], suffixes: Sequence[int], separator: int) -> list[int]:
+    """What each suffix shares with the one before it."""
+    shared = [0] * len(suffixes)
+    for place in range(1, len(suffixes)):
+        one, other = text[suffixes[place - 1] :], text[suffixes[place] :]
+        for a, b in zip(one, other, strict=False):
+            if a != b or a == separator:
+                break
+            shared[place] += 1
+    return shared
+
+
+@twin_of("phrases.insert", "phrases.step", "phrases.advance", "phrases.link")
+def phrase_state(known: Iterable[Phrase], text: Sequence[int]) -> Phrase:
+    """The longest suffix of a text that is the beginning of a phrase."""
+    prefixes = {phrase[:length] for phrase in known for length in range(len(phrase) + 1)}
+    endings = (tuple(text[begin:]) for begin in range(len(text) + 1))
+    return next(each for each in endings if each in prefixes)
+
+
+@twin_of("phrases.expand")
+def completions(known: dict[Phrase, int], path: Sequence[int], vocab: int) -> list[tuple[int, int]]:
+    """(token, bucket) of what a path is continued by, from the definition."""
+    rows: dict[int, int] = {}
+    weights: Counter[Phrase] = Counter()
+    for phrase, count in known.items():
+        for length in range(1, len(phrase) + 1):
+            weights[phrase[:length]] += count
+    for length in range(len(path), 0, -1):
+        state = tuple(path[-length:])
+        below = {t: weights[(*state, t)] for t in range(vocab) if (*state, t) in weights}
+        if not below or len(rows) >= phrases.ENOUGH:
+            continue
+        shift = phrases.SHORTER if rows else 0
+        depth = bucket(length, phrases.LENGTH_EDGES)
+        for token in sorted(below, key=lambda t: (-below[t], t)):
+            share = bucket(below[token] / sum(below.values()), phrases.SHARE_EDGES)
+            rows.setdefault(token, shift + depth * phrases.SHARES + share)
+    return list(rows.items())
 
 
 class DenseTwin(Drafter):

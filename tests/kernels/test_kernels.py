@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from hf_specplug.drafters.context import ContextDrafter
 from hf_specplug.drafters.contract import Context, Frontier, Step, TopK
-from hf_specplug.drafters.recycling import WIDTH, RecyclingDrafter
-from hf_specplug.kernels import adjacency, ngram, topk, tree
+from hf_specplug.drafters.recycling import SUCCESSORS, RecyclingDrafter
+from hf_specplug.kernels import ngram, topk, tree
+from hf_specplug.kernels.buckets import PROB_BUCKETS
 from tests.helpers import twins
 
 TEXT = st.lists(st.integers(0, 5), min_size=1, max_size=70)
@@ -110,7 +111,7 @@ def test_best_takes_the_highest_path_probabilities(paths: list[float], limit: in
     assert frontier[:waiting].tolist() == [
         node
         for node in reaching
-        if np.float32(paths[node - 1]) >= tree.AHEAD * np.float32(likeliest)
+        if np.float32(paths[node - 1]) >= tree.FRONTIER_SHARE * np.float32(likeliest)
     ]
     assert (pool[frontier[:waiting], tree.ROUND] == 2).all()
 
@@ -135,7 +136,7 @@ def test_recycling_keeps_the_accepted_row(steps: list, data: st.DataObject) -> N
     history = []
     for step in steps:
         tokens = [token for token, _ in step]
-        rows = [[start + k for k in range(WIDTH)] for _, start in step]
+        rows = [[start + k for k in range(SUCCESSORS)] for _, start in step]
         visited = sorted(data.draw(st.sets(st.integers(0, len(tokens) - 1), max_size=3)))
         history.append((tokens, rows, visited))
         drafter.observe(
@@ -144,7 +145,7 @@ def test_recycling_keeps_the_accepted_row(steps: list, data: st.DataObject) -> N
                 0,
                 visited,
                 [],
-                TopK(np.array(rows, np.int32), np.full((len(rows), WIDTH), 0.05, np.float32)),
+                TopK(np.array(rows, np.int32), np.full((len(rows), SUCCESSORS), 0.05, np.float32)),
             )
         )
     matrix = twins.recycled(history)
@@ -152,8 +153,8 @@ def test_recycling_keeps_the_accepted_row(steps: list, data: st.DataObject) -> N
     for token in range(8):
         rows = drafter.expand(Frontier(np.array([0], np.int32), pool, token))
         assert rows[:, 1].tolist() == matrix.get(token, [])
-        assert (rows[:, 2] // adjacency.PROB_BUCKETS).tolist() == list(range(len(rows)))
-        assert set((rows[:, 2] % adjacency.PROB_BUCKETS).tolist()) <= {3}
+        assert (rows[:, 2] // PROB_BUCKETS).tolist() == list(range(len(rows)))
+        assert set((rows[:, 2] % PROB_BUCKETS).tolist()) <= {3}
 
 
 def test_recycling_is_small() -> None:
@@ -188,7 +189,7 @@ def test_insert_checks_every_row(row: tuple[int, int, int], answer: int) -> None
 
 
 def test_the_trie_says_when_it_is_full() -> None:
-    nodes = np.zeros((20, ngram.COLUMNS), np.int32)
+    nodes = np.zeros((20, ngram.GRAM_COLUMNS), np.int32)
     table, active = np.zeros(64, np.int32), np.zeros(5, np.int32)
     assert ngram.extend(nodes, table, active, 1, np.arange(4, dtype=np.int32)) > 1
     assert ngram.extend(nodes, table, active, 11, np.arange(4, dtype=np.int32)) == -1

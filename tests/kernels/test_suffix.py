@@ -83,13 +83,13 @@ def test_retrieval(shards: list[list[int]], text: list[int], path: list[int]) ->
             shards,
             VOCAB,
             [*text, *path[:node]],
-            retrieval.LONGEST,
-            retrieval.SHORTEST,
+            retrieval.LONGEST_MATCH,
+            retrieval.SHORTEST_MATCH,
             retrieval._FEW,
             RestDrafter.rows_per_node,
         )
         assert [tuple(row) for row in rows.tolist()] == [
-            (node, token, retrieval._bucket(length, count, total, longest))
+            (node, token, retrieval._evidence(length, count, total, longest))
             for token, length, count, total, longest in expected
         ]
         assert (rows[:, 2] < retrieval.BUCKETS).all()
@@ -120,8 +120,8 @@ def test_many_occurrences_are_sampled_evenly() -> None:
     made.begin(Context([0, 3, 3], VOCAB))
     rows = made.expand(Frontier(np.zeros(1, np.int32), np.zeros((4, 12), np.int32), 3))
     buckets = {token: bucket for _, token, bucket in rows.tolist()}
-    assert buckets[1] == retrieval._bucket(2, 48, 64, True)
-    assert buckets[2] == retrieval._bucket(2, 16, 64, True)
+    assert buckets[1] == retrieval._evidence(2, 48, 64, True)
+    assert buckets[2] == retrieval._evidence(2, 16, 64, True)
 
 
 def test_a_hole_in_the_text_matches_nothing() -> None:

@@ -22,7 +22,7 @@ from hf_specplug.datastore.kinds.contract import NO_SETTINGS, Arrays, Index, req
 from hf_specplug.datastore.kinds.registry import register_kind
 from hf_specplug.errors import StoreError
 from hf_specplug.kernels import repeats as kernels
-from hf_specplug.kernels.phrases import LONGEST
+from hf_specplug.kernels.phrases import MAX_PHRASE
 from hf_specplug.kernels.suffix import suffix_array
 
 MIN_TOKENS = 6
@@ -35,7 +35,7 @@ MAX_COVERED = 0.8
 """A phrase is dropped if a phrase one token longer has at least this share of its occurrences."""
 
 PIECE_OVERLAP = 8
-"""Tokens shared by consecutive pieces of a phrase longer than `LONGEST`."""
+"""Tokens shared by consecutive pieces of a phrase longer than `MAX_PHRASE`."""
 
 GIVEN_COUNT = 1 << 20
 """Occurrences counted for a given phrase, so that it is kept and ranks above mined ones."""
@@ -103,10 +103,10 @@ class _Phrases(Index):
             )
 
     def phrases(self) -> Iterator[NDArray[Any]]:
-        """The tokens of each phrase, at most `LONGEST` even if the offsets are damaged."""
+        """The tokens of each phrase, at most `MAX_PHRASE` even if the offsets are damaged."""
         tokens, offsets = self.tokens.view(np.ndarray), self.offsets.tolist()
         for begin, end in pairwise(offsets):
-            yield tokens[begin : min(end, begin + LONGEST)]
+            yield tokens[begin : min(end, begin + MAX_PHRASE)]
 
     def check(self, vocab: int) -> None:
         least, most = self.lengths
@@ -128,7 +128,7 @@ class _Phrases(Index):
 class PhraseIndex(_Phrases):
     """The maximal repeats of a corpus, except those of which a longer one occurs almost as often.
 
-    A repeat of more than `LONGEST` tokens is kept in pieces that overlap.
+    A repeat of more than `MAX_PHRASE` tokens is kept in pieces that overlap.
 
     Example:
         in a corpus of files that all begin with the same licence header, the header is a phrase.
@@ -139,7 +139,7 @@ class PhraseIndex(_Phrases):
     summary: ClassVar[str] = "long passages that repeat, or with --given each document as one"
     accepts_given: ClassVar[bool] = True
     most: ClassVar[int] = 50_000
-    lengths: ClassVar[tuple[int, int]] = (2, LONGEST)
+    lengths: ClassVar[tuple[int, int]] = (2, MAX_PHRASE)
 
     @classmethod
     def _found(cls, text: Any, suffixes: Any, shared: Any, vocab: int) -> Counter[bytes]:
@@ -149,7 +149,7 @@ class PhraseIndex(_Phrases):
                 text, suffixes, shared, vocab, MIN_TOKENS, MIN_COUNT, MAX_COVERED, found
             )
         ]
-        saved = found[:, 1].clip(max=LONGEST).astype(np.int64) * found[:, 2]
+        saved = found[:, 1].clip(max=MAX_PHRASE).astype(np.int64) * found[:, 2]
         counts: Counter[bytes] = Counter()
         for position, length, count in found[np.argsort(-saved, kind="stable")].tolist():
             for piece in _pieces(text[position : position + length]):
@@ -193,6 +193,6 @@ def _key(tokens: NDArray[Any]) -> bytes:
 
 
 def _pieces(tokens: NDArray[Any]) -> Iterator[NDArray[Any]]:
-    """A phrase, in overlapping pieces if it has more than `LONGEST` tokens."""
-    for begin in range(0, max(1, len(tokens) - PIECE_OVERLAP), LONGEST - PIECE_OVERLAP):
-        yield tokens[begin : begin + LONGEST]
+    """A phrase, in overlapping pieces if it has more than `MAX_PHRASE` tokens."""
+    for begin in range(0, max(1, len(tokens) - PIECE_OVERLAP), MAX_PHRASE - PIECE_OVERLAP):
+        yield tokens[begin : begin + MAX_PHRASE]
