@@ -19,20 +19,20 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from hf_specplug.assisted import AssistedCandidates
 from hf_specplug.datastore.building.growing import GrowingStore
 from hf_specplug.datastore.opening import open_all
 from hf_specplug.datastore.store import Datastore
 from hf_specplug.drafters.contract import Context, Drafter
 from hf_specplug.drafters.registry import create, hidden_layer
 from hf_specplug.drafting import precompile
+from hf_specplug.drafting.assisted import AssistedCandidates
 from hf_specplug.drafting.budget import Budget, check_nodes
 from hf_specplug.drafting.ensemble import Ensemble
 from hf_specplug.drafting.mixer import Mixer
 from hf_specplug.drafting.search import TreeSearch
 from hf_specplug.errors import OptionError
 from hf_specplug.hf import adapter
-from hf_specplug.hf.adapter import BaseStreamer
+from hf_specplug.hf.adapter import BaseStreamer, CandidateGenerator
 from hf_specplug.hf.call import Call
 from hf_specplug.published import completed
 from hf_specplug.runner import Runner
@@ -46,7 +46,7 @@ DEFAULT_DRAFTERS = ("context", "recycling", "stand", "gumbel")
 _OF_THIS_PROCESS = frozenset({"_paths", "_tokenizer", "_model"})
 
 
-class SpecPlug(AssistedCandidates):
+class SpecPlug(AssistedCandidates, CandidateGenerator):  # type: ignore[misc]
     """Drafts for `model.generate`: the same output in fewer forward passes.
 
     Use `attach(model)`; or, without touching the model, `model.generate(...,
@@ -284,7 +284,7 @@ class SpecPlug(AssistedCandidates):
         mixer = Mixer([drafter.name for drafter in drafters])
         return self._runner.begin_search(context, drafters, mixer), self._ensemble.lock
 
-    def _longest_path(self) -> int:
+    def _max_path(self) -> int:
         return Budget(self.nodes).limit
 
     def __repr__(self) -> str:

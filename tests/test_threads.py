@@ -20,7 +20,6 @@ import pytest
 import torch
 from torch import nn
 from transformers import LogitsProcessor, StaticCache
-from transformers.generation.streamers import BaseStreamer
 
 from hf_specplug import SpecPlug, attach, detach
 from hf_specplug.drafters.contract import Context, Drafter, Frontier, Int32
@@ -30,6 +29,7 @@ from hf_specplug.hf.hidden_states import HiddenStateHook
 from hf_specplug.verify import packed
 from tests.drafters.test_conformance import store
 from tests.helpers.runs import plain
+from tests.helpers.streamers import Collected
 from tests.helpers.zoo import make
 from tests.verify.test_packed import patched
 
@@ -86,18 +86,6 @@ def interrupt() -> None:
 
 def stop(ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
     return torch.tensor([bool(ids[0, -2:].sum() % 13 == 0)])
-
-
-class Collect(BaseStreamer):  # type: ignore[misc]
-    def __init__(self) -> None:
-        self.tokens: list[int] = []
-        self.ended = False
-
-    def put(self, value: torch.Tensor) -> None:
-        self.tokens += value.flatten().tolist()
-
-    def end(self) -> None:
-        self.ended = True
 
 
 @dataclass(frozen=True)
@@ -173,7 +161,7 @@ def in_threads(*works: Callable[[], None]) -> None:
 
 def run(model: Any, case: Case, expected: list[list[int] | None]) -> None:
     """One attached call, held against plain's output."""
-    streamer = Collect()
+    streamer = Collected()
     number = ALL.index(case)
     try:
         output = model.generate(**case.settings(model), streamer=streamer).tolist()
@@ -482,20 +470,20 @@ def test_seats() -> None:
 
 def test_a_new_store_is_for_all_calls_from_the_next_on() -> None:
     plug = SpecPlug(drafters=["rest"])
-    one, two = plug._acquire(), plug._acquire()
+    one, two = plug._runner._acquire(), plug._runner._acquire()
     assert one is not None
     assert two is not None
     plug._ensemble._sets.release(two)
     plug.add_datastore(store("suffix", 12))
     for _ in range(2):
-        seat = plug._acquire()
+        seat = plug._runner._acquire()
         assert seat is not None
         assert seat.number > 0
         (drafter,) = seat.drafters
         assert [opened.manifest.kind for opened in drafter.stores] == ["suffix"]
         assert len(drafter._shards) == 1
     plug.add_datastore(store("trigram", 12))
-    later = plug._acquire()
+    later = plug._runner._acquire()
     assert later is not None
     assert [drafter.name for drafter in later.drafters] == ["rest", "trigram"]
     assert later.mixer.names == ["rest", "trigram"]

@@ -11,7 +11,7 @@ from hf_specplug.drafters.contract import Drafter
 from hf_specplug.drafters.registry import create
 from hf_specplug.drafters.store_drafter import StoreDrafter, give
 from hf_specplug.drafting.mixer import Mixer
-from hf_specplug.hf.prompts import vocab_size
+from hf_specplug.hf.adapter import vocab_size
 from hf_specplug.replay.progress import Progress
 from hf_specplug.replay.record import record_text
 from hf_specplug.replay.recording import Recording

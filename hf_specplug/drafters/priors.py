@@ -10,7 +10,7 @@ from typing import Any
 
 @cache
 def _priors() -> dict[str, Any]:
-    file = Path(__file__).parent.parent / "priors.json"
+    file = Path(__file__).with_name("priors.json")
     return json.loads(file.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
 
 

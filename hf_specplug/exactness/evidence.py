@@ -26,7 +26,7 @@ from hf_specplug.exactness.fingerprint import adapts_the_last, fingerprint, is_s
 from hf_specplug.hf import suppressed
 from hf_specplug.hf.call import NOT_FOR_THE_MODEL, Call
 from hf_specplug.hf.plan import PLAIN, TREE, CallPlan
-from hf_specplug.hf.prompt import METHODS
+from hf_specplug.hf.prefill import METHODS
 from hf_specplug.hf.reach import masks_needed
 from hf_specplug.hf.support import device_of
 from hf_specplug.verify.packed import KEY as PACKED

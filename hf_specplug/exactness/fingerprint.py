@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_specplug.hf.attention import implementation
-from hf_specplug.hf.prompt import METHODS
+from hf_specplug.hf.prefill import METHODS
 from hf_specplug.verify.packed import KEY as PACKED
 
 

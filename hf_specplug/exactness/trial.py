@@ -21,7 +21,7 @@ from hf_specplug.hf import suppressed
 from hf_specplug.hf.cache import holds_state
 from hf_specplug.hf.call import Call
 from hf_specplug.hf.plan import CHAIN, PLAIN, TREE, CallPlan
-from hf_specplug.hf.prompt import Prompt, next_kwargs, prefilled
+from hf_specplug.hf.prefill import Prompt, next_kwargs, prefilled
 from hf_specplug.hf.support import RECURRENT
 from hf_specplug.tree import DraftTree
 from hf_specplug.verify.eager import EagerEngine

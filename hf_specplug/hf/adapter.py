@@ -46,7 +46,7 @@ def plain(
 
 
 def vocab_size(model: PreTrainedModel) -> int:
-    """How many token ids the model's decoder has."""
+    """The number of token ids of the model's decoder, padding of the vocabulary included."""
     return int(model.config.get_text_config(decoder=True).vocab_size)
 
 

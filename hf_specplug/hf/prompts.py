@@ -79,8 +79,3 @@ def greedy_answer(model: Any, prompt: list[int], max_new_tokens: int) -> list[in
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new_tokens, do_sample=False
     )
     return output[0, len(prompt) :].tolist()  # type: ignore[no-any-return]
-
-
-def vocab_size(model: Any) -> int:
-    """The number of token ids that the model can emit, padding of the vocabulary included."""
-    return int(model.config.get_text_config(decoder=True).vocab_size)

@@ -1,4 +1,4 @@
-"""Learning what `hf_specplug/priors.json` holds: priors of evidence, and weights of the mixer.
+"""Learning what `drafters/priors.json` holds: priors of evidence, and weights of the mixer.
 
 Only numbers leave the recording: one probability for each evidence bucket of a drafter, and the
 mixer's weights. Texts named "seed N" were sampled with that seed on a CPU; they teach what known
@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-import hf_specplug
 from hf_specplug.datastore.store import Datastore
+from hf_specplug.drafters import priors as shipped
 from hf_specplug.drafters.contract import Drafter, Int32
 from hf_specplug.drafters.gumbel import GumbelDrafter
 from hf_specplug.drafters.hierarchy import HierarchyDrafter
@@ -47,7 +47,7 @@ from hf_specplug.verify.noise import POSITIONS, draw
 Priors = dict[str, Any]
 """What `priors.json` holds: priors by drafter, "mixer", and "stand_tree"."""
 
-FILE = Path(hf_specplug.__file__).parent / "priors.json"
+FILE = Path(shipped.__file__).with_name("priors.json")
 
 GRIDS = {
     "context": [

@@ -14,15 +14,10 @@ from hf_specplug.attachment import attach
 from hf_specplug.drafters.contract import TopK
 from hf_specplug.errors import RecordingError
 from hf_specplug.hf import loading
+from hf_specplug.hf.adapter import vocab_size
 from hf_specplug.hf.hidden_states import HiddenStateHook
 from hf_specplug.hf.hidden_states import rows as rows_of
-from hf_specplug.hf.prompts import (
-    greedy_answer,
-    prompt_ids,
-    read_prompts,
-    remaining_tokens,
-    vocab_size,
-)
+from hf_specplug.hf.prompts import greedy_answer, prompt_ids, read_prompts, remaining_tokens
 from hf_specplug.replay.progress import Progress, silent
 from hf_specplug.replay.recording import RecordedText, Recording, load
 from hf_specplug.verify.outputs import Outputs

@@ -16,7 +16,7 @@ from hf_specplug.hf.call import Call
 from hf_specplug.hf.hidden_states import HiddenStateHook
 from hf_specplug.hf.plan import TREE, CallPlan
 from hf_specplug.hf.positions import position_argument
-from hf_specplug.hf.prompt import Prompt, optimized_for_decode, prefilled
+from hf_specplug.hf.prefill import Prompt, optimized_for_decode, prefilled
 from hf_specplug.hf.support import device_of
 from hf_specplug.tree import DraftTree
 from hf_specplug.verify.outputs import Outputs

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 from transformers import TextIteratorStreamer
-from transformers.generation.streamers import BaseStreamer
 
 from hf_specplug import SpecPlug, attach, detach
 from hf_specplug.plug import DEFAULT_DRAFTERS
 from tests.helpers.oracle import Replay
 from tests.helpers.runs import new_tokens, plain, plugged
+from tests.helpers.streamers import Collected
 from tests.images.talk import inputs, joined, picture, said
 from tests.images.tokenizer import BYTES
 from tests.images.zoo import FAMILIES, Family, made
@@ -152,20 +152,6 @@ def test_two_turns(family: Family, shown: bool) -> None:
         assert bool(plug.stats.fallbacks) == (family.mode != "tree")
 
 
-class Heard(BaseStreamer):
-    """What a streamer is given."""
-
-    def __init__(self) -> None:
-        self.tokens: list[int] = []
-        self.ended = False
-
-    def put(self, value: torch.Tensor) -> None:
-        self.tokens += value.flatten().tolist()
-
-    def end(self) -> None:
-        self.ended = True
-
-
 def _streamed(model: Any, processor: Any, prompt: dict[str, Any]) -> str:
     """What a client reads while another thread generates."""
     streamer = TextIteratorStreamer(processor.tokenizer, skip_prompt=True, timeout=60)
@@ -185,7 +171,7 @@ def test_streamed(family: Family) -> None:
         assert _streamed(model, processor, prompt) == expected != ""
     finally:
         detach(model)
-    heard = Heard()
+    heard = Collected()
     output, _, _ = plugged(model, prompt, list(DEFAULT_DRAFTERS), streamer=heard, **GREEDY)
     assert heard.tokens == output[0].tolist()
     assert heard.ended

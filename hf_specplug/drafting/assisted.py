@@ -7,21 +7,19 @@ from abc import abstractmethod
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from hf_specplug.drafters.contract import Context, Step
 from hf_specplug.drafting.search import TreeSearch
-from hf_specplug.hf.adapter import CandidateGenerator
 
-LONGEST_PATH = 10
+MAX_PATH = 10
 """Tokens proposed at once: as many as transformers' prompt lookup proposes."""
 
 ANY_TOKEN = (1 << 31) - 1
 """The vocabulary size that is assumed: this loop does not say which vocabulary the model has."""
 
 
-class AssistedCandidates(CandidateGenerator):  # type: ignore[misc]
+class AssistedCandidates:
     """Proposes the likeliest path after a text that grows from question to question."""
 
     def __init__(self) -> None:
@@ -32,24 +30,20 @@ class AssistedCandidates(CandidateGenerator):  # type: ignore[misc]
         """A search that has begun with `context`, and the lock to hold while it is used."""
 
     @abstractmethod
-    def _longest_path(self) -> int:
+    def _max_path(self) -> int:
         """Maximum number of tokens to propose at once."""
 
-    def get_candidates(
-        self, input_ids: torch.Tensor, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def get_candidates(self, input_ids: Any, **kwargs: Any) -> tuple[Any, None]:
         """The likeliest single path after `input_ids` int64[1, n], as int64[1, n + k], and None."""
         tokens = input_ids[0].cpu().numpy()
         path: _Path | None = getattr(self._paths, "last", None)
         if path is None or not path.continued_by(tokens):
             context = Context(tokens, ANY_TOKEN)
             path = self._paths.last = _Path(context, *self._begin_path(context))
-        draft = torch.from_numpy(path.draft(tokens, min(self._longest_path(), LONGEST_PATH)))
-        return torch.cat([input_ids, draft[None].to(input_ids.device)], dim=1), None
+        draft = path.draft(tokens, min(self._max_path(), MAX_PATH))
+        return input_ids.new_tensor(np.concatenate([tokens, draft])[None]), None
 
-    def update_candidate_strategy(
-        self, input_ids: torch.Tensor, scores: torch.Tensor, num_matches: int
-    ) -> None:
+    def update_candidate_strategy(self, input_ids: Any, scores: Any, num_matches: int) -> None:
         """Nothing to do: what was accepted shows in the next `get_candidates`."""
 
 
