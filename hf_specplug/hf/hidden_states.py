@@ -57,9 +57,8 @@ class HiddenStateHook:
 
     def __enter__(self) -> HiddenStateHook:
         self._thread = threading.get_ident()
-        self.states = (
-            None  # a pass that captures nothing must not leave the states of an earlier one
-        )
+        # a pass that captures nothing must not leave the states of an earlier one
+        self.states = None
         if self.layer == LAST:
             self._hook = self._module.register_forward_pre_hook(self._before, with_kwargs=True)
         else:

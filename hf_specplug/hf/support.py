@@ -89,13 +89,10 @@ def has_static_shapes(call: Call) -> bool:
     text = model.config.get_text_config(decoder=True)
     quantizer = getattr(model, "hf_quantizer", None)
     kinds = {type(layer) for layer in getattr(cache, "layers", ())}
-    is_static = kinds and kinds <= {StaticLayer, StaticSlidingWindowLayer}
+    fixed = kinds and kinds <= {StaticLayer, StaticSlidingWindowLayer}
     return bool(
         not call.config.disable_compile
-        and (
-            is_static
-            or (is_accelerated(model) and kinds <= _GROWING and type(cache) is DynamicCache)
-        )
+        and (fixed or (is_accelerated(model) and kinds <= _GROWING and type(cache) is DynamicCache))
         and not getattr(cache, "offloading", False)
         and not model.config.is_encoder_decoder
         and len(set(getattr(model, "hf_device_map", {}).values())) <= 1
