@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 DEMO_MODEL = Path(__file__).parent / "demo_model"
-"""The built-in model of `specplug demo`: a folder as `save_pretrained` writes it."""
+"""The built-in model of `specplug demo`: a folder in the format of `save_pretrained`."""
 
 _HOME = {
     "Context": "drafters.contract",
@@ -62,7 +62,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name on first use: the package itself loads neither torch nor numba."""
+    """Import a public name on first use. The package itself imports neither torch nor numba."""
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -1,4 +1,4 @@
-"""`attach` and `detach`: a plug behind `model.generate` of one model instance."""
+"""`attach` and `detach`: connect a plug with `model.generate` of one model instance."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from hf_specplug.plug import DEFAULT_DRAFTERS, SpecPlug
 
 
 class _Attached:
-    """A method of a model with a plug: an attribute of that one instance.
+    """A model method that `attach` replaces: an attribute of that one instance.
 
-    A class and not a bound method or closure, so that a deep copy or a pickle of the model carries
-    a plug of its own, bound to the copy. Whatever else is asked of it (`__name__`, `__func__`,
-    `__self__`, ...) is asked of the method.
+    This is a class instead of a bound method or closure, so that a deep copy or a pickle of the
+    model has its own plug, bound to the copy. All other attributes (`__name__`, `__func__`,
+    `__self__`, ...) are those of the original method.
     """
 
     name: str
@@ -33,7 +33,8 @@ class _Attached:
     def __init__(self, model: PreTrainedModel, plug: SpecPlug, before: Any = None) -> None:
         self.model = model
         self.plug = plug
-        self.before = before  # of the instance: models whose repository has a `generate` have one
+        # the instance's own method, if the model's repository defines `generate`
+        self.before = before
         self.__doc__ = self._method.__doc__
 
     @property
@@ -42,7 +43,7 @@ class _Attached:
         return getattr(type(model), self.name).__get__(model)
 
     def __getattr__(self, name: str) -> Any:
-        if "model" not in vars(self):  # half copied or unpickled
+        if "model" not in vars(self):  # while the object is copied or unpickled
             raise AttributeError(name)
         return getattr(self._method, name)
 
@@ -77,7 +78,7 @@ class _AttachedGenerate(_Attached):
         if isinstance(kwargs.get("custom_generate"), SpecPlug):
             plug = kwargs.pop("custom_generate")
         if plug is not self.plug and plug is not None and kwargs.get("custom_generate"):
-            kwargs["assistant"] = plug  # another method was asked for, and is to have it
+            kwargs["assistant"] = plug  # another decoding method was requested: it gets the plug
         if plug is None or kwargs.get("custom_generate") is not None:
             return generate(model, *args, **kwargs)
         reason = left_to_transformers(model, kwargs)
@@ -91,7 +92,7 @@ class _AttachedGenerate(_Attached):
 
 
 class _AttachedBatching(_Attached):
-    """What `generate_batch` and servers start: a loop of transformers' own around `forward`."""
+    """The entry point of `generate_batch` and servers: transformers' own loop, not drafted."""
 
     name = "init_continuous_batching"
 
@@ -106,7 +107,7 @@ _METHODS = (_AttachedGenerate, _AttachedBatching)
 
 
 class _Run:
-    """One call: the plug, with the streamer that `generate` does not hand to a callable."""
+    """The plug for one call, with the streamer that `generate` does not pass to a callable."""
 
     def __init__(self, plug: SpecPlug, streamer: BaseStreamer | None) -> None:
         self._plug = plug
@@ -141,18 +142,21 @@ def attach(
     datastores: Iterable[str | os.PathLike[str] | Datastore] = (),
     tokenizer: Any = None,
 ) -> SpecPlug:
-    """Make `model.generate` draft from now on: the one line. Returns the plug, with its `stats`.
+    """Make `model.generate` draft from now on.
 
-    Only this instance is changed, until `detach(model)`. `generate(..., assistant=None)` runs
-    plainly once. Attaching again replaces the plug.
+    Only this instance changes, until `detach(model)`. `generate(..., assistant=None)` decodes one
+    call without drafts. Attaching again replaces the plug.
 
     Args:
-        model: anything with transformers' `generate`. In `torch.compile(model)`, PEFT, DDP and FSDP
-            the plug goes to the model inside, whose `generate` runs in the end.
+        model: any model with transformers' `generate`. With `torch.compile(model)`, PEFT, DDP and
+            FSDP the plug is attached to the inner model, whose `generate` runs in the end.
         drafters, nodes, pack, datastores, tokenizer: see `SpecPlug`.
 
+    Returns:
+        The plug. Its `stats` count what is drafted and accepted.
+
     Raises:
-        OptionError: the model cannot generate, or an option has a value that cannot be used.
+        OptionError: the model cannot generate, or an option has an invalid value.
 
     Example:
         plug = attach(model)
@@ -176,7 +180,7 @@ def attach(
 
 
 def detach(model: Any) -> None:
-    """Undo `attach`: the instance is as it was. Does nothing on a model without a plug."""
+    """Undo `attach` and restore the instance. Does nothing on a model without a plug."""
     inner = _unwrapped(model)
     for method in _METHODS:
         attached = vars(inner).get(method.name)
@@ -187,7 +191,7 @@ def detach(model: Any) -> None:
 
 
 def _unwrapped(model: Any) -> Any:
-    """The model whose `generate` runs in the end."""
+    """The inner model, whose `generate` runs in the end."""
     if not isinstance(model, torch.nn.Module):
         return model
     if isinstance(model, DistributedDataParallel):
@@ -196,5 +200,5 @@ def _unwrapped(model: Any) -> Any:
     if adapted is not None:
         return _unwrapped(adapted())
     generate = None if hasattr(type(model), "generate") else getattr(model, "generate", None)
-    owner = getattr(generate, "__self__", None)  # torch.compile's modules and FSDP hand it on
+    owner = getattr(generate, "__self__", None)  # torch.compile's modules and FSDP pass it on
     return _unwrapped(owner) if isinstance(owner, torch.nn.Module) else model

@@ -26,15 +26,15 @@ class Decoding:
     """One call in progress.
 
     Attributes:
-        engine: runs the target.
-        verifier: holds the sequence, and picks its tokens.
+        engine: runs the target model.
+        verifier: holds the sequence and picks its tokens.
         search: the drafters and their shared tree; each has begun this request.
         context: the text as the drafters see it.
         budget: chooses the size of each draft.
-        stats: counts what happens.
-        history: keeps the last trees.
+        stats: the statistics of this call.
+        history: the last trees of this call.
         chain: whether single paths are drafted, for models that cannot verify trees.
-        lock: held while drafters are asked and told: concurrent calls share what they learn.
+        lock: held while drafters propose and observe: concurrent calls share what they learn.
     """
 
     engine: Engine
@@ -49,7 +49,7 @@ class Decoding:
 
 
 def decode(call: Decoding) -> None:
-    """Generate until a stopping criterion is met; the text is then in `call.verifier`."""
+    """Generate until a stopping criterion is met. The text is then in `call.verifier`."""
     engine, verifier, search, stats = call.engine, call.verifier, call.search, call.stats
     with stats.phase("prefill"):
         emitted = _prefill(call)
@@ -59,26 +59,26 @@ def decode(call: Decoding) -> None:
         while not verifier.finished:
             root = emitted[-1]
 
-            # 1. draft: one tree from all drafters, and 2. size: as much of it as pays
+            # 1. draft: one tree from all drafters; 2. size: cut it to the best expected goodput
             with stats.phase("draft"):
                 decision = _draft(call, root)
             tree = decision.tree
 
             # 3. verify: one forward pass over the last token and the tree
-            start = time.perf_counter() - engine.captured[1]  # captures are no cost of a step
+            start = time.perf_counter() - engine.captured[1]  # excludes one-off capture time
             with stats.phase("verify"):
                 outputs = engine.step(root, tree)
                 deferred()  # while the device computes
                 outputs.wait()
 
-            # 4. accept: the target's own tokens, as far as the tree foresaw them
+            # 4. accept: the target's own tokens, as far as the tree contains them
             with stats.phase("accept"):
                 visited, emitted = verifier.accept(outputs, tree, search.proposal)
                 engine.keep(visited)
             seconds = time.perf_counter() - engine.captured[1] - start
             call.budget.observe(decision, len(visited) - 1, len(call.context), seconds)
 
-            # 5. observe: drafters learn from everything that the pass showed
+            # 5. observe: drafters learn from all outputs of the forward pass
             step = CheckedStep(root, tree, visited, emitted)
             with stats.phase("observe"):
                 _observe(call, step, outputs)
@@ -91,12 +91,12 @@ def decode(call: Decoding) -> None:
 
 
 def _prefill(call: Decoding) -> list[int]:
-    """Run the prompt, show it to the drafters, and return the first token."""
+    """Run the prompt, show it to the drafters, and return the first token in a list."""
     verifier, search, context = call.verifier, call.search, call.context
-    wanted = 1
+    rows = 1
     if search.needs("topk"):
-        wanted = max(1, _prompt_rows(verifier, context))
-    outputs = call.engine.prefill(verifier.input_ids, wanted)
+        rows = max(1, _prompt_rows(verifier, context))
+    outputs = call.engine.prefill(verifier.input_ids, rows)
     logits = outputs.logits
     prompt = context.tokens[len(context) - min(len(context), len(logits)) :].copy()
     _, emitted = verifier.accept(Outputs(logits[-1:]), EMPTY)
@@ -112,16 +112,17 @@ def _prefill(call: Decoding) -> list[int]:
 
 
 def _prompt_rows(verifier: Verifier, context: Context) -> int:
-    """Prompt tokens whose outputs drafters see: as many as may be generated, if they fit.
+    """The number of prompt tokens whose outputs the drafters see.
 
-    The placeholders of an image teach nothing, and there may be many of them.
+    It is the number of tokens that may be generated, if so many fit. Placeholders of an image are
+    excluded: drafters learn nothing from them, and there may be many.
     """
     text = min(verifier.input_ids.shape[1], context.unbroken)
     return min(text, PREFILL_LOGITS // context.vocab_size, verifier.remaining)
 
 
 def _draft(call: Decoding, root: int) -> Decision:
-    """The tree to verify after `root`; empty where nothing may be drafted."""
+    """Draft the tree to verify after `root`; it is empty if nothing may be drafted."""
     engine, verifier = call.engine, call.verifier
     allowed = engine.drafts and root not in call.context.suppressed
     return draft(
@@ -139,7 +140,7 @@ def _draft(call: Decoding, root: int) -> Decision:
 
 
 def _observe(call: Decoding, step: CheckedStep, outputs: Outputs) -> None:
-    """Show drafters and mixer what a forward pass showed, and extend their text."""
+    """Show the outputs of a forward pass to drafters and mixer, and extend their text."""
     search, context = call.search, call.context
     topk = outputs.topk() if search.needs("topk") else None
     hidden = outputs.hidden(step.visited[-1]) if search.needs("hidden") else None
@@ -152,7 +153,7 @@ def _observe(call: Decoding, step: CheckedStep, outputs: Outputs) -> None:
 
 
 def _report(call: Decoding, step: CheckedStep) -> None:
-    """Work that the next forward pass does not wait for."""
+    """Stream and count a step: deferred work that the next forward pass does not need."""
     call.verifier.stream()
     call.stats.observe(step.tree, step.visited, call.history.names)
     call.history.append(step)

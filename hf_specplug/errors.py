@@ -1,4 +1,4 @@
-"""Every error the package raises on purpose, so that callers can catch one base class."""
+"""The errors that the package raises on purpose. Callers can catch them by one base class."""
 
 
 class SpecPlugError(Exception):
@@ -6,11 +6,11 @@ class SpecPlugError(Exception):
 
 
 class OptionError(SpecPlugError, ValueError):
-    """An option has a value that cannot be used; the message says which values can."""
+    """An option has an invalid value; the message says which values are valid."""
 
 
 class ModelError(SpecPlugError, OSError):
-    """A model cannot be loaded by its name; the message says why."""
+    """A model cannot be loaded by its name; the message gives the reason."""
 
 
 class DraftError(SpecPlugError, ValueError):
@@ -22,16 +22,16 @@ class StateError(SpecPlugError, ValueError):
 
 
 class RecordingError(SpecPlugError, ValueError):
-    """A recording cannot be read, made or replayed; the message says why."""
+    """A recording cannot be read, made or replayed; the message gives the reason."""
 
 
 class StoreError(SpecPlugError, ValueError):
-    """A datastore cannot be read, built or used with this model; the message says why."""
+    """A datastore cannot be read, built or used with this model; the message gives the reason."""
 
 
 class CorpusError(SpecPlugError, ValueError):
-    """A file of a corpus cannot be read; the message names it, and the line."""
+    """A corpus file cannot be read; the message names the file and the line."""
 
 
 class PlotError(SpecPlugError, ValueError):
-    """There is nothing to draw, or nothing to draw it with; the message says why."""
+    """A plot or trace has no data, or cannot be drawn or saved; the message gives the reason."""

@@ -1,6 +1,6 @@
-"""`os.fork` while threads generate: in the child their calls are over, and no lock is held.
+"""Support for `os.fork` while threads generate: the child has no such calls and no held locks.
 
-What is registered here is whole in the child, as its lock is waited for before the fork.
+Registered objects are in a consistent state in the child, because the fork waits for their locks.
 """
 
 from __future__ import annotations
@@ -11,54 +11,54 @@ from typing import Protocol
 from weakref import WeakSet
 
 PATIENCE = 1.0
-"""Seconds to wait for a lock before a fork; the child gets a new one if it is not to be had."""
+"""Seconds to wait for a lock before a fork. If the wait fails, the child gets a new lock."""
 
 
 class Forked(Protocol):
-    """What must know of forks.
+    """An object that has to be notified of forks.
 
     Attributes:
-        lock: held while it changes.
+        lock: held while the object changes.
     """
 
-    lock: threading.RLock  # type: ignore[valid-type]  # a function, says typeshed
+    lock: threading.RLock  # type: ignore[valid-type]  # typeshed declares a function
 
     def after_fork(self) -> None:
-        """In the child: of all threads only this one is left."""
+        """Called in the child, where only the forking thread is left."""
 
 
 lock = threading.RLock()
-"""For short changes of what a whole process shares; it is never held in a child."""
+"""Guards short changes of process-wide state; it is never held in a child."""
 
-_known: WeakSet[Forked] = WeakSet()
+_registered: WeakSet[Forked] = WeakSet()
 _held: list[Forked] = []
 
 
-def register(thing: Forked) -> None:
-    """Call its `after_fork` in children, as long as it is in use."""
+def register(obj: Forked) -> None:
+    """Call `obj.after_fork` in forked children for as long as `obj` exists."""
     with lock:
-        _known.add(thing)
+        _registered.add(obj)
 
 
 def _before() -> None:
     lock.acquire()
-    _held.extend(thing for thing in list(_known) if thing.lock.acquire(timeout=PATIENCE))
+    _held.extend(obj for obj in list(_registered) if obj.lock.acquire(timeout=PATIENCE))
 
 
 def _in_parent() -> None:
-    for thing in _held:
-        thing.lock.release()
+    for obj in _held:
+        obj.lock.release()
     _held.clear()
     lock.release()
 
 
 def _in_child() -> None:
-    for thing in _known:
-        if not any(thing is other for other in _held):
-            thing.lock = threading.RLock()
+    for obj in _registered:
+        if not any(obj is other for other in _held):
+            obj.lock = threading.RLock()
     _in_parent()
-    for thing in _known:
-        thing.after_fork()
+    for obj in _registered:
+        obj.after_fork()
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows

@@ -1,4 +1,4 @@
-"""SpecPlug: what each `generate` call is given, and what is kept between calls."""
+"""SpecPlug: the decoding method for `generate`, and the state kept between calls."""
 
 from __future__ import annotations
 
@@ -50,28 +50,29 @@ class SpecPlug(AssistedCandidates, CandidateGenerator):  # type: ignore[misc]
     """Drafts for `model.generate`: the same output in fewer forward passes.
 
     Use `attach(model)`; or, without touching the model, `model.generate(...,
-    custom_generate=SpecPlug())`. One plug drafts any number of calls at the same time, from
-    several threads, and carries what its drafters learn from call to call.
+    custom_generate=SpecPlug())`. One plug can draft for any number of concurrent calls from
+    several threads. Its drafters keep what they learn from call to call.
 
     Args:
         drafters: names or `Drafter` objects, in the order of their source bits.
-        nodes: tokens per forward pass, the last accepted one included; "auto" fits them to the
-            device. A fixed number is for measurements.
+        nodes: number of tokens per forward pass, including the last accepted one. "auto" fits it
+            to the device. A fixed number is for measurements.
         pack: on a CPU, keep a second copy of the weights in a layout that is faster for a few
-            tokens, if memory allows; False to save it, or to measure drafting alone.
-        datastores: folders that `specplug build` made, or opened ones, to draft from.
-        tokenizer: the model's, to refuse datastores that another one made, and to show traces.
+            tokens, if memory allows. False saves this memory, or measures drafting alone.
+        datastores: datastores to draft from: folders made by `specplug build`, or opened stores.
+        tokenizer: the model's tokenizer, to refuse datastores of another tokenizer and to show
+            traces.
         published: "aded", "rasd", "stand" or "token-recycling" drafts as that paper does.
-        verification: of sampled text: "seeded" gives the tokens that plain `generate` draws with
-            the same seed; "rejection" draws drafts and tokens from the same distribution with other
-            random numbers.
+        verification: how sampled text is verified. "seeded" gives the tokens that plain `generate`
+            draws with the same seed. "rejection" draws drafts and tokens from the same distribution
+            with other random numbers.
 
     Attributes:
-        stats: what was drafted, accepted and spent since the last `stats.reset()`.
-        mixer: how far each drafter is believed; learned from call to call.
+        stats: counts of drafted and accepted tokens, and times, since the last `stats.reset()`.
+        mixer: how much to trust each drafter; learned from call to call.
 
     Raises:
-        OptionError: an option has a value that cannot be used.
+        OptionError: an option has an invalid value.
 
     Example:
         >>> plug = SpecPlug(drafters=["context"], nodes=8)
@@ -106,7 +107,7 @@ class SpecPlug(AssistedCandidates, CandidateGenerator):  # type: ignore[misc]
         self._ensemble.add_stores(open_all(datastores, tokenizer))
 
     def _begin_process(self) -> None:
-        """Set what belongs to this process, or to a call in progress."""
+        """Set the attributes that belong to this process or to a call in progress."""
         super().__init__()
         self._tokenizer = None
         self._model: Callable[[], PreTrainedModel | None] = lambda: None
@@ -122,7 +123,7 @@ class SpecPlug(AssistedCandidates, CandidateGenerator):  # type: ignore[misc]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SpecPlug:
         twin = memo[id(self)] = object.__new__(type(self))
-        with self._ensemble.lock:  # calls in progress change what is copied
+        with self._ensemble.lock:  # calls in progress change the copied state
             twin.__setstate__(copy.deepcopy(self.__getstate__(), memo))
         return twin
 
@@ -136,7 +137,7 @@ class SpecPlug(AssistedCandidates, CandidateGenerator):  # type: ignore[misc]
 
     @property
     def model(self) -> PreTrainedModel | None:
-        """The model that the plug is attached to; the plug does not keep it alive."""
+        """The model that the plug is attached to, held by a weak reference; else None."""
         return self._model()
 
     @model.setter
@@ -145,7 +146,10 @@ class SpecPlug(AssistedCandidates, CandidateGenerator):  # type: ignore[misc]
 
     @property
     def config(self) -> Any:
-        """Read only where transformers takes `assistant_model` for a model: not attached."""
+        """Raise an error: transformers reads this attribute only if the plug is not attached.
+
+        It then takes `assistant_model` for a model.
+        """
         raise AttributeError(
             "a SpecPlug drafts for a model that it is attached to: call attach(model, ...) first, "
             "or pass custom_generate=SpecPlug() to generate"
@@ -168,7 +172,7 @@ class SpecPlug(AssistedCandidates, CandidateGenerator):  # type: ignore[misc]
         streamer: BaseStreamer | None = None,
         **model_kwargs: Any,
     ) -> Any:
-        """Decode one call; the arguments are those of transformers' decoding methods."""
+        """Decode one call. The arguments are those of transformers' decoding methods."""
         return self._runner.run(
             Call(model, input_ids, generation_config, model_kwargs),
             logits_processor,
@@ -178,17 +182,17 @@ class SpecPlug(AssistedCandidates, CandidateGenerator):  # type: ignore[misc]
         )
 
     def record_fallback(self, reason: str) -> None:
-        """Count a call that runs as a chain or plainly, and log the reason once."""
+        """Count a call that falls back to a chain or plain decoding; log the reason once."""
         self._runner.record_fallback(reason)
 
     def trace(self, tokenizer: Any = None) -> Trace:
-        """What was drafted in the last drafted call, by whom, and what was accepted.
+        """The trees of the last drafted call: candidates, their drafters, and what was accepted.
 
         Args:
-            tokenizer: the model's, to show text; by default the one that the plug was made with.
+            tokenizer: the model's tokenizer, to show text; by default the plug's own.
 
         Returns:
-            The call's last 4096 steps as they are now, to be printed, shown in a notebook, cut
+            A snapshot of the call's last 4096 steps. It can be printed, shown in a notebook, sliced
             (`trace[3:6]`) and saved (`trace.save("trees.html")`).
 
         Raises:
@@ -199,35 +203,36 @@ class SpecPlug(AssistedCandidates, CandidateGenerator):  # type: ignore[misc]
     def add_datastore(
         self, store: str | os.PathLike[str] | Datastore, tokenizer: Any = None
     ) -> None:
-        """Also draft from a datastore, from the next call on.
+        """Add a datastore to draft from, starting with the next call.
 
         Args:
-            store: its folder, or an opened one.
-            tokenizer: the model's; a store that another tokenizer made is then refused.
+            store: the folder of a datastore, or an opened one.
+            tokenizer: the model's tokenizer; a datastore of another tokenizer is then refused.
 
         Raises:
-            StoreError: it cannot be opened, or is refused.
+            StoreError: the datastore cannot be opened or is refused.
         """
         self._ensemble.add_stores(open_all([store], tokenizer))
 
     def record_to(
         self, path: str | os.PathLike[str], tokenizer: Any, max_tokens: int = 10_000_000
     ) -> GrowingStore:
-        """From now on append what calls generate to a datastore, for later calls to draft from.
+        """Append the generated text of all further calls to a datastore for later calls.
 
-        Nothing is recorded unless this is called. Prompts are not; answers are, as token ids.
+        Nothing is recorded unless this method is called. Answers are recorded as token ids; prompts
+        are not recorded.
 
         Args:
-            path: its folder; made if it is not there.
-            tokenizer: the model's.
-            max_tokens: kept at most; the oldest go.
+            path: folder of the datastore; created if it does not exist.
+            tokenizer: the model's tokenizer.
+            max_tokens: maximum number of tokens to keep; the oldest are deleted.
 
         Returns:
-            The store; `flush()` writes what is in memory, which otherwise happens now and then,
-            and at the end of the process.
+            The store. `flush()` writes the tokens in memory to disk. Otherwise they are written
+            from time to time and at the end of the process.
 
         Raises:
-            StoreError: the folder is no datastore, or one of another tokenizer.
+            StoreError: the folder is not a datastore, or is one of another tokenizer.
         """
         self._runner.growing = GrowingStore(path, tokenizer, max_tokens)
         return self._runner.growing
@@ -235,15 +240,15 @@ class SpecPlug(AssistedCandidates, CandidateGenerator):  # type: ignore[misc]
     def warmup(
         self, model: PreTrainedModel | None = None, max_length: int = 1024, **settings: Any
     ) -> float:
-        """Do ahead what the first calls would wait for: compile, capture, lay out weights.
+        """Do the one-off work of the first calls in advance: compile, capture, lay out weights.
 
         Args:
-            model: if the plug is not attached.
-            max_length: tokens of prompt and answer that calls will have at most.
-            settings: of `generate`, if calls will have them: `cache_implementation`, ...
+            model: the model, if the plug is not attached.
+            max_length: maximum number of tokens of prompt and answer in later calls.
+            settings: settings of `generate` that later calls will have: `cache_implementation`, ...
 
         Returns:
-            The seconds it took.
+            The time it took, in seconds.
 
         Raises:
             OptionError: there is no model, or no positive `max_length`.
@@ -256,31 +261,30 @@ class SpecPlug(AssistedCandidates, CandidateGenerator):  # type: ignore[misc]
 
         start = time.perf_counter()
         precompile.rehearse(precompile.built_in(self.drafters))
-        session, scratch = (
-            self._runner.session(model),
-            copy.deepcopy(self),
-        )  # which learns for itself
-        with ThreadPoolExecutor(1) as apart:  # threads of OpenMP that stay would slow others down
-            captured = apart.submit(session.warm, model, max_length, scratch, settings).result()
+        session = self._runner.session(model)
+        scratch = copy.deepcopy(self)  # the copy learns instead of this plug
+        with ThreadPoolExecutor(1) as pool:  # OpenMP threads that stay would slow others down
+            captured = pool.submit(session.warm, model, max_length, scratch, settings).result()
         with self._ensemble.lock:
             self.stats.add_captured(*captured)
         return time.perf_counter() - start
 
     def save_state(self, path: str | os.PathLike[str]) -> None:
-        """Write what drafters and mixer have learned across calls to a safetensors file."""
+        """Write what the drafters and the mixer have learned to a safetensors file."""
         self._ensemble.save_state(path)
 
     def load_state(self, path: str | os.PathLike[str]) -> None:
-        """Take back what `save_state` wrote; drafters that the file does not name keep their state.
+        """Load a file of `save_state`. Drafters that are not in the file keep their state.
 
         Raises:
-            StateError: the file is no saved state, or does not fit these drafters. Nothing is
-                changed.
+            StateError: the file is not a saved state, or does not fit these drafters. Nothing
+                changes then.
         """
         self._ensemble.load_state(path)
 
     def _begin_path(self, context: Context) -> tuple[TreeSearch, Any]:
-        drafters = self._ensemble.without_outputs()  # this loop shows no outputs of the target
+        # transformers' own loop does not show the target's outputs
+        drafters = self._ensemble.without_outputs()
         mixer = Mixer([drafter.name for drafter in drafters])
         return self._runner.begin_search(context, drafters, mixer), self._ensemble.lock
 

@@ -1,4 +1,4 @@
-"""One call: from what `generate` hands over to what it gets back."""
+"""Runs one call, from the inputs that `generate` prepared to the value that it returns."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ logger = logging.getLogger("hf_specplug")
 
 
 class Runner:
-    """Runs calls, several at a time if several threads ask for them.
+    """Runs calls, also concurrently from several threads.
 
     Args:
-        ensemble: what is drafted with.
-        stats: counts what happens in all calls.
+        ensemble: the drafters, the mixer and the stores.
+        stats: the statistics of all calls.
         nodes, pack, published, verification: see `SpecPlug`.
 
     Attributes:
-        sessions: what is kept of each model.
-        history: the last steps of the last call that was drafted; None before it.
-        growing: the store that answers are appended to, if there is one.
+        sessions: the session of each model.
+        history: the last steps of the last drafted call; None before the first one.
+        growing: the store to which answers are appended; None if they are not recorded.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Runner:
         self._begin_process()
 
     def _begin_process(self) -> None:
-        """Set what belongs to this process, or to a call in progress."""
+        """Set the attributes that belong to this process or to a call in progress."""
         self.sessions: WeakKeyDictionary[PreTrainedModel, Session] = WeakKeyDictionary()
         self.history: History | None = None
         self.growing: GrowingStore | None = None
@@ -87,12 +87,12 @@ class Runner:
         inputs: torch.Tensor | None,
         streamer: BaseStreamer | None,
     ) -> Any:
-        """What `generate` returns for one call.
+        """Decode one call and build the return value of `generate`.
 
         Args:
             processors, criteria: as `generate` prepared them.
             inputs: the model's own inputs, if they are not `input_ids`.
-            streamer: receives the tokens.
+            streamer: receives the tokens; None if there is no streamer.
         """
         session = self.session(call.model)
         with session.planned(call) as plan:
@@ -116,7 +116,7 @@ class Runner:
         return adapter.result(call, verifier.input_ids, verifier.scores, verifier.logits, cache)
 
     def session(self, model: PreTrainedModel) -> Session:
-        """What is kept of a model."""
+        """The session of a model, made on first use."""
         with self._ensemble.lock:
             if model not in self.sessions:
                 self.sessions[model] = Session(self._nodes, self._pack)
@@ -125,7 +125,7 @@ class Runner:
             return session
 
     def _acquire(self) -> DrafterSet | None:
-        """The drafters of one call; None if they cannot be copied for it."""
+        """Acquire a set of drafters for one call; None if a drafter cannot be copied."""
         try:
             return self._ensemble.acquire()
         except Exception as error:
@@ -133,11 +133,11 @@ class Runner:
             return None
 
     def _context(self, call: Call, inputs: torch.Tensor | None, session: Session) -> Context:
-        """The text to draft from; -1 stands for what is no token of the text."""
-        vocab, never = adapter.vocab_size(call.model), suppressed.tokens(call.model)
+        """The text to draft from. Ids that are not tokens of the text are -1."""
+        vocab, excluded = adapter.vocab_size(call.model), suppressed.tokens(call.model)
         tokens = adapter.text_of(call, inputs)
-        tokens[(tokens < 0) | (tokens >= vocab) | np.isin(tokens, list(never))] = -1
-        return Context(tokens.astype(np.int32), vocab, session.signature(call.model), never)
+        tokens[(tokens < 0) | (tokens >= vocab) | np.isin(tokens, list(excluded))] = -1
+        return Context(tokens.astype(np.int32), vocab, session.signature(call.model), excluded)
 
     def _decode(
         self,
@@ -148,7 +148,7 @@ class Runner:
         context: Context,
         drafter_set: DrafterSet,
     ) -> Any:
-        """Run the loop until `verifier` is finished; return the cache."""
+        """Run the decoding loop until `verifier` is finished; returns the KV cache."""
         stats, lock = Stats(calls=1), self._ensemble.lock
         engine = session.engine(call, plan)
         budget = session.budget(plan, len(drafter_set.drafters), drafter_set.number)
@@ -170,10 +170,10 @@ class Runner:
     def begin_search(
         self, context: Context, drafters: list[Drafter], mixer: Mixer, stats: Stats | None = None
     ) -> TreeSearch:
-        """A search whose drafters have begun with a text.
+        """Begin a search: each drafter begins with the text of `context`.
 
         Args:
-            stats: takes note of dropped drafters; by default the stats of all calls.
+            stats: records dropped drafters; by default the statistics of all calls.
         """
 
         def on_error(drafter: Drafter, error: Exception) -> None:
@@ -187,14 +187,14 @@ class Runner:
         return search
 
     def record_fallback(self, reason: str) -> None:
-        """Count a call that runs as a chain or plainly, and log the reason once."""
+        """Count a call that falls back to a chain or plain decoding; log the reason once."""
         with self._ensemble.lock:
             self._stats.fallbacks[reason] += 1
         self._warn(f"not drafted as a tree: {reason}")
 
     def _warn(self, message: str, error: Exception | None = None) -> None:
-        """Log a warning, once for each kind of message; with the traceback of `error`."""
-        kind = re.sub(r"\d+", "#", message)  # "a batch of 3" is of the kind "a batch of 2"
+        """Log a warning once per kind of message, with the traceback of `error` if given."""
+        kind = re.sub(r"\d+", "#", message)  # "a batch of 3" and "a batch of 2" are of one kind
         if kind not in self._warned:
             self._warned.add(kind)
             logger.warning(message, exc_info=error)

@@ -1,4 +1,4 @@
-"""What a plug keeps of one model, in this process: how to run its calls, and at what cost."""
+"""The per-model state of a plug in this process: call plans, engines and budgets."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from hf_specplug.verify.packed import PackedLinears, packed_linears
 
 
 class Session:
-    """Plans each call and makes its engine. It holds no reference to the model.
+    """Plans each call and makes its engine. A session holds no reference to the model.
 
     Args:
-        nodes: for the budget.
-        pack: whether weights may be kept in a second layout.
+        nodes: number of tokens per forward pass, for the budget; or "auto".
+        pack: whether the weights may be kept in a second layout.
 
     Attributes:
-        layer: whose hidden states drafters need; None if none does.
+        layer: the layer whose hidden states the drafters need; None if they need none.
         factories: the engines by name, in order of priority.
     """
 
@@ -47,10 +47,10 @@ class Session:
         forking.register(self)
 
     def plan(self, call: Call, busy: frozenset[str] = frozenset()) -> CallPlan:
-        """How to run a call: as tree, chain or plainly, and on which engine.
+        """Plan a call: its mode (tree, chain or plain) and its engine.
 
         Args:
-            busy: names of engines that cannot run it now.
+            busy: names of engines that are in use.
         """
         gate = support.of_call(call)
         plan = support.of_model(call.model).limited(gate.mode, gate.reason)
@@ -69,9 +69,9 @@ class Session:
 
     @contextmanager
     def planned(self, call: Call) -> Iterator[CallPlan]:
-        """The plan of a call, with its engine acquired for as long as the call runs.
+        """Context manager that plans a call and acquires its engine while the call runs.
 
-        If another call uses the engine that suits best, the next one is taken.
+        If another call uses the preferred engine, the next suitable one is taken.
         """
         plan, busy = self.plan(call), frozenset[str]()
         while plan.mode != PLAIN and not self.factories[plan.engine].acquire():
@@ -84,16 +84,16 @@ class Session:
                 self.factories[plan.engine].release()
 
     def after_fork(self) -> None:
-        """Only the lock belonged to other threads."""
+        """Do nothing: only the lock belonged to other threads."""
 
     def engine(self, call: Call, plan: CallPlan) -> Engine:
-        """The engine that runs a planned call."""
+        """Make the engine that runs a planned call."""
         if self._pack and call.model.device.type == "cpu":
             self._packed = packed_linears(call.model)
         return self.factories[plan.engine].make(call, plan, self._packed, self.layer)
 
     def signature(self, model: PreTrainedModel) -> str:
-        """Tells the model from others, if a drafter needs its hidden states; else ""."""
+        """The signature of the model's hidden states if a drafter needs them, else ""."""
         if self.layer is not None and not self._signature:
             self._signature = signature(model)
         return self._signature
@@ -105,10 +105,14 @@ class Session:
         act: Callable[[Engine], None],
         **settings: Any,
     ) -> None:
-        """Let `act` use the engine of a call after its prompt; nothing is generated.
+        """Run `act` on the engine of a call after prefill, without generating a token.
+
+        Does nothing if such a call is not drafted.
 
         Args:
-            settings: of `generate`. Nothing happens if such a call is not drafted.
+            input_ids: int64[1, n], the prompt.
+            act: receives the engine.
+            settings: settings of `generate`.
         """
 
         def run(model: PreTrainedModel, input_ids: torch.Tensor, **rest: Any) -> torch.Tensor:
@@ -130,16 +134,16 @@ class Session:
     def warm(
         self, model: PreTrainedModel, max_length: int, plug: Any, settings: dict[str, Any]
     ) -> tuple[int, float]:
-        """Do the one-off work of calls of up to `max_length` tokens ahead of them.
+        """Do the one-off work for calls of up to `max_length` tokens in advance.
 
         Args:
             plug: decodes a few tokens, so that everything that decoding needs is compiled.
-            settings: of `generate`.
+            settings: settings of `generate`.
 
         Returns:
-            (forward passes that were captured or compiled, the seconds that it took)
+            (number of captured or compiled forward passes, the time they took in seconds)
         """
-        torch.get_num_threads()  # in a new thread mkldnn takes its own number of them until asked
+        torch.get_num_threads()  # until this call, mkldnn uses its own number in a new thread
         ids = torch.ones((1, 4), dtype=torch.int64, device=support.device_of(model))
         captured = [(0, 0.0)]
 
@@ -153,9 +157,9 @@ class Session:
         return captured[-1]
 
     def budget(self, plan: CallPlan, drafters: int, drafter_set: int) -> Budget:
-        """How many tokens pay on the engine of a plan, for the calls with a drafter set.
+        """The budget for the calls of one drafter set on the engine of a plan.
 
-        Each set has its own budget: the higher its number, the more calls run beside it, and the
+        Each set has its own budget: the higher its number, the more calls run concurrently, and the
         longer its forward passes take.
 
         Args:
@@ -175,5 +179,6 @@ class Session:
 def _generate_little(
     model: PreTrainedModel, input_ids: torch.Tensor, method: Any, settings: dict[str, Any]
 ) -> None:
-    every = {"max_new_tokens": 2, **settings, "do_sample": False, "custom_generate": method}
-    type(model).generate(model, input_ids, attention_mask=torch.ones_like(input_ids), **every)
+    """Run `generate` with a decoding method for 2 new tokens, unless `settings` say otherwise."""
+    arguments = {"max_new_tokens": 2, **settings, "do_sample": False, "custom_generate": method}
+    type(model).generate(model, input_ids, attention_mask=torch.ones_like(input_ids), **arguments)

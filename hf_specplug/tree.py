@@ -1,4 +1,4 @@
-"""The draft tree: the proposed tokens that one forward pass verifies."""
+"""The draft tree: the candidate tokens that one forward pass verifies."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ Float32 = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class DraftTree:
-    """The tokens that one forward pass verifies, parents before children.
+    """The candidate tokens that one forward pass verifies, parents before children.
 
     Attributes:
-        tokens: int32[N], token ids.
-        parents: int32[N], the index of the parent; -1 = the root, the last accepted token.
+        tokens: int32[N], token ids of the nodes.
+        parents: int32[N], index of the parent; -1 for the root, which is the last accepted token.
         probs: float32[N] in (0, 1], P(accepted | parent accepted).
         sources: uint16[N], bit d is set if drafter d proposed the node.
 
     Example:
-        `7` or `8` next, and `9` after `7`: tokens [7, 8, 9], parents [-1, -1, 0].
+        Candidates `7` and `8`, and `9` after `7`: tokens [7, 8, 9], parents [-1, -1, 0].
     """
 
     tokens: Int32
@@ -44,7 +44,7 @@ class DraftTree:
         return len(self.tokens)
 
     def depths(self) -> Int32:
-        """int32[N], the distance from the root in tokens; 1 for its children."""
+        """int32[N], the distance from the root in tokens; 1 for children of the root."""
         depths = np.empty(len(self), np.int32)
         for i, parent in enumerate(self.parents.tolist()):
             depths[i] = 1 if parent < 0 else depths[parent] + 1
@@ -59,14 +59,18 @@ class DraftTree:
         return np.array(probs, dtype=np.float32)
 
     def select(self, nodes: NDArray[np.intp]) -> DraftTree:
-        """The tree of some nodes: ascending indices, each node's parent among them."""
+        """The tree of some of the nodes.
+
+        Args:
+            nodes: ascending indices; the parent of each node must be among them.
+        """
         parents = self.parents[nodes]
         moved = np.searchsorted(nodes, parents).astype(np.int32)
         moved[parents < 0] = -1
         return DraftTree(self.tokens[nodes], moved, self.probs[nodes], self.sources[nodes])
 
     def children(self) -> dict[tuple[int, int], int]:
-        """The nodes by (parent, token), counted from 1, as 0 is the root.
+        """The number of each node by (parent, token). Nodes are counted from 1; 0 is the root.
 
         Example:
             >>> DraftTree.path(np.array([7, 8], np.int32)).children()
@@ -76,9 +80,9 @@ class DraftTree:
         return {(parent + 1, token): node for node, (parent, token) in enumerate(edges, start=1)}
 
     def without(self, barred: Iterable[int]) -> DraftTree:
-        """The tree without the nodes of some tokens and their descendants."""
-        there = np.isin(self.tokens, list(barred))
-        return self.select(np.flatnonzero(~(self.ancestors()[1:, 1:] & there).any(axis=1)))
+        """The tree without the nodes that carry a token of `barred`, and their descendants."""
+        is_barred = np.isin(self.tokens, list(barred))
+        return self.select(np.flatnonzero(~(self.ancestors()[1:, 1:] & is_barred).any(axis=1)))
 
     def ancestors(self) -> NDArray[np.bool_]:
         """bool[N + 1, N + 1], the tree attention mask: row 0 is the root, row i + 1 is node i."""

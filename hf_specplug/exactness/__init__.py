@@ -1,1 +1,1 @@
-"""Whether drafts are exact on a model as it is: evidence, and the trial that makes it."""
+"""Whether drafts are exact on a given model: cached evidence, and the trial that yields it."""

@@ -1,4 +1,4 @@
-"""What a model is at this moment: of which classes, in which mode, and what was patched in."""
+"""The present state of a model: its classes, its mode, and what was patched in."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from hf_specplug.verify.packed import KEY as PACKED
 
 
 def is_stock(model: nn.Module) -> bool:
-    """Whether a model is of classes of torch and transformers, in eval mode, nothing patched in."""
+    """Whether a model is unpatched, in eval mode, and only of torch and transformers classes."""
     methods = (getattr(type(model), name, None) for name in METHODS)
-    return all(_is_home(method) for method in methods if method is not None) and not any(
-        own.keys() & METHODS or module.training or foreign(module) or _hooks(own)
+    return all(_is_native(method) for method in methods if method is not None) and not any(
+        own.keys() & METHODS or module.training or _is_foreign(module) or _hooks(own)
         for module in model.modules()
         for own in (vars(module),)
     )
 
 
-def foreign(module: nn.Module) -> bool:
-    """Whether a module, its forward or how one of its own weights is kept comes from elsewhere."""
+def _is_foreign(module: nn.Module) -> bool:
+    """Whether a module, its `forward` or the type of one of its own weights is third-party code."""
     kind = _kind(module)
     plain = all(w is None or type(w.data) is torch.Tensor for w in module._parameters.values())
-    return not (plain and _is_home(kind) and _is_home(kind.forward))
+    return not (plain and _is_native(kind) and _is_native(kind.forward))
 
 
-def _is_home(thing: Any) -> bool:
-    """Whether a class or function is of torch or transformers, and no quantizer's."""
+def _is_native(thing: Any) -> bool:
+    """Whether a class or function belongs to torch or transformers, quantizers excluded."""
     top, inner = [*thing.__module__.split("."), ""][:2]
     if top == "torch":
-        return inner in ("nn", "utils")  # also what decorates methods
+        return inner in ("nn", "utils")  # `utils` has method decorators
     return top == "transformers" and inner not in ("integrations", "quantizers")
 
 
@@ -44,10 +44,10 @@ _NO_SWITCHES = frozenset(vars(nn.Module())) | {PACKED, "forward"}
 
 
 def fingerprint(model: PreTrainedModel) -> int:
-    """Another number once anything may make the rows of a forward pass depend on each other.
+    """A hash that changes when the rows of a forward pass may start to depend on each other.
 
-    Classes, modes, hooks, replaced methods, and all switches below the root (adapters on or off);
-    not the values of weights.
+    It covers classes, modes, hooks, replaced methods, and all switches below the root (adapters on
+    or off), but not the values of weights.
     """
     parts: list[Any] = [_qualified(vars(model).get(name)) for name in sorted(METHODS)]
     for name, module in model.named_modules():
@@ -68,24 +68,25 @@ def fingerprint(model: PreTrainedModel) -> int:
 
 
 def _hooks(own: Mapping[str, Any]) -> list[Any]:
-    """The hooks of a module that are not of this package, for the time of another call."""
+    """The hooks of a module, without those that this package adds during another call."""
     every = [*own["_forward_pre_hooks"].values(), *own["_forward_hooks"].values()]
-    return [hook for hook in every if not _module(hook).startswith(_OURS)]
+    return [hook for hook in every if not _module_name(hook).startswith(_OURS)]
 
 
-def _module(hook: Any) -> str:
+def _module_name(hook: Any) -> str:
+    """The name of the Python module that defines a hook."""
     return str(getattr(getattr(hook, "func", hook), "__module__", ""))
 
 
-def adapts_the_last(model: nn.Module) -> bool:
-    """Whether PEFT has switched on an aLoRA adapter for this call, which it does by hooks."""
+def has_active_alora(model: nn.Module) -> bool:
+    """Whether PEFT has activated an aLoRA adapter for this call, which it does by hooks."""
     hooks = (hook for module in model.modules() for hook in module._forward_pre_hooks.values())
     offsets = (getattr(hook, "keywords", {}).get("alora_offsets") for hook in hooks)
     return any(offset is not None for row in offsets if row for offset in row)
 
 
 def _kind(module: nn.Module) -> type[nn.Module]:
-    """A module's class, as it is while no call has put packed weights in."""
+    """The class of a module, as it is when no call has put in packed weights."""
     return nn.Linear if type(module).__module__.startswith(_OURS) else type(module)
 
 
@@ -94,9 +95,9 @@ def _qualified(method: Any) -> str:
 
 
 def _switch(value: Any) -> Any:
-    """What of an attribute can be a switch: names, flags and lists of names; else its type."""
+    """The part of an attribute that may be a switch (names, flags, lists of names), or its type."""
     if value is None or isinstance(value, torch.Tensor):
-        return None  # what is remembered of a text comes and goes
+        return None  # state that belongs to a text comes and goes
     if isinstance(value, bool | str | torch.dtype):
         return value
     if isinstance(value, list | tuple | set) and len(value) <= 64:

@@ -1,7 +1,7 @@
-"""Linear layers whose result for a token depends on the tokens beside it.
+"""Linear layers whose result for a token depends on the other tokens of the forward pass.
 
-Layers that quantize activations may take one scale for all rows of a forward pass: what such a
-layer makes of a token is then another thing in a tree than alone.
+Layers that quantize activations may use one scale for all rows of a forward pass. The result for a
+token is then different in a tree than alone.
 """
 
 from __future__ import annotations
@@ -15,30 +15,33 @@ from typing import Any
 import torch
 from torch import nn
 
-_LOUD = 64.0
-_SAME = 1e-4  # in standard deviations: the shapes are the same, so nothing rounds differently
+_GAIN = 64.0  # factor by which the last token is amplified
+_TOLERANCE = 1e-4  # standard deviations; the shapes are equal, so nothing rounds differently
 
 
 @contextmanager
 def row_dependent(model: nn.Module) -> Iterator[list[str]]:
-    """Look at the forward passes inside; in the end the list has the layers' types and names.
+    """Context manager that checks the layers of the forward passes inside, on exit.
 
-    Each layer that is not torch's own is given what it was given then, and the same with a louder
-    last token: its first token must come out the same.
+    Each linear layer that is not torch's own runs again on its last input, and on the same input
+    with an amplified last token. The result of the first token must be the same.
+
+    Yields:
+        A list that receives "type name" of each layer that fails.
     """
-    given: dict[str, tuple[nn.Module, torch.Tensor]] = {}
+    inputs: dict[str, tuple[nn.Module, torch.Tensor]] = {}
     thread = threading.get_ident()
 
     def keep(name: str, layer: nn.Module, args: Any) -> None:
         if threading.get_ident() != thread:
             return
         if args and isinstance(args[0], torch.Tensor) and args[0].ndim > 1:
-            given[name] = layer, args[0].detach()
+            inputs[name] = layer, args[0].detach()
 
     hooks = [
         layer.register_forward_pre_hook(partial(keep, name))
         for name, layer in model.named_modules()
-        if _is_linear(layer)
+        if _needs_check(layer)
     ]
     found: list[str] = []
     try:
@@ -46,27 +49,28 @@ def row_dependent(model: nn.Module) -> Iterator[list[str]]:
     finally:
         for hook in hooks:
             hook.remove()
-    for name, (layer, x) in given.items():
+    for name, (layer, x) in inputs.items():
         if _depends(layer, x):
             found.append(f"{type(layer).__name__} {name}")
 
 
-def _is_linear(layer: nn.Module) -> bool:
-    """Whether it should treat each row by itself, and is not known to do so."""
+def _needs_check(layer: nn.Module) -> bool:
+    """Whether a layer is linear, but not known to treat each row independently."""
     linear = hasattr(layer, "in_features") and hasattr(layer, "out_features")
     weight = getattr(layer, "weight", None)
-    usual = isinstance(weight, nn.Parameter) and type(weight.data) is torch.Tensor
-    return linear and not (type(layer) is nn.Linear and usual)
+    plain = isinstance(weight, nn.Parameter) and type(weight.data) is torch.Tensor
+    return linear and not (type(layer) is nn.Linear and plain)
 
 
 @torch.no_grad()
 def _depends(layer: nn.Module, x: torch.Tensor) -> bool:
+    """Whether the first row of `layer(x)`, x: [..., T, width], depends on the last row of x."""
     if x.shape[-2] < 2 or not x.is_floating_point():
         return False
-    loud = x.clone()
-    loud[..., -1, :] *= _LOUD
+    amplified = x.clone()
+    amplified[..., -1, :] *= _GAIN
     try:
-        one, other = layer(x)[..., 0, :].float(), layer(loud)[..., 0, :].float()
-    except Exception:  # it is called in a way of its own: what it does shows in the logits
+        one, other = layer(x)[..., 0, :].float(), layer(amplified)[..., 0, :].float()
+    except Exception:  # the layer is called differently; its effect shows in the logits
         return False
-    return bool((one - other).abs().max() > _SAME * one.std().clamp_min(1e-9))
+    return bool((one - other).abs().max() > _TOLERANCE * one.std().clamp_min(1e-9))

@@ -1,7 +1,8 @@
-"""A trial: the rows of a tree or a chain, beside the rows of plain decoding, one by one.
+"""A trial: the logits of a tree or a chain, compared with those of plain decoding row by row.
 
-It sees wrong positions, masks, caches and scales, whatever they come from; not windows that are
-longer than it. It leaves random generators, caches and the call's arguments as they were.
+It detects wrong positions, masks, caches and scales, whatever their cause. It does not detect wrong
+windows that are longer than its text. Random generators, caches and the call's arguments are left
+unchanged.
 """
 
 from __future__ import annotations
@@ -28,37 +29,40 @@ from hf_specplug.verify.eager import EagerEngine
 from hf_specplug.verify.noise import generator_state
 
 LENGTH = 8
-"""Tokens that a trial adds to a text at most."""
+"""The maximum number of tokens that a trial adds to a text."""
 
 RANDOM = "the model draws random numbers in each forward pass"
 
 _EXACT, _ROUNDED = 1e-3, 0.15
-"""Differences in standard deviations of a row of logits that rounding explains: of float32 and
-float64, and of anything shorter."""
+"""The largest differences that rounding explains, in standard deviations of a row of logits: for
+float32 and float64, and for shorter formats."""
 
-Row = tuple[int, ...]  # the tokens after the prompt, up to and including the one whose row it is
+Row = tuple[int, ...]  # the tokens after the prompt; the row of logits is that of the last one
 
 
 def run_trial(call: Call, plan: CallPlan) -> CallPlan:
-    """The plan if it is exact; else a chain if that is, else plain, with what was found.
+    """Try a plan on a model.
 
     Args:
-        call: as `generate` prepared it; left as it is.
+        call: as `generate` prepared it; not changed.
         plan: tree or chain.
+
+    Returns:
+        The plan if it is exact; otherwise chain if that is exact, else plain, with the reason.
     """
     model, input_ids, config = call.model, call.input_ids, call.config
-    with _generators(input_ids.device) as drawn, torch.no_grad():
+    with _preserved_generators(input_ids.device) as drawn, torch.no_grad():
         try:
             kwargs = Prompt(input_ids, dict(call.kwargs), {}).copied().kwargs
             outputs, prompt = prefilled(model, input_ids, copy.copy(config), kwargs)
-            if reason := _unfit(prompt, drawn()):
+            if reason := _obstacle(prompt, drawn()):
                 return plan.limited(PLAIN, reason)
-            tokens = _likely(model, outputs.logits[0, -1])
-        except Exception as problem:
-            return plan.limited(PLAIN, f"a trial failed: {_said(problem)}")
+            tokens = _likely_tokens(model, outputs.logits[0, -1])
+        except Exception as error:
+            return plan.limited(PLAIN, f"a trial failed: {_summary(error)}")
         reasons: list[str] = []
         for mode in (TREE, CHAIN) if plan.mode == TREE else (CHAIN,):
-            reason = _reason(call, mode, prompt, tokens)
+            reason = _mismatch(call, mode, prompt, tokens)
             if not reason:
                 return plan.limited(mode, "; ".join(reasons))
             reasons.append(reason)
@@ -66,8 +70,12 @@ def run_trial(call: Call, plan: CallPlan) -> CallPlan:
 
 
 @contextmanager
-def _generators(device: torch.device) -> Iterator[Callable[[], bool]]:
-    """Puts random generators back; yields whether a number was drawn from torch's since then."""
+def _preserved_generators(device: torch.device) -> Iterator[Callable[[], bool]]:
+    """Context manager that restores the random generators on exit.
+
+    Yields:
+        A function that tells whether torch's generator has been used since entry.
+    """
     numbers, choices = np.random.get_state(), random.getstate()
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
@@ -79,8 +87,8 @@ def _generators(device: torch.device) -> Iterator[Callable[[], bool]]:
             random.setstate(choices)
 
 
-def _unfit(prompt: Prompt, drawn: bool) -> str:
-    """Why nothing can be drafted after a prompt; "" if something may be."""
+def _obstacle(prompt: Prompt, drawn: bool) -> str:
+    """Why nothing can be drafted after a prompt; "" if drafts are possible."""
     cache = prompt.kwargs.get("past_key_values")
     if drawn:
         return RANDOM
@@ -89,7 +97,7 @@ def _unfit(prompt: Prompt, drawn: bool) -> str:
     return RECURRENT if holds_state(cache) else ""
 
 
-def _reason(call: Call, mode: str, prompt: Prompt, tokens: Sequence[int]) -> str:
+def _mismatch(call: Call, mode: str, prompt: Prompt, tokens: Sequence[int]) -> str:
     """Why a mode is not exact; "" if it is."""
     model = call.model
     name = model.config.get_text_config(decoder=True).model_type
@@ -97,25 +105,28 @@ def _reason(call: Call, mode: str, prompt: Prompt, tokens: Sequence[int]) -> str
     try:
         with row_dependent(model) as found:
             engine.resume(prompt.copied())
-            drafted = _drafted(engine, mode, tokens)
+            drafted = _drafted_logits(engine, mode, tokens)
         if found:
             return f"{found[0]} computes a token differently beside others"
-        expected = _expected(model, prompt, sorted(drafted))
-    except Exception as problem:
-        return f"a {mode} of {name} failed in a trial: {_said(problem)}"
+        expected = _expected_logits(model, prompt, sorted(drafted))
+    except Exception as error:
+        return f"a {mode} of {name} failed in a trial: {_summary(error)}"
     finally:
         engine.close()
-    errors = [_error(drafted[row], expected[row]) for row in drafted]
+    errors = [_deviation(drafted[row], expected[row]) for row in drafted]
     exact = model.dtype in (torch.float32, torch.float64)
-    # in short formats a router of experts may turn over where nothing is wrong
+    # in short formats a router of experts may choose differently although nothing is wrong
     worst, limit = (max(errors), _EXACT) if exact else (float(np.median(errors)), _ROUNDED)
     if worst <= limit:
         return ""
     return f"a trial of {name} found a {mode}'s logits off by {worst:.2g} deviations"
 
 
-def _drafted(engine: EagerEngine, mode: str, t: Sequence[int]) -> dict[Row, torch.Tensor]:
-    """Rows of two passes; between them the cache keeps a path that is not the first."""
+def _drafted_logits(engine: EagerEngine, mode: str, t: Sequence[int]) -> dict[Row, torch.Tensor]:
+    """The logits of two forward passes, by row.
+
+    Between the passes, the cache keeps a path that is not the first one of the tree.
+    """
     path: Row
     if mode == TREE:
         #     t0 ── t1 ── t3 ── t5
@@ -135,14 +146,16 @@ def _drafted(engine: EagerEngine, mode: str, t: Sequence[int]) -> dict[Row, torc
 
 
 def _tree(parents: Sequence[int], tokens: Sequence[int]) -> DraftTree:
+    """A draft tree whose nodes have probability 1 and no source."""
     count = len(tokens)
-    ones, nobody = np.ones(count, np.float32), np.zeros(count, np.uint16)
-    return DraftTree(np.array(tokens, np.int32), np.array(parents, np.int32), ones, nobody)
+    ones, no_sources = np.ones(count, np.float32), np.zeros(count, np.uint16)
+    return DraftTree(np.array(tokens, np.int32), np.array(parents, np.int32), ones, no_sources)
 
 
 def _record(
     rows: dict[Row, torch.Tensor], text: Row, root: int, tree: DraftTree, logits: torch.Tensor
 ) -> None:
+    """Add the logits [N + 1, vocab] of a tree after `text` and `root` to `rows`."""
     if len(logits) != len(tree) + 1:
         raise ValueError(f"the model gives {len(logits)} rows for {len(tree) + 1} tokens")
     places = [(*text, root)]
@@ -151,13 +164,13 @@ def _record(
     rows.update(zip(places, logits.float(), strict=True))
 
 
-def _expected(
+def _expected_logits(
     model: PreTrainedModel, prompt: Prompt, rows: Sequence[Row]
 ) -> dict[Row, torch.Tensor]:
-    """What plain decoding finds at rows, given in lexical order: each after the one it goes on."""
+    """The logits of plain decoding at `rows`, in lexical order: each row after its parent."""
     found: dict[Row, torch.Tensor] = {}
 
-    def go(row: Row, before: Prompt) -> None:
+    def visit(row: Row, before: Prompt) -> None:
         ids = torch.cat([before.input_ids, before.input_ids.new_tensor([row[-1:]])], dim=1)
         inputs = model.prepare_inputs_for_generation(ids, next_sequence_length=1, **before.kwargs)
         outputs = model(**inputs, return_dict=True)
@@ -166,22 +179,25 @@ def _expected(
         found[row] = outputs.logits[0, -1].float()
         for child in rows:
             if child[:-1] == row:
-                go(child, after.copied())
+                visit(child, after.copied())
 
-    go(rows[0], prompt.copied())
+    visit(rows[0], prompt.copied())
     return found
 
 
-def _likely(model: PreTrainedModel, logits: torch.Tensor) -> list[int]:
-    """Seven tokens that may well come next."""
-    never = suppressed.tokens(model)
-    best = logits.float().nan_to_num().topk(min(len(logits), 7 + len(never))).indices.tolist()
-    tokens = [token for token in best if token not in never]
+def _likely_tokens(model: PreTrainedModel, logits: torch.Tensor) -> list[int]:
+    """Seven of the most likely next tokens, repeated if there are fewer."""
+    excluded = suppressed.tokens(model)
+    best = logits.float().nan_to_num().topk(min(len(logits), 7 + len(excluded))).indices.tolist()
+    tokens = [token for token in best if token not in excluded]
     return [tokens[place % len(tokens)] for place in range(7)]
 
 
-def _error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """In standard deviations of what is expected; infinite if either is no number."""
+def _deviation(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """The largest difference in standard deviations of `expected`.
+
+    Infinite if the two have finite values in different places, or none at all.
+    """
     known = torch.isfinite(expected)
     if not known.any() or not torch.equal(known, torch.isfinite(found)):
         return float("inf")
@@ -189,5 +205,6 @@ def _error(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found[known] - expected[known]).abs().max() / spread)
 
 
-def _said(problem: Exception) -> str:
-    return f"{type(problem).__name__}: {problem}".partition("\n")[0][:200]
+def _summary(error: Exception) -> str:
+    """The type and message of an error, in one line of at most 200 characters."""
+    return f"{type(error).__name__}: {error}".partition("\n")[0][:200]

@@ -1,1 +1,1 @@
-"""All that touches transformers: what `generate` hands over, families, caches, attention."""
+"""Everything that depends on transformers: `generate`, model families, KV caches, attention."""

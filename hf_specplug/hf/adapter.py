@@ -1,4 +1,4 @@
-"""The adapter to `generate`: what it hands to a decoding method, and what it expects back."""
+"""The adapter to `generate`: the inputs of a decoding method and the outputs it returns."""
 
 from __future__ import annotations
 
@@ -27,7 +27,11 @@ def plain(
     criteria: StoppingCriteriaList,
     streamer: BaseStreamer | None,
 ) -> Any:
-    """Run a call as `generate` would have run it without a plug."""
+    """Decode a call exactly as `generate` does without a plug.
+
+    Raises:
+        OptionError: the generation mode does not work with `custom_generate`.
+    """
     mode = call.config.get_generation_mode()
     method = GENERATION_MODES_MAPPING[mode]
     if method not in ("_sample", "_beam_search"):
@@ -46,14 +50,14 @@ def plain(
 
 
 def vocab_size(model: PreTrainedModel) -> int:
-    """The number of token ids of the model's decoder, padding of the vocabulary included."""
+    """The vocabulary size of the model's decoder in tokens, including padding entries."""
     return int(model.config.get_text_config(decoder=True).vocab_size)
 
 
 def text_of(call: Call, inputs: torch.Tensor | None) -> NDArray[np.int64]:
-    """int64[n]: the tokens to draft from; the encoder's, if it reads text, then the prompt.
+    """The tokens to draft from, int64[n]: the encoder's if it reads text, then the prompt.
 
-    What is no token of the vocabulary keeps its place; between the two texts is a -1.
+    Ids outside the vocabulary keep their positions. A -1 separates the two texts.
 
     Args:
         inputs: the model's own inputs, if they are not `input_ids`.
@@ -72,7 +76,13 @@ def result(
     logits: tuple[torch.Tensor, ...] | None,
     cache: Any,
 ) -> Any:
-    """What `generate` returns for a finished sequence int64[1, n]."""
+    """Build the return value of `generate`.
+
+    Args:
+        sequences: int64[1, n], the finished sequence.
+        scores, logits: one entry per generated token; None if the call does not return them.
+        cache: the KV cache after the last forward pass.
+    """
     sequences = sequences.clone()
     if not call.config.return_dict_in_generate:
         return sequences
@@ -85,11 +95,12 @@ def result(
 
 
 def streamer_of_caller() -> BaseStreamer | None:
-    """The streamer of the `generate(custom_generate=plug)` call that the caller runs in.
+    """The streamer of the enclosing `generate(custom_generate=plug)` call; None if there is none.
 
-    `generate` (since 4.57) hands a callable no streamer, yet has sent it the prompt, so that a
-    reader of a TextIteratorStreamer would wait forever. Only the caller's frame has it. An attached
-    plug is given the streamer, and never looks.
+    Since 4.57, `generate` does not pass the streamer to a callable. It has already sent the prompt
+    to the streamer, so a reader of a TextIteratorStreamer would wait forever. Only the frame of
+    `generate` holds the streamer. An attached plug receives it directly and does not call this
+    function.
     """
     frame = sys._getframe(2)
     if frame.f_code.co_name == "generate" and "streamer" in frame.f_locals:

@@ -1,10 +1,10 @@
-"""Attention over grouped key heads that are left as they are.
+"""Grouped-query attention without copies of the key and value heads.
 
-Where there is a mask, transformers' sdpa copies every key and value head once per query head of its
-group (a step on an H200 takes 14.7 instead of 10.7 ms at 4096 tokens). Folding the group into the
-rows of the query needs no copy: the heads of a group read the same keys under the same mask. On a
-CPU it is also faster than sdpa's own grouped heads for a few tokens (up to 1.4 times for 8, over
-five times for one in bfloat16), and up to 8 % slower for 32.
+With a mask, transformers' sdpa copies every key and value head once per query head of its group: a
+decode step on an H200 takes 14.7 ms instead of 10.7 ms at 4096 tokens. Folding the group into the
+query rows needs no copy, because the heads of a group read the same keys under the same mask. On a
+CPU, folding is also faster than sdpa's own grouped heads for a few tokens (up to 1.4 times for 8
+tokens, over five times for one token in bfloat16), and up to 8 % slower for 32 tokens.
 """
 
 from __future__ import annotations
@@ -33,11 +33,12 @@ def folded_attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' attention interface: the same result as its sdpa, for trees without copies.
+    """An attention function for transformers: the result of its sdpa, without copies for trees.
 
     Args:
-        query: [1, heads, T, D]; key, value: [1, groups, kv, D].
-        attention_mask: [1, 1, T, kv], bool or additive; without one, sdpa itself is used for T > 1.
+        query: [1, heads, T, D].
+        key, value: [1, groups, kv, D], with `heads / groups` query heads per group.
+        attention_mask: [1, 1, T, kv], bool or additive. If it is None and T > 1, sdpa itself runs.
 
     Returns:
         ([1, T, heads, D], None)
@@ -63,7 +64,7 @@ def folded_attention(
 
 
 def _attention(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """`folded_attention` in the forward passes of a `FoldedHeads`; sdpa in those of others."""
+    """Run `folded_attention` in forward passes inside a `FoldedHeads`, and sdpa in all others."""
     folded = torch.compiler.is_compiling() or _thread.folded
     return (folded_attention if folded else sdpa_attention_forward)(module, *args, **kwargs)
 
@@ -73,48 +74,48 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
 def _has_groups(config: Any) -> bool:
-    """Whether several heads of a query share a key, in some layer at least."""
+    """Whether several query heads share a key head in at least one layer."""
     try:
         heads = getattr(config, "num_attention_heads", 1)
         return heads != (getattr(config, "num_key_value_heads", None) or heads)
-    except RuntimeError:  # it differs from layer to layer
+    except RuntimeError:  # the value differs from layer to layer
         return True
 
 
 def implementation(model: PreTrainedModel) -> str:
-    """The attention that a model's user has chosen: "sdpa", "eager", ..."""
+    """The attention implementation that the user of a model chose: "sdpa", "eager", ..."""
     name = str(model.config.get_text_config(decoder=True)._attn_implementation)
     return "sdpa" if name == NAME else name
 
 
 class _Thread(threading.local):
-    """`folded`: whether this thread is in a forward pass that is to use `folded_attention`."""
+    """Per thread: `folded` is True in a forward pass that uses `folded_attention`."""
 
     folded = False
 
 
 _thread = _Thread()
-_lock = threading.RLock()  # of `_users`, and of what the configs of models say
+_lock = threading.RLock()  # guards `_users` and the attention name in the models' configs
 _users: WeakKeyDictionary[PreTrainedModel, int] = WeakKeyDictionary()
 
 
 class FoldedHeads:
-    """While it is entered, a model that uses sdpa attends by `folded_attention`, on this thread.
+    """Context manager in which a model that uses sdpa runs `folded_attention`, in this thread.
 
-    The function is registered under a name of its own, which the model's config has as long as
-    any thread is in such a forward pass. Other threads get sdpa itself, to the bit.
+    The function is registered under its own name. The model's config holds this name while any
+    thread is in such a forward pass. Other threads still get sdpa itself, bit for bit.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = ref(model)
         config = model.config.get_text_config(decoder=True)
-        # models outside this interface look at the name themselves
-        self._helps = _has_groups(config) and model._supports_attention_backend
+        # models outside the attention interface read the name themselves
+        self._applies = _has_groups(config) and model._supports_attention_backend
         self._entered = False
 
     def __enter__(self) -> None:
         model = self._model()
-        if model is not None and self._helps and implementation(model) == "sdpa":
+        if model is not None and self._applies and implementation(model) == "sdpa":
             with _lock:
                 _users[model] = _users.get(model, 0) + 1
                 _switch(model, NAME)
@@ -131,6 +132,7 @@ class FoldedHeads:
 
 
 def _switch(model: PreTrainedModel, name: str) -> None:
+    """Set the attention name in the config, unless the user has chosen another implementation."""
     config = model.config.get_text_config(decoder=True)
     if config._attn_implementation in ("sdpa", NAME):
         config._attn_implementation_internal = name

@@ -1,4 +1,4 @@
-"""All knowledge of key-value caches: which can be rolled back, and how a draft is kept."""
+"""KV caches: which of them can be rolled back, and how the accepted slots are kept."""
 
 from __future__ import annotations
 
@@ -19,25 +19,27 @@ from hf_specplug.hf.plan import CHAIN, PLAIN, TREE
 
 _TAIL_ONLY = frozenset(
     {
-        "LinearAttentionLayer",  # convolutions; recurrent states are looked for after the prompt
+        "LinearAttentionLayer",  # convolutions; recurrent states are detected after prefill
         "LinearAttentionAndFullAttentionLayer",
         "LinearAttentionAndSlidingWindowAttentionLayer",
     }
 )
-"""Layer types that can drop their last slots, but not pick among them. `is_croppable` does not tell
-them: quantized layers have it, but `crop` leaves what was flushed to their quantized store."""
+"""Layer types that can drop their last slots but cannot select among them.
+
+`is_croppable` does not identify them: quantized layers have it too, but their `crop` leaves the
+tokens that were flushed to the quantized store."""
 
 
 def decoder_cache(cache: Any) -> Any:
-    """The cache that grows: of an encoder-decoder pair the decoder's own."""
+    """The cache that grows: the decoder's own cache of an encoder-decoder pair, else `cache`."""
     return cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
 
 
 def rollback(cache: Any) -> tuple[str, str]:
-    """What a cache can take back: (TREE, ""), or (CHAIN or PLAIN, the reason).
+    """How a cache can be rolled back: (TREE, ""), or (CHAIN or PLAIN, the reason).
 
-    TREE means that any slots of the last forward pass can be kept, CHAIN that only a tail can be
-    dropped, PLAIN that nothing can.
+    TREE: any slots of the last forward pass can be kept. CHAIN: only the last slots can be dropped.
+    PLAIN: nothing can be dropped.
     """
     cache = decoder_cache(cache)
     if not isinstance(cache, Cache):
@@ -59,28 +61,31 @@ def rollback(cache: Any) -> tuple[str, str]:
 
 
 def capacity(cache: Any) -> int:
-    """Tokens that a filled cache can hold at most; huge if it grows."""
+    """The maximum number of tokens that a filled cache can hold; 1 << 30 if it grows."""
     cache = decoder_cache(cache)
     length = int(cache.get_seq_length())
     fixed = (layer for layer in cache.layers if isinstance(layer, StaticLayer))
-    return min(  # others have slots for an image
+    return min(  # layers of another length hold an image
         (layer.max_cache_len for layer in fixed if int(layer.get_seq_length()) == length),
         default=1 << 30,
     )
 
 
 def overwrites(cache: Any, max_length: int) -> bool:
-    """Whether a text of `max_length` tokens outgrows fixed slots of its end: no rollback there."""
+    """Whether a text of `max_length` tokens exceeds a static sliding window.
+
+    Such a layer then overwrites its slots and cannot be rolled back.
+    """
     layers = decoder_cache(cache).layers
     windows = [layer for layer in layers if isinstance(layer, StaticSlidingWindowLayer)]
     return any(max_length > layer.max_cache_len for layer in windows)
 
 
 def growing_copy(cache: Any, length: int) -> Cache:
-    """A cache that can be rolled back, with the `length` tokens of another one.
+    """Copy a cache of `length` tokens to a cache that can be rolled back.
 
-    What the end of a sliding window has lost is zero: no token after it looks there.
-    `append_slots` is the way back.
+    Slots that a sliding window has dropped are zero; no later token attends to them.
+    `append_slots` copies new slots back.
     """
     layers = []
     for old in cache.layers:
@@ -91,6 +96,7 @@ def growing_copy(cache: Any, length: int) -> Cache:
 
 
 def _whole(states: torch.Tensor, length: int) -> torch.Tensor:
+    """[rows, heads, length, D]: the held states, padded with zeros on the left."""
     held = min(states.shape[2], length)
     whole = states.new_zeros((*states.shape[:2], length, states.shape[3]))
     whole[:, :, length - held :] = states[:, :, :held]
@@ -98,7 +104,7 @@ def _whole(states: torch.Tensor, length: int) -> torch.Tensor:
 
 
 def append_slots(source: Any, target: Any, start: int, end: int) -> None:
-    """Append the slots from `start` to `end` to another cache."""
+    """Append the slots from `start` to `end` (exclusive) of one cache to another."""
     for index, layer in enumerate(source.layers):
         if end > start and layer.keys is not None:
             decoder_cache(target).update(
@@ -107,9 +113,9 @@ def append_slots(source: Any, target: Any, start: int, end: int) -> None:
 
 
 def holds_state(cache: Any) -> bool:
-    """Whether a prompt left recurrent states, which no layer type announces."""
+    """Whether prefill left recurrent states in a cache; no layer type announces them."""
     return any(
-        # older releases do not say more of layers with convolutions
+        # older releases give no other sign for layers with convolutions
         hasattr(layer, "conv_states") and not getattr(layer, "is_croppable", False)
         for layer in decoder_cache(cache).layers
     )
@@ -119,9 +125,9 @@ class Rollback:
     """Keeps the accepted slots of each forward pass in a cache and drops the rest.
 
     Args:
-        cache: the filled cache, after the prompt; from here on it records what a rollback needs.
+        cache: the filled cache after prefill. From then on it records what a rollback needs.
 
-    Layers that do not grow with the text are left alone: they hold an image (cross-attention).
+    Layers that do not grow with the text hold an image (cross-attention) and are left unchanged.
     """
 
     def __init__(self, cache: Any) -> None:
@@ -136,7 +142,12 @@ class Rollback:
         self._cache.activate_past_recording()
 
     def keep(self, width: int, kept: Sequence[int]) -> None:
-        """Of the last `width` slots keep those at `kept` (ascending, starting at 0), in order."""
+        """Keep some of the last `width` slots, in order, and drop the others.
+
+        Args:
+            width: number of slots that the last forward pass filled.
+            kept: ascending indices of the slots to keep, starting at 0.
+        """
         count = len(kept)
         indices = None
         if kept[-1] != count - 1:
@@ -157,19 +168,20 @@ class Rollback:
                 layer.crop(count - width)
 
     def close(self) -> None:
-        """Stop recording: the cache may outlive the call."""
+        """Stop recording, because the cache may outlive the call."""
         for layer in self._recording:
             layer.record_past = False
 
 
 def _length(layer: Any) -> int | None:
-    """The tokens that a layer of keys and values has seen; None for any other layer."""
+    """The number of tokens that a layer of keys and values has seen; None for other layers."""
     if isinstance(layer, (DynamicLayer, StaticLayer)):
         return int(layer.get_seq_length())
     return None
 
 
 def _gather(layer: Any, width: int, indices: torch.Tensor) -> None:
+    """Move the slots at `indices` to the start of the last `width` slots, in all tensors."""
     end = int(layer.cumulative_length) if isinstance(layer, StaticLayer) else layer.keys.shape[-2]
     for states in (layer.keys, layer.values):
         _move(states, -2, end, width, indices)
@@ -180,12 +192,12 @@ def _gather(layer: Any, width: int, indices: torch.Tensor) -> None:
 
 
 def _move(states: torch.Tensor, dim: int, end: int, width: int, indices: torch.Tensor) -> None:
-    """Of the `width` slots before `end` move some to the first of them."""
+    """Move the slots at `indices` to the start of the `width` slots before `end`, along `dim`."""
     tail = states.narrow(dim, end - width, width)
     tail.narrow(dim, 0, len(indices)).copy_(tail.index_select(dim, indices))
 
 
 def _shorten(layer: Any, surplus: int) -> None:
-    layer.cumulative_length.sub_(surplus)  # in place: compiled graphs hold its address
+    layer.cumulative_length.sub_(surplus)  # in place: compiled graphs hold the tensor's address
     if isinstance(layer, StaticSlidingWindowLayer):
         layer.cumulative_length_int -= surplus

@@ -1,4 +1,4 @@
-"""One `generate` call, as it reaches a decoding method."""
+"""One `generate` call as a decoding method receives it."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ NOT_FOR_THE_MODEL = ("logits_processor", "stopping_criteria", "inputs_tensor", "
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What `generate` prepared.
+    """The inputs of one call, as `generate` prepared them.
 
     Attributes:
         model: the model.
-        input_ids: int64[rows, n], the prompt (of an encoder-decoder, the decoder's).
+        input_ids: int64[rows, n], the prompt; for an encoder-decoder model, the decoder's.
         config: the generation config of this call.
-        kwargs: arguments of the model's forward pass, the cache among them.
+        kwargs: arguments of the model's forward pass, including the KV cache.
     """
 
     model: PreTrainedModel
@@ -31,5 +31,5 @@ class Call:
 
     @property
     def cache(self) -> Any:
-        """The key-value cache that `generate` prepared; None if there is none."""
+        """The KV cache that `generate` prepared; None if there is none."""
         return self.kwargs.get("past_key_values")

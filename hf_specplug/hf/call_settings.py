@@ -1,4 +1,4 @@
-"""What a `generate` call asks for, read as transformers will read it, before it does."""
+"""The settings of a `generate` call, resolved in advance by the rules of transformers."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from hf_specplug.errors import OptionError
 
 
 class CallSettings:
-    """The settings of one call: of its arguments, else the given config, else the model.
+    """The settings of one call: from its arguments, else its config, else the model's config.
 
-    Each setting is an attribute, None if nobody sets it.
+    Each setting is an attribute. A setting that is set nowhere has transformers' default value,
+    or None if it has no default.
     """
 
     def __init__(self, model: PreTrainedModel, kwargs: dict[str, Any]) -> None:
@@ -41,7 +42,7 @@ _DEFAULTS: dict[str, Any] = GenerationConfig()._get_default_generation_params()
 
 
 def left_to_transformers(model: PreTrainedModel, kwargs: dict[str, Any]) -> str:
-    """Why a call is passed on untouched, "" if it is not."""
+    """The reason to pass a call on to transformers unchanged; "" if there is none."""
     mode = GenerationConfig.get_generation_mode(
         CallSettings(model, kwargs),  # type: ignore[arg-type]
         kwargs.get("assistant_model"),
@@ -58,13 +59,15 @@ def left_to_transformers(model: PreTrainedModel, kwargs: dict[str, Any]) -> str:
 
 
 def _is_shared(model: PreTrainedModel) -> bool:
-    """Whether processes compute its forward pass together, as under ZeRO-3, FSDP and tensor
-    parallelism. Under DDP each has a copy to itself."""
+    """Whether several processes compute one forward pass of the model together.
+
+    ZeRO-3, FSDP and tensor parallelism do. Under DDP each process has its own copy.
+    """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return False
     if torch.distributed.get_world_size() == 1:
         return False
-    from torch.distributed.tensor import DTensor  # not in every build
+    from torch.distributed.tensor import DTensor  # not in every build of torch
 
     return bool(
         is_deepspeed_zero3_enabled()
@@ -76,14 +79,18 @@ def _is_shared(model: PreTrainedModel) -> bool:
 
 
 def ask_for_cache(model: PreTrainedModel, kwargs: dict[str, Any]) -> None:
-    """Let MPT keep a cache, which its configuration leaves out unless somebody asks for it."""
-    given = getattr(kwargs.get("generation_config"), "use_cache", None)
-    if model.config.model_type == "mpt" and given is None:
+    """Request a KV cache for MPT, whose config leaves it out unless the caller asks for it."""
+    use_cache = getattr(kwargs.get("generation_config"), "use_cache", None)
+    if model.config.model_type == "mpt" and use_cache is None:
         kwargs.setdefault("use_cache", True)
 
 
 def build_stop_strings(model: PreTrainedModel, kwargs: dict[str, Any]) -> None:
-    """Turn stop strings into a criterion: `generate` hands a callable no tokenizer."""
+    """Turn stop strings into a stopping criterion: `generate` passes no tokenizer to a callable.
+
+    Raises:
+        OptionError: the call has stop strings but no tokenizer.
+    """
     strings = CallSettings(model, kwargs).stop_strings
     if strings is None:
         return
@@ -93,9 +100,9 @@ def build_stop_strings(model: PreTrainedModel, kwargs: dict[str, Any]) -> None:
             "stop_strings were given (in the call or the generation config), but no tokenizer: "
             "pass generate(..., tokenizer=tokenizer)"
         )
-    given = kwargs.get("stopping_criteria")
+    criteria = kwargs.get("stopping_criteria")
     kwargs["stopping_criteria"] = StoppingCriteriaList(
-        [StopStringCriteria(stop_strings=strings, tokenizer=tokenizer), *(given or [])]
+        [StopStringCriteria(stop_strings=strings, tokenizer=tokenizer), *(criteria or [])]
     )
     if getattr(kwargs.get("generation_config"), "stop_strings", None) is not None:
         kwargs["generation_config"] = copy.deepcopy(kwargs["generation_config"])

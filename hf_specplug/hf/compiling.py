@@ -1,4 +1,4 @@
-"""What a call asks of torch.compile."""
+"""The settings of torch.compile for a call."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import torch._dynamo
 from transformers import CompileConfig, GenerationConfig, PreTrainedModel
 
 RECOMPILES = 64
-"""Kinds of input for which one function may be compiled; torch's own limit is 8."""
+"""How many kinds of input one function may be compiled for; torch's own limit is 8."""
 
 
 def many_recompiles(**settings: Any) -> AbstractContextManager[Any]:
-    """Within it, torch.compile puts up with trees, chains and prompts as inputs of one function.
+    """Context manager in which one function may be compiled for trees, chains and prompts.
 
-    Past its limit, a forward pass runs uncompiled or, with `fullgraph`, raises.
+    Beyond torch's limit, a forward pass runs uncompiled or, with `fullgraph`, raises an error.
 
     Args:
-        settings: further ones of `torch._dynamo.config`.
+        settings: further settings of `torch._dynamo.config`.
     """
     config: Any = torch._dynamo.config
     limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
@@ -28,16 +28,20 @@ def many_recompiles(**settings: Any) -> AbstractContextManager[Any]:
 
 
 def compile_config(model: PreTrainedModel, config: GenerationConfig) -> CompileConfig | None:
-    """How to compile, if the user asked for it: one shape at a time instead of dynamic shapes."""
-    asked = config.compile_config
-    if asked is None or (model.device.type == "cpu" and not asked._compile_all_devices):
+    """The user's compile config, with one shape at a time instead of dynamic shapes.
+
+    Returns:
+        None if the user did not ask for compilation, or not for the CPU that the model is on.
+    """
+    requested = config.compile_config
+    if requested is None or (model.device.type == "cpu" and not requested._compile_all_devices):
         return None
-    one = CompileConfig(**{**asked.to_dict(), "dynamic": False})
-    one._compile_all_devices = asked._compile_all_devices
-    return one
+    static = CompileConfig(**{**requested.to_dict(), "dynamic": False})
+    static._compile_all_devices = requested._compile_all_devices
+    return static
 
 
 def compiled_everywhere(config: CompileConfig) -> CompileConfig:
-    """The same, on a CPU too, where transformers leaves it out."""
+    """Let a config compile on a CPU too, where transformers does not compile by default."""
     config._compile_all_devices = True
     return config

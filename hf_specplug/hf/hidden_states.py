@@ -1,4 +1,4 @@
-"""Hidden states: what a model has made of a text at one place inside, seen while it runs."""
+"""Hidden states of one layer, captured by a hook during the forward pass."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from transformers import PreTrainedModel
 from hf_specplug.errors import OptionError
 
 LAST = -1
-"""The layer whose states the output embedding reads: the last one, normalised."""
+"""The layer index of the states that the output embedding reads: the last layer, normalized."""
 
 _SAMPLED = 64  # rows of the output embedding that identify a model
 
 
 class HiddenStateHook:
-    """Within it, `states` is what the last forward pass of this thread had at a layer.
+    """Context manager that captures the hidden states of one layer, in this thread only.
 
     Args:
-        layer: of the decoder, from 0; or `LAST`.
-        stop: end the forward pass there, with `Stop`.
+        layer: index of a decoder layer, from 0; or `LAST`.
+        stop: end the forward pass at this layer by raising `Stop`.
 
     Attributes:
-        states: [batch, n, width] on the model's device; None before a forward pass.
+        states: [batch, n, width] of the last forward pass, on the model's device; None before it.
 
     Raises:
         OptionError: the model has no such layer.
@@ -47,12 +47,18 @@ class HiddenStateHook:
         self._stop = stop
 
     def of(self, text: int, last: int = 0) -> torch.Tensor | None:
-        """[n, width] of a text of the batch, or of its `last` tokens; None if none passed by."""
+        """The states of one text of the batch, [n, width]; None if none were captured.
+
+        Args:
+            text: index of the text in the batch.
+            last: number of tokens at the end of the text; 0 for all.
+        """
         return None if self.states is None else self.states[text, -last:]
 
     def __enter__(self) -> HiddenStateHook:
         self._thread = threading.get_ident()
-        self.states = None  # where none pass by, those of another pass must not do
+        # a pass that captures nothing must not leave the states of an earlier one
+        self.states = None
         if self.layer == LAST:
             self._hook = self._module.register_forward_pre_hook(self._before, with_kwargs=True)
         else:
@@ -63,30 +69,33 @@ class HiddenStateHook:
         self._hook.remove()
 
     def _before(self, module: nn.Module, args: Any, kwargs: Any = None) -> None:
-        # torch leaves `kwargs` out where another thread's pass meets a hook that is half there
+        # torch omits `kwargs` if another thread's pass meets a hook that is only half registered
         if self._is_ours():
-            self._seen(args[0] if args else next(iter(kwargs.values())))
+            self._capture(args[0] if args else next(iter(kwargs.values())))
 
     def _after(self, module: nn.Module, args: Any, output: Any) -> None:
         if self._is_ours():
-            self._seen(output[0] if isinstance(output, tuple) else output)
+            self._capture(output[0] if isinstance(output, tuple) else output)
 
     def _is_ours(self) -> bool:
-        """What is compiled runs for one call at a time, and cannot ask."""
+        """Whether the forward pass belongs to this thread.
+
+        Compiled code runs for one call at a time and cannot ask for its thread.
+        """
         return torch.compiler.is_compiling() or threading.get_ident() == self._thread
 
-    def _seen(self, states: torch.Tensor) -> None:
+    def _capture(self, states: torch.Tensor) -> None:
         self.states = states
         if self._stop:
             raise Stop
 
 
 class Stop(Exception):
-    """What was wanted of a forward pass has been seen."""
+    """Raised to end a forward pass once the wanted hidden states are captured."""
 
 
 def _module(model: PreTrainedModel, layer: int) -> nn.Module:
-    """What reads, or makes, the states of a layer."""
+    """The module that reads (`LAST`) or computes the hidden states of a layer."""
     if layer == LAST:
         head = model.get_output_embeddings()
         if head is None:
@@ -104,22 +113,26 @@ def _module(model: PreTrainedModel, layer: int) -> nn.Module:
 
 
 def signature(model: PreTrainedModel) -> str:
-    """The same for models whose states mean the same, whatever their dtype; 32 hexadecimal digits.
+    """A hash that models with interchangeable hidden states share, whatever their dtype.
 
-    Models are told apart by type, layers and the signs of a part of the output embedding.
+    It covers the model type, the number of layers, and the shape and a part of the signs of the
+    output embedding.
+
+    Returns:
+        32 hexadecimal digits.
     """
     text = model.config.get_text_config(decoder=True)
     digest = xxhash.xxh3_128(f"{text.model_type} {text.num_hidden_layers}".encode())
     head = model.get_output_embeddings()
     weight = getattr(head, "weight", None)
     if isinstance(weight, torch.Tensor) and weight.is_floating_point():
-        signs = torch.signbit(weight.detach()[:_SAMPLED]).cpu().numpy()  # no rounding changes them
+        signs = torch.signbit(weight.detach()[:_SAMPLED]).cpu().numpy()  # rounding keeps signs
         digest.update(str(tuple(weight.shape)).encode())
         digest.update(np.packbits(signs).tobytes())
     return str(digest.hexdigest())
 
 
 def rows(states: torch.Tensor) -> NDArray[np.float32]:
-    """float32, of the same shape."""
-    found: NDArray[np.float32] = states.detach().to(torch.float32).cpu().numpy()
-    return found
+    """Copy states to the CPU as float32, with the same shape."""
+    array: NDArray[np.float32] = states.detach().to(torch.float32).cpu().numpy()
+    return array

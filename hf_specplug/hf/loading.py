@@ -1,4 +1,4 @@
-"""Models and tokenizers by name, for commands; errors say in one line why they cannot be loaded."""
+"""Models and tokenizers by name, for commands; errors give the reason in one line."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def load(name: str, dtype: str = "auto", device: str | None = None) -> tuple[Any
         name: folder or Hub name.
         dtype: of the weights; "auto" keeps the dtype of the files, except on a CPU, where it is
             float32.
-        device: a torch device; "cuda" where it is available if not given.
+        device: a torch device; by default "cuda" if available, else "cpu".
 
     Returns:
         (the model in evaluation mode, the tokenizer)
 
     Raises:
-        OptionError: an unknown dtype.
+        OptionError: the dtype is unknown.
         ModelError: the model cannot be loaded; the message says why in one line.
 
     Example:

@@ -1,7 +1,8 @@
-"""Positions by depth, for decoders that count cache slots and take none: T5, BART and their kin.
+"""Positions by depth for decoders that count cache slots and take no position ids (T5, BART, ...).
 
-Their embedding of positions gives one row for each slot of a forward pass, in order. A tree takes
-the row of its depth, so that siblings share one; a relative bias also its columns.
+Their position embedding returns one row per slot of a forward pass, in order. Each node of a tree
+takes the row of its depth instead, so that siblings share a row. For a relative bias, the
+columns of the nodes are selected by depth, too.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ _ABSOLUTE, _RELATIVE = "embed_positions", "relative_attention_bias"
 
 
 class SlotPositions:
-    """While `at` is entered, the decoder's position modules go by depth; in this thread only.
+    """Makes the decoder's position modules use depths inside `at`, in this thread only.
 
     Args:
-        model: one that takes no positions; any other has nothing to be changed.
+        model: a model that takes no position ids. Other models are not changed.
 
     Example:
         >>> slots = SlotPositions(model)  # doctest: +SKIP
@@ -45,7 +46,12 @@ class SlotPositions:
 
     @contextmanager
     def at(self, depths: NDArray[np.int64], past: int) -> Iterator[None]:
-        """A forward pass over T tokens after `past` slots; `depths` int64[T], 0 at the root."""
+        """Context manager for one forward pass over T tokens.
+
+        Args:
+            depths: int64[T], the depth of each token in the tree; 0 at the root.
+            past: number of slots before them.
+        """
         if self._hooks:
             self._depths, self._past = torch.from_numpy(depths), past
         try:
@@ -64,26 +70,26 @@ class SlotPositions:
         return output.index_select(0, depths).index_select(1, columns)
 
     def close(self) -> None:
-        """Leave the model as it was."""
+        """Remove the hooks from the model."""
         for hook in self._hooks:
             hook.remove()
 
 
 def position_argument(model: PreTrainedModel) -> str | None:
-    """The name under which `forward` takes positions, None if it counts cache slots.
+    """The name of the `forward` argument for positions; None if the model counts cache slots.
 
-    A model around a text model may hand over what it does not name itself.
+    A model that wraps a text model may pass on arguments that it does not name itself.
     """
     config = model.config
     name = "decoder_position_ids" if config.is_encoder_decoder else "position_ids"
     parameters = inspect.signature(model.forward).parameters
     wraps = not config.is_encoder_decoder and config.get_text_config(decoder=True) is not config
-    hands_over = wraps and any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    return name if name in parameters or hands_over else None
+    passes_on = wraps and any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    return name if name in parameters or passes_on else None
 
 
 def slot_modules(model: PreTrainedModel) -> list[tuple[str, nn.Module]]:
-    """The (last name, module) pairs of a decoder that turn slots into positions; [] if none do."""
+    """The decoder modules that turn slots into positions: (last part of the name, module) pairs."""
     decoder = None if position_argument(model) is not None else model.get_decoder()
     found = []
     for path, module in () if decoder is None else decoder.named_modules():

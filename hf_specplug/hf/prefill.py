@@ -1,4 +1,4 @@
-"""The prompt: run as plain `generate` runs it, and what is known after it."""
+"""Prefill: the prompt runs as in plain `generate`, and its state is kept for the next token."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from hf_specplug.hf.support import PER_TOKEN
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A prompt that was run, as plain `generate` leaves it before the next token.
+    """The state that plain `generate` has after prefill, before the next token.
 
     Attributes:
-        input_ids: int64[1, n].
-        kwargs: what is handed to the model's preparation for the next token; the filled cache, too.
-        per_token: arguments with an entry for each token, by the dimension that grows. What is
-            generated takes the last entry again.
+        input_ids: int64[1, n], the prompt.
+        kwargs: arguments from which the model prepares its inputs for the next token, including
+            the filled KV cache.
+        per_token: the dimension that grows, for each argument with one entry per token. Generated
+            tokens repeat the last entry.
     """
 
     input_ids: torch.Tensor
@@ -29,7 +30,7 @@ class Prompt:
     per_token: dict[str, int]
 
     def copied(self) -> Prompt:
-        """The same with caches, tensors and encoder outputs of its own.
+        """A copy with its own caches, tensors and encoder outputs.
 
         A model may change any of them in place: Moonshine adds positions to its encoder's states.
         """
@@ -46,7 +47,7 @@ def prefilled(
     config: GenerationConfig,
     kwargs: dict[str, Any],
 ) -> tuple[Any, Prompt]:
-    """Run a prompt as plain `generate` does: (what the model returned, what is known now)."""
+    """Run a prompt as plain `generate` does; returns (the model's outputs, the state after it)."""
     outputs = model._prefill(input_ids, config, kwargs, is_first_iteration=not config.is_assistant)
     before = {key: tuple(value.shape) for key, value in kwargs.items() if _is_tensor(value)}
     encoder_decoder = bool(model.config.is_encoder_decoder)
@@ -62,7 +63,7 @@ def prefilled(
 
 
 def next_kwargs(model: PreTrainedModel, outputs: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The model's arguments for the next token, after a forward pass."""
+    """The model's arguments for the next token, updated after a forward pass."""
     encoder_decoder = bool(model.config.is_encoder_decoder)
     updated: dict[str, Any] = model._update_model_kwargs_for_generation(
         outputs, kwargs, is_encoder_decoder=encoder_decoder
@@ -71,7 +72,7 @@ def next_kwargs(model: PreTrainedModel, outputs: Any, kwargs: dict[str, Any]) ->
 
 
 def optimized_for_decode(model: PreTrainedModel) -> AbstractContextManager[Any]:
-    """Within it, a model's forward passes are set up as `generate` sets up its decoding."""
+    """Context manager that sets up forward passes as `generate` sets up its decoding."""
     context: AbstractContextManager[Any] = model._optimize_model_for_decode()
     return context
 
@@ -79,7 +80,7 @@ def optimized_for_decode(model: PreTrainedModel) -> AbstractContextManager[Any]:
 METHODS = frozenset(
     {"forward", "prepare_inputs_for_generation", "_update_model_kwargs_for_generation", "_prefill"}
 )
-"""The methods of a model by which `generate`, and every draft, computes a token."""
+"""The model methods with which `generate` and the verification of drafts compute a token."""
 
 
 def _is_changeable(value: Any) -> bool:
@@ -91,7 +92,7 @@ def _is_tensor(value: Any) -> bool:
 
 
 def _grown(before: tuple[int, ...], after: tuple[int, ...]) -> int | None:
-    """The only dimension that is longer by one, if there is one."""
+    """The dimension that grew by one if no other dimension changed, else None."""
     if len(before) != len(after):
         return None
     longer = [new - old for old, new in zip(before, after, strict=True)]

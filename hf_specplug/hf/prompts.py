@@ -11,7 +11,7 @@ import torch
 
 from hf_specplug.errors import RecordingError
 
-_UNLIMITED = 1 << 62  # tokens: of a model without a maximum position
+_UNLIMITED = 1 << 62  # tokens, for a model without a maximum position
 
 
 def read_prompts(path: str, per_task: int = 0) -> Iterator[tuple[str, dict[str, Any]]]:

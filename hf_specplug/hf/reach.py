@@ -1,4 +1,4 @@
-"""How far back the attention of each layer type sees, as a config tells it."""
+"""How far back each layer type attends, read from the config."""
 
 from __future__ import annotations
 
@@ -13,13 +13,26 @@ _RULES = ("full_attention", "sliding_attention", "chunked_attention", "indexed_a
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """How far back a layer type sees: everything, a window of tokens, or its chunk of the text."""
+    """How far back a layer type attends: to all tokens, a sliding window, or its own chunk.
+
+    Attributes:
+        window: size of the sliding window in tokens; None if there is none.
+        chunk: size of a chunk of the text in tokens; None if there are no chunks.
+    """
 
     window: int | None = None
     chunk: int | None = None
 
     def first(self, slots: NDArray[np.int64], padding: int) -> NDArray[np.int64]:
-        """The first slot seen from each of `slots`, behind `padding` slots on the left."""
+        """The first slot that each of `slots` attends to.
+
+        Args:
+            slots: int64[n], positions in the cache.
+            padding: number of padding slots on the left.
+
+        Returns:
+            int64[n]
+        """
         if self.window is not None:
             return np.maximum(slots - self.window + 1, 0)
         if self.chunk is not None:
@@ -36,7 +49,7 @@ def reaches(config: Any) -> dict[str | None, Reach] | None:
     try:
         window = getattr(config, "sliding_window", None)
         chunk = getattr(config, "attention_chunk_size", None)
-    except RuntimeError:  # it differs from layer to layer
+    except RuntimeError:  # the value differs from layer to layer
         return None
     types = getattr(config, "layer_types", None)
     if types is None:
@@ -49,13 +62,16 @@ def reaches(config: Any) -> dict[str | None, Reach] | None:
         "full_attention": Reach(),
         "sliding_attention": Reach(window=window),
         "chunked_attention": Reach(chunk=chunk),
-        "indexed_attention": Reach(),  # as long as the index takes all keys
+        "indexed_attention": Reach(),  # while the index selects all keys
     }
     return {kind: known[kind] for kind in dict.fromkeys(types)}
 
 
 def masks_needed(config: Any, longest: int) -> dict[str | None, Reach]:
-    """The reaches that a text of at most `longest` tokens tells apart; one if it cannot."""
+    """The reaches that differ in a text of at most `longest` tokens.
+
+    If no window or chunk is shorter than the text, one full reach serves all layers.
+    """
     found = reaches(config) or {}
     limits = [reach.window or reach.chunk for reach in found.values()]
     if all(limit is None or limit >= longest for limit in limits):

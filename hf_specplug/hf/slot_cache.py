@@ -1,7 +1,7 @@
-"""A key-value cache of fixed slots: addresses and shapes stay, whatever is written where.
+"""A KV cache of fixed slots: its addresses and shapes are static.
 
-The slots of all layers lie in one block (one per shape, where layers differ), so that keeping an
-accepted path is one gather and one scatter, not two per layer.
+The slots of all layers lie in one block (one block per shape if layers differ). Keeping an accepted
+path is then one gather and one scatter instead of two per layer.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from hf_specplug.hf.cache import append_slots, decoder_cache
 
 
 class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
-    """One layer's slots.
+    """The slots of one layer.
 
     Args:
         keys, values: [1, heads, capacity, D], views of a block.
-        target: holds `slots` int64[T], where the next T tokens go.
+        target: its `slots` int64[T] are those that the next T tokens fill.
     """
 
     is_compileable = True
@@ -35,12 +35,12 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         self._target = target
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Nothing to do: the slots are there."""
+        """Do nothing: the slots already exist."""
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write the states to the target slots; return all slots."""
+        """Write the states to the target slots; returns the states of all slots."""
         self.keys.index_copy_(2, self._target.slots, key_states)
         self.values.index_copy_(2, self._target.slots, value_states)
         return self.keys, self.values
@@ -49,29 +49,29 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         return self.get_max_length(), 0
 
     def get_seq_length(self) -> int:
-        return self._target.slots[0]  # type: ignore[return-value]  # as a StaticLayer's: no sync
+        return self._target.slots[0]  # type: ignore[return-value]  # a tensor, as in StaticLayer: no sync
 
     def get_max_length(self) -> int:
         return self.keys.shape[2]
 
 
 class Target:
-    """Where the tokens of the next forward pass go: `slots` int64[T]."""
+    """The slots that the next forward pass fills: `slots` int64[T]."""
 
     def __init__(self, device: torch.device) -> None:
         self.slots = torch.zeros(1, dtype=torch.int64, device=device)
 
 
 class SlotCache(Cache):  # type: ignore[misc]
-    """Fixed slots for all layers of a model, to take over the cache that its prompt left.
+    """Fixed slots for all layers of a model; takes over the cache that prefill left.
 
     Args:
-        like: a filled cache: its layers say how many heads of which size there are.
-        capacity: slots.
-        joined: whether layers of the same shape share a block; torch.compile wants them apart.
+        like: a filled cache. Its layers give the number and the size of the heads.
+        capacity: number of slots per layer.
+        joined: whether layers of the same shape share a block; torch.compile needs separate blocks.
 
     Attributes:
-        target: where the next forward pass writes.
+        target: the slots that the next forward pass writes.
     """
 
     def __init__(self, like: Any, capacity: int, joined: bool = True) -> None:
@@ -91,22 +91,27 @@ class SlotCache(Cache):  # type: ignore[misc]
         super().__init__(layers=[SlotLayer(*pair, self.target) for pair in pairs])
 
     def fits(self, like: Any) -> bool:
-        """Whether the text of another cache can be loaded."""
+        """Whether the text of another cache can be loaded: all shapes, dtypes and devices match."""
         return [_kind(part) for part in _states(self)] == [_kind(part) for part in _states(like)]
 
     def load(self, source: Any, length: int) -> None:
-        """Take over a text of `length` tokens; of a sliding layer what it still has: its end."""
+        """Copy a text of `length` tokens; a sliding-window layer has only its last tokens."""
         for layer, old in zip(self.layers, decoder_cache(source).layers, strict=True):
             held = min(old.keys.shape[2], length)
             layer.keys[:, :, length - held : length] = old.keys[:, :, :held]
             layer.values[:, :, length - held : length] = old.values[:, :, :held]
 
     def append_slots(self, target: Any, start: int, end: int) -> None:
-        """Append the slots from `start` to `end` to another cache."""
+        """Append the slots from `start` to `end` (exclusive) to another cache."""
         append_slots(self, target, start, end)
 
     def keep(self, base: int, kept: Sequence[int]) -> None:
-        """Of the slots from `base` on, move those at `kept` (ascending, starting at 0) together."""
+        """Keep some of the slots from `base` on by moving them together.
+
+        Args:
+            base: the first slot of the last forward pass.
+            kept: ascending offsets from `base`, starting at 0.
+        """
         if kept[-1] == len(kept) - 1:
             return
         chosen = torch.tensor(kept, device=self.target.slots.device) + base
@@ -115,18 +120,18 @@ class SlotCache(Cache):  # type: ignore[misc]
 
 
 def _states(cache: Any) -> list[torch.Tensor]:
-    """Keys and values of all layers, one after the other."""
+    """Keys and values of all layers: [keys, values, keys, values, ...]."""
     return [part for layer in decoder_cache(cache).layers for part in (layer.keys, layer.values)]
 
 
 def _kind(states: torch.Tensor) -> tuple[tuple[int, int, int], torch.dtype, torch.device]:
-    """(rows, heads, size of a head), and how and where it is stored."""
+    """((rows, heads, size of a head), dtype, device)."""
     rows, heads, _, width = states.shape
     return (rows, heads, width), states.dtype, states.device
 
 
 def _groups(kinds: list[Any], joined: bool) -> list[list[int]]:
-    """Which layers' keys and values share a block."""
+    """Indices of the keys and values that share a block, for each block."""
     if not joined:
         return [[place] for place in range(len(kinds))]
     return [

@@ -1,7 +1,7 @@
-"""What a model and a call allow: a tree, a chain where only that can be exact, else plain.
+"""The mode that a model and a call allow: tree, chain if only a chain can be exact, else plain.
 
-These gates go by names and numbers. What passes them is drafted only if it is shown to be exact:
-see `hf_specplug.exactness`.
+These checks use names and numbers only. A call that passes them is drafted only if drafts are shown
+to be exact: see `hf_specplug.exactness`.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from hf_specplug.hf.positions import position_argument, slot_modules
 from hf_specplug.hf.reach import reaches
 
 SLOT_POSITIONS = frozenset({"gpt_neo"})
-"""`model_type`s that take position ids, but whose attention goes by the slot in the cache."""
+"""`model_type`s that take position ids but whose attention depends on the cache slot."""
 
 
 RECURRENT = "the model has a recurrent state that cannot be rolled back"
 
 
 def of_model(model: PreTrainedModel) -> CallPlan:
-    """What a model may be able to verify, whatever the call."""
+    """The mode that a model allows in any call."""
     config = model.config.get_text_config(decoder=True)
     name, attention = config.model_type, implementation(model)
     counts_slots = position_argument(model) is None and not slot_modules(model)
@@ -50,7 +50,7 @@ def of_model(model: PreTrainedModel) -> CallPlan:
 
 
 def of_call(call: Call) -> CallPlan:
-    """What one `generate` call allows on any engine, beyond what the model does."""
+    """The mode that one `generate` call allows on any engine, apart from the model's limits."""
     model, config, cache = call.model, call.config, call.cache
     mode = config.get_generation_mode()
     if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
@@ -75,24 +75,24 @@ def of_call(call: Call) -> CallPlan:
 
 
 def left_to_compiled_generate(call: Call) -> bool:
-    """Whether `generate` would compile the decoding of this call by itself."""
+    """Whether plain `generate` would compile the decoding of this call."""
     return bool(call.model._valid_auto_compile_criteria(dict(call.kwargs), call.config))
 
 
 def has_static_shapes(call: Call) -> bool:
-    """Whether a call's decoding can run at static shapes and addresses, and should.
+    """Whether a call can and should be decoded with static shapes and addresses.
 
-    It should where there is CUDA, and elsewhere if a static cache was asked for. The generation
-    config's `disable_compile` forbids it.
+    It should on CUDA, and on other devices if a static cache was requested. The generation config's
+    `disable_compile` forbids it.
     """
     model, cache = call.model, call.cache
     text = model.config.get_text_config(decoder=True)
     quantizer = getattr(model, "hf_quantizer", None)
     kinds = {type(layer) for layer in getattr(cache, "layers", ())}
-    given = kinds and kinds <= {StaticLayer, StaticSlidingWindowLayer}
+    fixed = kinds and kinds <= {StaticLayer, StaticSlidingWindowLayer}
     return bool(
         not call.config.disable_compile
-        and (given or (is_accelerated(model) and kinds <= _GROWING and type(cache) is DynamicCache))
+        and (fixed or (is_accelerated(model) and kinds <= _GROWING and type(cache) is DynamicCache))
         and not getattr(cache, "offloading", False)
         and not model.config.is_encoder_decoder
         and len(set(getattr(model, "hf_device_map", {}).values())) <= 1
@@ -108,7 +108,10 @@ _GROWING = {DynamicLayer, DynamicSlidingWindowLayer}
 
 
 def device_of(model: PreTrainedModel) -> torch.device:
-    """Where a model's inputs go; offloaded weights themselves are nowhere until they are needed."""
+    """The device of a model's inputs.
+
+    Offloaded weights are on the meta device until they are needed.
+    """
     device: torch.device = model.device
     if device.type == "meta":
         hook = getattr(model, "_hf_hook", None)
@@ -122,13 +125,13 @@ def is_accelerated(model: PreTrainedModel) -> bool:
 
 
 PER_TOKEN = ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
-"""Arguments of the forward pass that have a value for each token."""
+"""Arguments of the forward pass that have one value per token."""
 
 
 def is_generic(model: PreTrainedModel) -> bool:
-    """Whether inputs are prepared in the same way at every step.
+    """Whether the model prepares its inputs in the same way at every step.
 
-    Phi-3 differs only where longrope changes factors, and such calls are run plainly.
+    Phi-3 differs only where longrope changes factors, and such calls run plainly.
     """
     own = type(model).prepare_inputs_for_generation
     generic = own is GenerationMixin.prepare_inputs_for_generation
@@ -137,7 +140,7 @@ def is_generic(model: PreTrainedModel) -> bool:
 
 
 def _llama4_scale_start(model: PreTrainedModel) -> int:
-    """The length from which layers without RoPE scale queries by slot; huge for other models."""
+    """The length in tokens from which layers without RoPE scale queries by slot; else 1 << 62."""
     config = model.config.get_text_config(decoder=True)
     if config.model_type == "llama4_text" and config.attn_temperature_tuning:
         return int(config.floor_scale) - 1
@@ -151,9 +154,14 @@ def _rope_types(config: Any) -> set[str]:
 
 
 def _width_dependence(model: PreTrainedModel, start: int, end: int) -> str:
-    """Why a forward pass depends on its width in a text of this length; "" if it does not.
+    """Why a forward pass depends on its width while the text grows; "" if it does not.
 
-    The factors of RoPE follow the largest position in a pass; Doge's attention, its last slot.
+    RoPE factors depend on the largest position in a forward pass. Doge's attention depends on its
+    last slot.
+
+    Args:
+        start: length of the prompt in tokens.
+        end: maximum length of the text in tokens.
     """
     config = model.config.get_text_config(decoder=True)
     if end > (limit := getattr(config, "keep_window_size", None) or end):

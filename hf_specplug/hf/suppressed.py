@@ -1,4 +1,4 @@
-"""Tokens that no forward pass over several tokens may hold, so that nobody drafts them."""
+"""Suppressed tokens: never drafted, as no forward pass over several tokens may hold them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _PLACEHOLDER = re.compile(
 
 
 def tokens(model: PreTrainedModel) -> frozenset[int]:
-    """Placeholders, and padding where positions are counted without it.
+    """Placeholders, and padding tokens if the decoder counts positions without padding.
 
-    Such decoders (M2M100) count the tokens of a forward pass that are not padding: after padding in
-    a draft, or as its root, all others would be one too early.
+    Such decoders (M2M100) count the tokens of a forward pass that are not padding. After a padding
+    token in a draft or at its root, all other positions would be too low by one.
     """
     padding = {
         getattr(module, "padding_idx", None)
@@ -26,10 +26,10 @@ def tokens(model: PreTrainedModel) -> frozenset[int]:
 
 
 def placeholders(config: PreTrainedConfig) -> frozenset[int]:
-    """The tokens that stand for images, video and sound: prompts hold them, but no text does.
+    """Tokens that stand for images, video and sound. Prompts contain them; generated text does not.
 
-    What stands before and after an image (`vision_start_token_id`, ...) is not among them: a model
-    may say it.
+    Tokens that delimit an image (`vision_start_token_id`, ...) are not included, because a model
+    may generate them.
     """
     values = vars(config)
     parts = [part for part in values.values() if isinstance(part, PreTrainedConfig)]
