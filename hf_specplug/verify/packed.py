@@ -73,7 +73,7 @@ class PackedLinears:
                 self._patch()
 
     def step(self) -> None:
-        """Count a forward pass that is about to run; after the first 12, the weights are packed."""
+        """Count a forward pass that is about to run; every `_PATIENCE` passes, try to pack."""
         passes = self._passes = self._passes + 1
         if passes % _PATIENCE == 0 and not self._packed:
             self.warm()
