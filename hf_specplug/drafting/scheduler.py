@@ -60,8 +60,8 @@ class DrafterScheduler:
             earned = shares[d] * saved
             self._saved[d] += (1 - self._MEMORY) * (earned - self._saved[d])
             self._spent[d] += (1 - self._MEMORY) * (spent[d] - self._spent[d])
-            pays = max(self._saved[d], earned) > self._spent[d]
-            if pays or self._spent[d] < self._FREE * step:
+            earns = max(self._saved[d], earned) > self._spent[d]
+            if earns or self._spent[d] < self._FREE * step:
                 self._every[d] = 1
             else:
                 self._every[d] = min(2 * self._every[d], self._RAREST)
