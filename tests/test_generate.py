@@ -30,7 +30,7 @@ DRAFTERS = ["context", "recycling"]
 
 
 def check(name: str, inputs: dict[str, Any] | None = None, **settings: Any) -> SpecPlug:
-    """Identity, greedy and seeded, with real and with replayed drafts; returns the last plug."""
+    """Check identity, greedy and seeded, with real and replayed drafts; returns the last plug."""
     model = make(name)
     inputs = prompt(model) if inputs is None else inputs
     settings.setdefault("max_new_tokens", 40)
@@ -49,7 +49,7 @@ def check(name: str, inputs: dict[str, Any] | None = None, **settings: Any) -> S
 
 
 def _fresh(value: Any) -> Any:
-    """Stateful processors start anew in each run."""
+    """Copy stateful processors and caches, so that each run starts with their initial state."""
     return copy.deepcopy(value) if isinstance(value, (list, DynamicCache)) else value
 
 
@@ -125,7 +125,7 @@ def test_end_of_text_tokens(place: int) -> None:
 
 
 class CountingPenalty(LogitsProcessor):  # type: ignore[misc]
-    """Stateful: forbids a token that depends on how often it was called."""
+    """Stateful: forbids a token that depends on the number of calls."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -149,7 +149,7 @@ def test_custom_processors_and_criteria() -> None:
     model, inputs = make("llama"), prompt(make("llama"))
     processor = CountingPenalty()
     plugged(model, inputs, DRAFTERS, max_new_tokens=20, logits_processor=[processor])
-    assert processor.calls == 20  # once per emitted token, never for a rejected one
+    assert processor.calls == 20  # once per emitted token, never for a rejected token
 
 
 class Recorder(BaseStreamer):  # type: ignore[misc]
@@ -188,7 +188,7 @@ def test_streamers(demo_model: Any, tokenizer: Any, capsys: pytest.CaptureFixtur
     thread.join()
     detach(model)
     assert plug.stats.tokens == 19
-    # plain decoding of what cannot be drafted streams too
+    # models that cannot draft stream too, in plain decoding
     four, five = Recorder(), Recorder()
     mamba = make("mamba2")
     plain(mamba, prompt(mamba), streamer=four, **settings)
@@ -339,7 +339,7 @@ def test_text_of_the_encoder_is_copied_from() -> None:
 
 
 class Speak(LogitsProcessor):  # type: ignore[misc]
-    """Makes the model say a given text."""
+    """Makes the model generate a given text."""
 
     def __init__(self, text: list[int]) -> None:
         self.text = text

@@ -1,4 +1,4 @@
-"""Attaching: one instance, every way of asking, copies, and no trace afterwards."""
+"""Attaching: a single instance, all forms of a call, copies, and the model restored afterwards."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_attach_and_detach_leave_no_trace(model: Any, expected: Any) -> None:
     detach(model)
     assert vars(model) == before
     assert model.generate.__func__ is kind.generate
-    detach(model)  # twice is fine
+    detach(model)  # a second `detach` does nothing
     assert model.generate(**prompt(model), **SETTINGS).tolist() == expected
     assert plug.stats.calls == 1
 
@@ -135,7 +135,7 @@ def test_wrong_use_is_said_clearly(model: Any) -> None:
     attach(model)
     with pytest.raises(OptionError, match="draft model goes to assistant_model"):
         model.generate(**prompt(model), assistant=copy.deepcopy(model))
-    with pytest.raises(ValueError, match="not used by the model"):  # transformers' own checks stay
+    with pytest.raises(ValueError, match="not used by the model"):  # from transformers' own checks
         model.generate(**prompt(model), max_new_tokenz=3)
 
 
@@ -146,12 +146,12 @@ def test_copies_carry_a_plug_of_their_own(model: Any, expected: Any, how: str) -
     twin = copy.deepcopy(model) if how == "deepcopy" else pickle.loads(pickle.dumps(model))
     with torch.no_grad():
         for weight in model.parameters():
-            weight.zero_()  # a copy that still called the original would show it
+            weight.zero_()  # changes the output of a copy that still called the original
     assert twin.generate(**prompt(model), **SETTINGS).tolist() == expected
     assert plug.stats.calls == 1
     own = vars(twin)["generate"].plug
     assert own is not plug
-    assert own.stats.calls == 2  # its statistics went along
+    assert own.stats.calls == 2  # the statistics are copied, too
     detach(twin)
     assert twin.generate(**prompt(model), **SETTINGS).tolist() == expected
     assert own.stats.calls == 2
@@ -222,7 +222,7 @@ def test_in_transformers_own_assisted_loop(model: Any, expected: Any) -> None:
 
 
 class _Counting:
-    """Counts forward passes while it exists."""
+    """Counts forward passes until `remove` is called."""
 
     def __init__(self, model: Any) -> None:
         self.forwards = 0
@@ -246,7 +246,7 @@ def test_candidates_are_one_chain_after_the_text() -> None:
     assert out[0, longer.shape[1]] == 6
     fresh, _ = SpecPlug(drafters=["context"]).get_candidates(longer)
     assert out.tolist() == fresh.tolist()
-    other, _ = plug.get_candidates(torch.tensor([[1, 2, 1]]))  # another text altogether
+    other, _ = plug.get_candidates(torch.tensor([[1, 2, 1]]))  # an unrelated text
     assert other[0, 3] == 2
 
 
@@ -260,11 +260,11 @@ def test_candidates_leave_what_recycling_learned(model: Any) -> None:
     assert np.array_equal(plug.drafters[1].state_dict()["ids"], before)
 
 
-def test_forwards_are_fewer_in_truth(model: Any, expected: Any) -> None:
+def test_a_hook_counts_fewer_forward_passes(model: Any, expected: Any) -> None:
     inputs = prompt(model)
     attach(model, drafters=Replay(new_tokens(torch.tensor(expected), 30), siblings=0), nodes=32)
     count = _Counting(model)
-    model.generate(**inputs, **SETTINGS)  # tries first what a model with a hook can do
+    model.generate(**inputs, **SETTINGS)  # runs the trial that a model with a hook needs
     before = count.forwards
     model.generate(**inputs, **SETTINGS)
     assert count.forwards - before == 2
@@ -338,7 +338,7 @@ def test_create_names() -> None:
 
 
 def test_detach_gives_back_a_generate_of_the_instances_own(model: Any) -> None:
-    """Models whose repository has a `generate` get it as an attribute by `from_pretrained`."""
+    """`from_pretrained` sets `generate` as an attribute if the model's repository defines one."""
 
     def own(model: Any, *inputs: Any, **settings: Any) -> str:
         return "its own"

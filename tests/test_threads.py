@@ -1,4 +1,4 @@
-"""Many calls at once on one model: all draft, every output is plain's, nothing hangs or grows."""
+"""Concurrent calls on one model: all draft, outputs are identical, nothing hangs or leaks."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.helpers.streamers import Collected
 from tests.helpers.zoo import make
 from tests.verify.test_packed import patched
 
-WATCHDOG = 300.0  # seconds after which threads are taken to hang
+WATCHDOG = 300.0  # seconds after which a thread is considered to hang
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def model() -> Iterator[Any]:
 
 @pytest.fixture
 def _packs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tiny layers are packed too, from the first forward pass on."""
+    """Pack tiny layers too, from the first forward pass on."""
     monkeypatch.setattr(packed, "_PATIENCE", 1)
     monkeypatch.setattr(packed, "_GAIN", float("inf"))
 
@@ -54,7 +54,7 @@ packs = pytest.mark.usefixtures("_packs")
 
 
 class Gumbel(LogitsProcessor):
-    """Samples by a generator of its own: torch's is shared by threads."""
+    """Samples with its own generator, because threads share torch's."""
 
     def __init__(self, seed: int) -> None:
         self.rng = np.random.default_rng(seed)
@@ -64,7 +64,7 @@ class Gumbel(LogitsProcessor):
 
 
 class Act(LogitsProcessor):
-    """Does something once, before the n-th token."""
+    """Calls `act` once, before the `at`-th token."""
 
     def __init__(self, at: int, act: Callable[[], None]) -> None:
         self.left, self.act = at, act
@@ -77,7 +77,7 @@ class Act(LogitsProcessor):
 
 
 class Interrupted(BaseException):
-    """As a KeyboardInterrupt, in any thread."""
+    """Stands for a KeyboardInterrupt, in any thread."""
 
 
 def interrupt() -> None:
@@ -90,14 +90,14 @@ def stop(ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Case:
-    """One kind of call. A cache is none, "static", or one of the caller."""
+    """One kind of call. `cache` is "" (the default), "static", or "own" (made by the caller)."""
 
     prompt: tuple[int, ...]
     length: int
     seed: int | None
     stops: bool
     cache: str
-    dies: int  # before this token; 0: it does not
+    dies: int  # number of the token before which the call is interrupted; 0: never
 
     def settings(self, model: Any) -> dict[str, Any]:
         processors: list[Any] = [] if self.seed is None else [Gumbel(self.seed)]
@@ -140,7 +140,7 @@ def cases(count: int, static: bool = False) -> list[Case]:
 
 
 def in_threads(*works: Callable[[], None]) -> None:
-    """Run them at once; raises what one of them raised, and if they hang."""
+    """Run functions concurrently; raises the first of their exceptions, and fails if one hangs."""
     errors: list[BaseException] = []
 
     def guarded(work: Callable[[], None]) -> None:
@@ -160,7 +160,7 @@ def in_threads(*works: Callable[[], None]) -> None:
 
 
 def run(model: Any, case: Case, expected: list[list[int] | None]) -> None:
-    """One attached call, held against plain's output."""
+    """Run one attached call, and compare its output with that of plain `generate`."""
     streamer = Collected()
     number = ALL.index(case)
     try:
@@ -177,15 +177,15 @@ ALL: list[Case] = []
 
 
 def references(model: Any, all_cases: list[Case]) -> list[Any]:
-    """What plain `generate` gives, None where it is interrupted."""
+    """The outputs of plain `generate`; None for a call that is interrupted."""
     ALL[:] = all_cases
-    found: list[Any] = []
+    outputs: list[Any] = []
     for case in all_cases:
         try:
-            found.append(plain(model, {}, **case.settings(model))[0].tolist()[0])
+            outputs.append(plain(model, {}, **case.settings(model))[0].tolist()[0])
         except Interrupted:
-            found.append(None)
-    return found
+            outputs.append(None)
+    return outputs
 
 
 def stress(model: Any, all_cases: list[Case], threads: int, calls: int) -> SpecPlug:
@@ -235,7 +235,7 @@ def test_static_and_eager_calls_mixed(model: Any) -> None:
 
 
 def test_sampling_by_the_shared_generator(model: Any) -> None:
-    """Its numbers go to whoever comes first, so that only lengths can be told."""
+    """Threads draw from it in any order, so that only the lengths of outputs are known."""
     plug = attach(model)
     ids = torch.arange(3, 15)[None]
 
@@ -267,7 +267,7 @@ def test_memory_stays(model: Any) -> None:
 
 @packs
 def test_two_plugs_on_one_model(model: Any) -> None:
-    """They share the packed weights, and a plug without them keeps away from these."""
+    """The plugs share the packed weights; a plug with `pack=False` does not use them."""
     few = [case for case in cases(20) if not case.dies]
     expected = references(model, few)
     plugs = [attach(model), SpecPlug(), SpecPlug(pack=False)]
@@ -315,12 +315,12 @@ COPIED = """
 import pytest, sys
 sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-n", "0", sys.argv[1]]))
 """
-WAYS = {"deepcopy": copy.deepcopy, "pickle": lambda m: pickle.loads(pickle.dumps(m))}
+COPIERS = {"deepcopy": copy.deepcopy, "pickle": lambda m: pickle.loads(pickle.dumps(m))}
 
 
 @packs
 def test_a_pickle_made_during_a_packed_call() -> None:
-    """In a process of its own: what torch.compile leaves of other tests cannot be pickled."""
+    """Runs in a separate process: what torch.compile leaves of other tests cannot be pickled."""
     place = f"{__file__}::test_a_copy_made_during_a_packed_call[pickle]"
     environment = {**os.environ, "COPIED_APART": "1"}
     command = [sys.executable, "-c", COPIED, place]
@@ -330,18 +330,18 @@ def test_a_pickle_made_during_a_packed_call() -> None:
 
 
 @packs
-@pytest.mark.parametrize("name", WAYS)
+@pytest.mark.parametrize("name", COPIERS)
 def test_a_copy_made_during_a_packed_call(model: Any, name: str) -> None:
     if name == "pickle" and "COPIED_APART" not in os.environ:
         pytest.skip("runs in a process of its own, by the test above")
-    how = WAYS[name]
+    copier = COPIERS[name]
     case = cases(4)[1]
     (expected,) = references(model, [case])
     copies: list[Any] = []
 
     def act() -> None:
         assert patched(model)
-        copies.append(how(model))
+        copies.append(copier(model))
 
     attach(model)
     settings = case.settings(model)
@@ -368,7 +368,7 @@ def test_weights_changed_in_place_during_a_call(model: Any) -> None:
 
         settings: dict[str, Any] = {"max_new_tokens": 20, "do_sample": False}
         if one is model:
-            attach(model, nodes=1)  # a draft in flight has seen the old weights
+            attach(model, nodes=1)  # no draft: a pass over a draft would use the old weights
         ids = torch.arange(3, 15)[None]
         outputs.append(one.generate(ids, **settings, logits_processor=[Act(8, act)]).tolist())
     assert outputs[0] == outputs[1]
@@ -395,7 +395,7 @@ def test_a_call_inside_a_call(model: Any) -> None:
 
 
 def test_everything_else_meanwhile(model: Any, tmp_path: Path) -> None:
-    """State is saved and loaded, the plug copied, warmed and looked at while calls draft."""
+    """While calls draft, state is saved and loaded, and the plug is copied, read and warmed up."""
     few = [case for case in cases(20) if not case.dies]
     expected = references(model, few)
     plug = attach(model)
@@ -424,7 +424,7 @@ def test_everything_else_meanwhile(model: Any, tmp_path: Path) -> None:
 
 
 class Silent(Drafter):
-    """Names nothing, and cannot be copied."""
+    """Proposes nothing, and cannot be copied."""
 
     name = "silent"
     priors = np.array([0.5], np.float32)
@@ -448,8 +448,8 @@ def test_a_drafter_that_cannot_be_copied(model: Any) -> None:
     assert (count, plug.stats.calls) == (1, 1)
 
 
-def test_seats() -> None:
-    """The lowest number is taken first; what is kept belongs to the drafters of now."""
+def test_drafter_sets() -> None:
+    """The lowest free number is taken first; kept sets belong to the present drafters."""
     plug = SpecPlug(drafters=["context", "recycling"])
     drafter_sets, own, mixer = DrafterSets(), plug.drafters, Mixer(["context", "recycling"])
     first, second = drafter_sets.acquire(own, mixer), drafter_sets.acquire(own, mixer)
@@ -458,10 +458,10 @@ def test_seats() -> None:
     drafter_sets.release(first)
     drafter_sets.release(second)
     again = [drafter_sets.acquire(own, mixer) for _ in range(KEPT + 3)]
-    assert [seat.number for seat in again] == list(range(KEPT + 3))
+    assert [drafter_set.number for drafter_set in again] == list(range(KEPT + 3))
     assert again[1].drafters is second.drafters
-    for seat in again:
-        drafter_sets.release(seat)
+    for drafter_set in again:
+        drafter_sets.release(drafter_set)
     assert sorted(drafter_sets._kept) == list(range(1, KEPT))
     others = [*own]
     assert drafter_sets.acquire(others, mixer).drafters is others
@@ -476,10 +476,10 @@ def test_a_new_store_is_for_all_calls_from_the_next_on() -> None:
     plug._ensemble._sets.release(two)
     plug.add_datastore(store("suffix", 12))
     for _ in range(2):
-        seat = plug._runner._acquire()
-        assert seat is not None
-        assert seat.number > 0
-        (drafter,) = seat.drafters
+        drafter_set = plug._runner._acquire()
+        assert drafter_set is not None
+        assert drafter_set.number > 0
+        (drafter,) = drafter_set.drafters
         assert [opened.manifest.kind for opened in drafter.stores] == ["suffix"]
         assert len(drafter._shards) == 1
     plug.add_datastore(store("trigram", 12))
@@ -582,7 +582,7 @@ def processor(ids, scores):
     return scores
 
 same = model.generate(ids, **settings, logits_processor=[processor]).tolist() == expected
-if in_child:  # the call that was forked goes on in both
+if in_child:  # the call during which the process forked goes on in parent and child
     os._exit(0 if same and not patched(model) else 1)
 assert same
 going = False
@@ -596,7 +596,7 @@ print("done")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
 def test_forks_in_the_middle_of_calls(cache: str, tmp_path: Path) -> None:
-    """Children generate as if they were alone, whatever other threads were at."""
+    """Child processes generate independently of what other threads of the parent were doing."""
     result = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", _FORKS, cache, str(tmp_path / "state.safetensors")],
         capture_output=True,

@@ -1,1 +1,1 @@
-"""One tree from all drafters: search, mixer and budget, and what they keep between calls."""
+"""Drafting one tree from all drafters: search, mixer, budget, and their state across calls."""

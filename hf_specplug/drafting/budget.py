@@ -1,8 +1,8 @@
 """How many tokens a forward pass verifies: the tree size that maximises goodput.
 
-Goodput is the number of expected tokens per second, as in SmartSpec (Liu et al. 2024, arXiv
-2406.14066), here for one request. Tokens are expected from the probabilities of the draft; seconds
-were measured, by width of the forward pass, and so was the time that drafting takes.
+Goodput is the expected number of tokens per second, as in SmartSpec (Liu et al. 2024, arXiv
+2406.14066), here for one request. The expected tokens follow from the probabilities of the draft.
+The seconds are measured, by width of the forward pass; so is the time that drafting takes.
 """
 
 from __future__ import annotations
@@ -21,25 +21,28 @@ from hf_specplug.tree import DraftTree
 
 MAX_NODES = 1024
 WIDTHS = (1, 6, 8, 12, 16, 24, 32, 48, 64)
-"""Tokens per forward pass to choose from; from 2 to 5 matrix kernels are mostly at their worst."""
+"""Widths to choose from, in tokens per forward pass.
+
+Widths from 2 to 5 are left out, because matrix kernels are mostly least efficient there.
+"""
 
 _PROBE_EVERY = 64  # steps after which a width other than the best is timed again
-_NEARLY = 0.99  # of the best rate: take the largest such width, as long chains are underrated
-_MEMORY = 0.98  # per step, of predicted and accepted tokens
+_NEARLY = 0.99  # of the best goodput: take the largest such width, as long chains are underrated
+_MEMORY = 0.98  # decay per step of the predicted and accepted tokens
 _GAINS = (0.2, 0.35, 0.5, 0.8, 1.2, 2.0, 3.5)
-"""Expected tokens: how far a promise is kept depends on its size."""
+"""Bucket edges in expected tokens: how well predictions hold depends on the expected number."""
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What a budget decided about one draft; `Budget.observe` takes it back with the outcome.
+    """The decision of a budget on one draft; `Budget.observe` takes it with the outcome.
 
     Attributes:
         tree: the draft to verify.
         asked: which drafters were asked for it; empty if none was.
-        drafting: seconds that each of them took.
-        promise: the bucket of its expected tokens, None if they were not looked at.
-        saved: seconds that the draft is expected to save; None if its size was only probed.
+        drafting: seconds that each drafter took.
+        promise: the bucket of its expected tokens; None if they were not estimated.
+        saved: seconds that the draft is expected to save; None if its width was a probe.
     """
 
     tree: DraftTree
@@ -50,12 +53,13 @@ class Decision:
 
 
 class Budget:
-    """Chooses the number of tokens per forward pass, the last accepted one included.
+    """Chooses the number of tokens per forward pass, including the last accepted token.
 
     Args:
-        nodes: "auto", or a fixed number of tokens per forward pass (1: no draft), for measurements.
+        nodes: "auto", or a fixed number of tokens per forward pass, for measurements. 1 means no
+            draft.
         drafters: number of drafters.
-        padded: the widths to which the engine pads trees; None if it does not.
+        padded: the widths to which the engine pads trees, in tokens; None if it does not pad.
 
     Raises:
         OptionError: `nodes` is neither "auto" nor an int in [1, 1024].
@@ -79,7 +83,7 @@ class Budget:
         self._costs = Costs(self._widths)
         self._scheduler = DrafterScheduler(drafters)
         self._steps = 0
-        # predicted and accepted tokens by size of the promise, as if some promises had been kept
+        # predicted and accepted tokens by bucket; equal initial counts stand for exact predictions
         self._kept = np.full((len(_GAINS) + 1, 2), 4.0)
 
     def ask(self) -> list[bool]:
@@ -93,19 +97,20 @@ class Budget:
         asked: Sequence[bool] = (),
         drafting: Sequence[float] = (),
     ) -> Decision:
-        """Cut a tree to the size that pays; to nothing if drafting does not.
+        """Cut a tree to the size of highest goodput, which may be an empty tree.
 
         Args:
-            context: tokens before the tree.
+            tree: the tree as drafted.
+            context: number of tokens before the tree.
             asked: which drafters were asked for it.
-            drafting: seconds that each of them took.
+            drafting: seconds that each drafter took.
         """
         if self._fixed or not len(tree):
             return Decision(tree, asked, drafting)
         paths = tree.path_probs()
         order = np.argsort(-paths, kind="stable")
         gains = np.cumsum(paths[order])
-        if self._padded:  # what is not filled costs the same
+        if self._padded:  # padding costs the same as drafted tokens
             gains = np.pad(gains, (0, self._width(len(tree) + 1) - len(tree) - 1), mode="edge")
         width, promise, saved = self._choose(gains, context)
         if width <= len(tree):
@@ -116,10 +121,10 @@ class Budget:
         """Learn from a verified tree.
 
         Args:
-            decision: what `fit` returned for it.
-            accepted: how many of its tokens were accepted.
-            context: tokens before it.
-            seconds: what the forward pass took.
+            decision: the result of `fit` for the tree.
+            accepted: number of its tokens that were accepted.
+            context: number of tokens before the tree.
+            seconds: duration of the forward pass.
         """
         if self._fixed:
             return
@@ -136,7 +141,7 @@ class Budget:
             kept += float(tree.path_probs().sum()), accepted
 
     def _width(self, count: int) -> int:
-        """The width at which `count` tokens are checked."""
+        """The width, padded if the engine pads, at which `count` tokens are verified."""
         if not self._padded:
             return count
         return next((width for width in self._widths if width >= count), count)
@@ -144,10 +149,15 @@ class Budget:
     def _choose(
         self, gains: NDArray[np.float32], context: int
     ) -> tuple[int, int | None, float | None]:
-        """The width of highest goodput, the bucket of the promise, and the seconds saved.
+        """Choose the width of highest goodput.
 
         Args:
-            gains: float32[n], at [k - 1] the expected tokens of k drafted ones.
+            gains: float32[n]; gains[k - 1] is the expected number of accepted tokens of k drafted
+                tokens.
+            context: number of tokens before the tree.
+
+        Returns:
+            (width, bucket of the expected tokens or None, seconds expected to be saved or None)
         """
         if not self._costs.known(1, context):
             return 1, None, 0.0
@@ -166,7 +176,7 @@ class Budget:
         if rates[0] >= enough and rates[best] < rates[0]:
             best = 0
         saved: float | None = tokens[best] * seconds[0] - seconds[best]
-        # search for no more than one size above
+        # let the next search grow at most one width above the best
         self.limit = self._widths[min(max(best, 2) + 1, len(self._widths) - 1)] - 1
         if self._steps % _PROBE_EVERY == _PROBE_EVERY - 1:
             best = self._neighbour(best, len(rates))
@@ -174,7 +184,7 @@ class Budget:
         return self._widths[best], promise, saved
 
     def _neighbour(self, best: int, count: int) -> int:
-        """A width whose cost may have changed: no draft, or one next to the best, in turn."""
+        """The index of the width to probe: that of no draft or one next to the best, in turn."""
         others = [0, max(best - 1, 0), min(best + 1, count - 1)]
         return others[self._steps // _PROBE_EVERY % len(others)]
 

@@ -1,8 +1,9 @@
-"""What a forward pass costs here: seconds by width (tokens per pass) and length of the context.
+"""The cost of a forward pass: seconds by width (tokens per pass) and by length of the context.
 
-Timings lie: other programs, clock rates and page faults make some longer, never shorter. So the
-lower quartile of the last few counts; and while everything takes longer than it did, whatever the
-width, that is the machine's load, and says nothing of one width against another.
+Timings are biased upwards: other programs, clock rates and page faults make some of them longer,
+never shorter. The estimate is therefore the lower quartile of the last few timings. If all widths
+take longer than before, the cause is the load of the machine, which says nothing about one width
+compared with another.
 """
 
 from __future__ import annotations
@@ -11,19 +12,19 @@ from collections import deque
 from collections.abc import Sequence
 from statistics import median
 
-_KEPT = 9  # timings per width and context band
-_ENOUGH = 3  # timings before a width is believed
-_LOAD_OVER = 8  # steps whose median slowdown is the load
-_UNLOADED = 1.3  # slowdowns up to this are noise
-_LASTING = 64  # steps after which a load is how things are
-_GUESSED_SLOPE = 0.02  # of one token's cost, per further token, where nothing is known yet
+_KEPT = 9  # timings kept per width and context band
+_ENOUGH = 3  # timings that an estimate of a width needs
+_LOAD_OVER = 8  # steps; their median slowdown is the load
+_UNLOADED = 1.3  # slowdowns up to this factor are noise
+_LASTING = 64  # steps after which a load is taken as permanent
+_GUESSED_SLOPE = 0.02  # of one token's cost, per further token, where there are no timings yet
 
 
 class Costs:
-    """Seconds per forward pass, learned from the passes that are made anyway.
+    """Estimates seconds per forward pass from the passes that generation runs.
 
     Args:
-        widths: those to be asked about, ascending; 1 first.
+        widths: the widths to estimate, in tokens per forward pass; ascending, 1 first.
 
     Example:
         >>> costs = Costs((1, 8))
@@ -41,7 +42,7 @@ class Costs:
         self._loaded = 0
 
     def observe(self, width: int, context: int, seconds: float) -> None:
-        """Take note of one forward pass; widths that are not asked about are passed over."""
+        """Record the `seconds` of one forward pass; a width not in `widths` is ignored."""
         band = self._band(context)
         if width not in self._widths:
             return
@@ -61,7 +62,7 @@ class Costs:
             self._estimates[band][width] = sorted(times)[len(times) // 4]
 
     def _rescale(self) -> None:
-        """Take the load for how things are from now on: the same factor for every width."""
+        """Take the load as permanent: multiply the estimates of all widths by it."""
         for estimates in self._estimates.values():
             for width in estimates:
                 estimates[width] *= self._load
@@ -72,13 +73,14 @@ class Costs:
         self._load = 1.0
 
     def known(self, width: int, context: int) -> bool:
-        """Whether there are timings enough of this width."""
+        """Whether there are enough timings of this width for an estimate."""
         return width in self._estimates[self._band(context)]
 
     def curve(self, context: int) -> list[float]:
-        """Seconds for each width at the load of the moment; never less for a larger one.
+        """Seconds of a forward pass for each width, at the present load of the machine.
 
-        Widths without timings continue the slope of the two before them.
+        The values never decrease with the width. Widths without timings are extrapolated with the
+        slope of the two widths before them.
         """
         known = self._estimates[self._band(context)]
         curve: list[float] = []
@@ -97,7 +99,10 @@ class Costs:
         return [seconds * self._load for seconds in curve]
 
     def _band(self, context: int) -> int:
-        """Contexts of up to 511, 1023, 2047, ... tokens; a new band starts with what is known."""
+        """The band of a context: up to 511, 1023, 2047, ... tokens.
+
+        A new band starts with a copy of the nearest known one.
+        """
         band = (context >> 9).bit_length()
         if band not in self._bands:
             nearest = min(self._bands, key=lambda other: abs(other - band), default=None)

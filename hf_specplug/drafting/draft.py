@@ -1,4 +1,4 @@
-"""One draft: ask the drafters, grow the tree, cut it to the size that pays."""
+"""One draft: ask the drafters, grow the tree, and cut it to the size of highest goodput."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hf_specplug.drafting.search import TreeSearch
 
 
 def no_noise() -> Noise:
-    """Nothing is known of the next picks."""
+    """Return `NO_NOISE`: the sampling noise of the next picks is unknown."""
     return NO_NOISE
 
 
@@ -35,15 +35,20 @@ def draft(
     """Draft one tree, of the size that `budget` chooses.
 
     Args:
+        search: grows the tree from the candidates of its drafters.
+        budget: chooses which drafters to ask, and the size of the tree.
         root: the last accepted token.
-        context: tokens of the text so far, the root included.
-        room: maximum number of drafted tokens that the engine has slots for; 0 for no draft.
-        depth: maximum number of tokens ahead.
+        context: number of tokens of the text so far, including the root.
+        room: maximum number of drafted tokens, those for which the engine has slots; 0: no draft.
+        depth: maximum depth of the tree, in tokens.
         chain: draft a single path, for models that cannot verify a tree.
-        noise: called for the known sampling noise of the next picks, if a tree is grown.
-        generator: if given, children are drawn at random, and the tree is not cut, as rejection
-            sampling must see all that was drawn.
-        lock: held while drafters are asked.
+        noise: called for the known sampling noise of the next picks if a tree is grown.
+        generator: if given, children are drawn at random. The tree is then not cut, because
+            rejection sampling must see all drawn tokens.
+        lock: held while the drafters are asked.
+
+    Returns:
+        The decision of `budget`, which holds the tree to verify.
     """
     asked = budget.ask()
     limit = min(budget.limit, room) if any(asked) else 0

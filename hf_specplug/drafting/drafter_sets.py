@@ -1,8 +1,8 @@
-"""Calls at the same time: each has drafters of its own, and what these learn is shared.
+"""Concurrent calls: each call has its own drafters, which share what they learn.
 
-Drafting takes a fraction of the time of a forward pass. So all drafters of a plug are asked and
-told under one lock, and neither they nor their kernels need to know of threads; the model runs
-outside of it.
+Drafting takes a fraction of the time of a forward pass. All drafters of a plug therefore propose
+and learn under one lock, so that neither they nor their kernels need to be thread-safe. The model
+runs outside the lock.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from hf_specplug.drafters.contract import Drafter
 from hf_specplug.drafting.mixer import Mixer
 
 KEPT = 16
-"""Sets of drafters that are kept for later calls at most."""
+"""Maximum number of drafter sets kept for later calls, including the plug's own."""
 
 
 @dataclass(frozen=True, slots=True)
 class DrafterSet:
-    """What one call drafts with.
+    """The drafters and the mixer of one call.
 
     Attributes:
-        number: the lowest that is free; those of calls at the same time differ.
-        drafters: at number 0 the plug's own, else others that share what they learn.
-        own: the plug's, which they share with.
-        mixer: made for them.
-        thread: that of the call.
+        number: the lowest free number when the call began; concurrent calls have different ones.
+        drafters: the plug's own if `number` is 0, else others that share what they learn.
+        own: the plug's own drafters.
+        mixer: the plug's mixer.
+        thread: id of the thread that runs the call.
     """
 
     number: int
@@ -39,7 +39,7 @@ class DrafterSet:
 
 
 class DrafterSets:
-    """Gives each call its drafters.
+    """Provides each call with drafters.
 
     Attributes:
         lock: held while drafters, or what they share, are used or changed.
@@ -59,13 +59,13 @@ class DrafterSets:
         forking.register(self)
 
     def acquire(self, own: list[Drafter], mixer: Mixer) -> DrafterSet:
-        """The drafters of one call, to be given back by `release`.
+        """Take a set of drafters for one call; return it with `release`.
 
-        Raises whatever copying a drafter raises.
+        An exception raised while a drafter is copied propagates.
 
         Args:
-            own: the plug's drafters; another list than the last time if they have changed.
-            mixer: the plug's.
+            own: the plug's drafters; a new list object if they changed since the last call.
+            mixer: the plug's mixer.
         """
         with self.lock:
             if own is not self._own:
@@ -80,7 +80,7 @@ class DrafterSets:
             return drafter_set
 
     def release(self, drafter_set: DrafterSet) -> None:
-        """The call is over."""
+        """Return the set of a call that has ended."""
         with self.lock:
             if self._taken.get(drafter_set.number) is drafter_set:
                 del self._taken[drafter_set.number]
@@ -88,7 +88,7 @@ class DrafterSets:
                     self._kept[drafter_set.number] = drafter_set.drafters
 
     def after_fork(self) -> None:
-        """The calls of other threads are over."""
+        """In a forked child: forget the calls of other threads, which do not exist there."""
         thread = threading.get_ident()
         self._taken = {
             n: drafter_set for n, drafter_set in self._taken.items() if drafter_set.thread == thread

@@ -1,4 +1,4 @@
-"""What a plug drafts with: its drafters, their mixer, and a set of both for each call."""
+"""The ensemble of a plug: its drafters, their mixer, and a set of drafters for each call."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from hf_specplug.drafting.mixer import Mixer
 
 
 class Ensemble:
-    """Drafters and mixer; what they learn stays from call to call.
+    """Holds the drafters and the mixer of a plug. What they learn is kept from call to call.
 
     Args:
-        drafters: in the order of their source bits.
+        drafters: the drafters, in the order of their bits in `DraftTree.sources`.
 
     Attributes:
-        drafters, mixer: the plug's own.
+        drafters, mixer: the plug's own drafters and mixer.
         lock: held while drafters, or what they share, are used or changed.
 
     Example:
@@ -48,23 +48,23 @@ class Ensemble:
         self._sets = DrafterSets()
 
     def acquire(self) -> DrafterSet:
-        """The drafters of one call, to be given back by `release`.
+        """Take a set of drafters for one call; return it with `release`.
 
-        Raises whatever copying a drafter raises.
+        An exception raised while a drafter is copied propagates.
         """
         return self._sets.acquire(self.drafters, self.mixer)
 
     def release(self, drafter_set: DrafterSet) -> None:
-        """The call is over."""
+        """Return the set of a call that has ended."""
         self._sets.release(drafter_set)
 
     def without_outputs(self) -> list[Drafter]:
-        """Drafters for one more call, only those that need no outputs of the target."""
+        """New drafters for one call, without those that need outputs of the target."""
         with self.lock:
             return [drafter.for_another_call() for drafter in self.drafters if not drafter.needs]
 
     def add_stores(self, stores: Iterable[Datastore]) -> None:
-        """Draft from more datastores: by the drafters that read their kinds, or by new ones."""
+        """Add datastores to the drafters that read their kinds; missing drafters are created."""
         with self.lock:
             for store in stores:
                 self._add_store(store)
@@ -74,7 +74,7 @@ class Ensemble:
         for drafter in self.drafters:
             if kind in drafter.kinds:
                 drafter.add(store)
-                self.drafters = [*self.drafters]  # sets of drafters are made anew
+                self.drafters = [*self.drafters]  # a new list: drafter sets must be made again
                 return
         new = reader(kind)
         new.add(store)
@@ -84,13 +84,13 @@ class Ensemble:
         self.mixer.load_state_dict(learned)
 
     def save_state(self, path: str | os.PathLike[str]) -> None:
-        """Write what drafters and mixer have learned to a safetensors file."""
+        """Write the learned state of drafters and mixer to a safetensors file."""
         with self.lock:
             states = state.learned(self.mixer, self.drafters)
         state.save(path, states)
 
     def load_state(self, path: str | os.PathLike[str]) -> None:
-        """Take back what `save_state` wrote. Raises StateError if it does not fit."""
+        """Restore what `save_state` wrote. Raises StateError if it does not fit."""
         states = state.load(path)
         with self.lock:
             self.drafters = state.taught(states, self.mixer, self.drafters)

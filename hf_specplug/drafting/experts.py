@@ -1,4 +1,4 @@
-"""The drafters of one call: asked and told together, dropped one by one."""
+"""The drafters of one call: they propose and learn together, and are dropped one by one."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ REFUSALS = {
     kernels.BAD_TOKEN: "named a token outside the vocabulary",
     kernels.BAD_BUCKET: "named an evidence bucket that it has no prior for",
 }
-"""Why the candidates of a drafter are refused, by the code that `kernels.tree.insert` returns."""
+"""Why the proposals of a drafter are refused, by the error code of `kernels.tree.insert`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Expert:
-    """A drafter, its column of evidence, and its rows [begin, end) in the table of buckets."""
+    """A drafter, its column of `evidence`, and its rows [begin, end) in the table of buckets."""
 
     drafter: Drafter
     column: int
@@ -30,15 +30,16 @@ class Expert:
 
 
 class Experts:
-    """The drafters of one call; a drafter that fails is dropped, and never stops generation.
+    """The drafters of one call. A drafter that fails is dropped, and never stops generation.
 
     Args:
-        drafters: their order decides the bit in `DraftTree.sources`.
+        drafters: the drafters, in the order of their bits in `DraftTree.sources`.
         on_error: called once with a drafter that broke its contract, and the exception.
 
     Attributes:
-        names: of all drafters, dropped or not: names[d] belongs to bit d of `DraftTree.sources`.
-        seconds: how long each drafter took for the last tree.
+        names: the names of all drafters, dropped or not; names[d] is that of bit d of
+            `DraftTree.sources`.
+        seconds: seconds that each drafter took for the last tree.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class Experts:
         """Begin a request with every drafter; a drafter that fails is dropped.
 
         Args:
-            context: the prompt; its `suppressed` tokens are not drafted, whichever drafter
+            context: the prompt; its `suppressed` tokens are never drafted, whichever drafter
                 proposes them.
         """
         self._suppressed = context.suppressed
@@ -83,7 +84,7 @@ class Experts:
                 self.drop(drafter, error)
 
     def observe(self, step: Step) -> None:
-        """Show a step to every drafter; a drafter that fails is dropped."""
+        """Let every drafter learn from a step; a drafter that fails is dropped."""
         for drafter in self.drafters:
             try:
                 drafter.observe(step)
@@ -95,14 +96,14 @@ class Experts:
         return any(output in drafter.needs for drafter in self.drafters)
 
     def drop(self, drafter: Drafter, error: Exception) -> None:
-        """Stop asking a drafter."""
+        """Drop a drafter: it is not asked again in this call."""
         self._active = [expert for expert in self._active if expert.drafter is not drafter]
         self._asked = [expert for expert in self._asked if expert.drafter is not drafter]
         self._on_error(drafter, error)
 
 
 def _table(drafter: Drafter) -> Float32:
-    """float32[buckets, 3]: prior, its log-odds, weight set."""
+    """float32[buckets, 3]: prior, log-odds of the prior, index of the mixer's weight set."""
     priors = np.asarray(drafter.priors)
     if priors.dtype != np.float32 or priors.ndim != 1 or not len(priors):
         raise DraftError(
@@ -117,11 +118,15 @@ def _table(drafter: Drafter) -> Float32:
 
 
 _SETS = (0.1, 0.35, 0.7)
-"""The mixer has a weight set for nodes whose best prior is below each of these, and one above."""
+"""Upper bounds of a node's best prior for the mixer's weight sets; the last set has no bound."""
 
 
 def checked_rows(rows: Int32, nodes: int) -> Int32:
-    """What a drafter returned for `nodes` frontier nodes, if its shape is right."""
+    """Check the rows that a drafter returned for `nodes` frontier nodes.
+
+    Raises:
+        DraftError: the type, dtype, shape or number of rows breaks the contract of `expand`.
+    """
     if not isinstance(rows, np.ndarray) or rows.dtype != np.int32 or rows.ndim != 2:
         given = f"{rows.dtype}{list(rows.shape)}" if isinstance(rows, np.ndarray) else type(rows)
         raise DraftError(f"expand must return int32[rows, 3], not {given}")

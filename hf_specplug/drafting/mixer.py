@@ -1,7 +1,7 @@
-"""From evidence to probability: a softmax mixer over the drafters, with weights learned online.
+"""The mixer: a softmax over the evidence of all drafters, with weights learned online.
 
-This is the context mixing of text compressors (Mahoney 2005, PAQ), applied to drafting. The formula
-is in `hf_specplug.kernels.mixer.mix`.
+It turns evidence into probabilities. This is the context mixing of text compressors (Mahoney 2005,
+PAQ), applied to drafting. The formula is in `hf_specplug.kernels.mixer.mix`.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from hf_specplug.drafters.priors import learned
 from hf_specplug.errors import StateError
 from hf_specplug.kernels import mixer as kernels
 
-_RATES = np.array([0.006, 0.02, 0.02])  # learning rates of w and v, of b and bias, of the apm
+_RATES = np.array([0.006, 0.02, 0.02])  # learning rates: w and v; b and bias; apm
 
 
 class Mixer:
-    """The learned weights of a set of D drafters: how much to trust each, alone and with others.
+    """The learned weights of D drafters: how much to trust each, alone and together with others.
 
     Args:
         names: the names of the drafters, in the order of their bits in `DraftTree.sources`.
 
     Attributes:
-        names: those names.
-        weights: float64[4, 3 D + 3]: for each weight set w, b and v of every drafter, the bias, and
-            a and c, which are used if the sampling noise is known.
+        names: the names of the drafters.
+        weights: float64[4, 3 D + 3], one row per weight set: w, b and v of every drafter, the bias,
+            and a and c, which are used if the sampling noise is known.
         apm: float64[3, 33], the final recalibration by depth and log-odds.
         rates: float64[3], the learning rates of w and v, of b and bias, and of the apm.
 
@@ -60,10 +60,11 @@ class Mixer:
         return {**state, "bias": bias, "noise": noise, "apm": self.apm.copy()}
 
     def load_state_dict(self, state: dict[str, NDArray[Any]]) -> None:
-        """Restore what `state_dict` returned; drafters that are not in it get initial weights.
+        """Restore what `state_dict` returned; drafters missing from it get initial weights.
 
         Raises:
-            StateError: an array has another shape or name, or is not finite. Nothing is changed.
+            StateError: an array has a wrong name or shape, or is not finite. The mixer is then
+                unchanged.
         """
         fresh = Mixer(self.names)
         shapes = {key: array.shape for key, array in fresh.state_dict().items()}

@@ -1,9 +1,10 @@
-"""Kernels compiled ahead of the first call: on a made-up text, in a process of their own.
+"""Compile the kernels ahead of the first call, on synthetic text, in a background process.
 
-numba compiles a kernel when it is first called, and keeps the machine code on disk for all later
-processes. The first call after installing would take the longer by all of it. So `start` lets a
-second process run the same kernels, the last ones first: a call that begins meanwhile compiles
-from the other end, and each finds what the other has done. Nobody waits for anybody.
+numba compiles a kernel at its first call, and caches the machine code on disk for all later
+processes. Without precompilation, the first call after installation would take longer by the whole
+compile time. `start` therefore runs the same kernels in a second process, in reverse order. A call
+that begins in the meantime compiles in forward order, and each of the two processes finds in the
+cache what the other has compiled. Neither waits for the other.
 """
 
 from __future__ import annotations
@@ -40,41 +41,45 @@ from hf_specplug.kernels.topk import top_k
 from hf_specplug.tree import DraftTree
 
 _VOCAB = 32
-_PROMPT, _ANSWER = 40, 700  # tokens; so many that tables grow
-_LONGEST = 120  # seconds that the other process may take; what it has compiled by then is kept
+_PROMPT, _ANSWER = 40, 700  # tokens; enough for the drafters' tables to grow
+_LONGEST = 120  # seconds that the background process may take; what it has compiled is kept
 
 
 class _Process(subprocess.Popen[bytes]):
-    """Nobody waits for it, and that is no mistake."""
+    """A process that is deliberately never waited for."""
 
     def __del__(self) -> None:
-        pass
+        pass  # the base class warns if the process is still running
 
 
 _processes: list[_Process] = []
 
 
 def built_in(drafters: Iterable[Drafter]) -> list[str]:
-    """The names of those that can be rehearsed: nothing is known of what others would do."""
+    """The names of the built-in drafters; nothing is known about what other drafters would do."""
     own = "hf_specplug.drafters."
     return [drafter.name for drafter in drafters if type(drafter).__module__.startswith(own)]
 
 
 def rehearse(names: Sequence[str], backwards: bool = False) -> None:
-    """Run every kernel that drafting takes, as a call does.
+    """Run every kernel that drafting uses, in the order of a call.
 
     Args:
-        names: of built-in drafters, in the order of the call.
-        backwards: begin with what a call needs last.
+        names: names of built-in drafters, in the order of the call.
+        backwards: run the kernels in reverse order.
     """
-    acts: list[Callable[[], None]] = [partial(_drafter, drafter) for drafter in create(names)]
-    acts += [_outputs, _search]
-    for act in reversed(acts) if backwards else acts:
-        act()
+    runs: list[Callable[[], None]] = [partial(_run_drafter, drafter) for drafter in create(names)]
+    runs += [_run_top_k, _run_search]
+    for run in reversed(runs) if backwards else runs:
+        run()
 
 
 def start(names: Sequence[str]) -> None:
-    """Let another process rehearse, unless this machine's cache is filled or cannot be."""
+    """Start the background process, unless the cache is complete, being filled or unavailable.
+
+    Args:
+        names: names of built-in drafters, in the order of the call.
+    """
     _processes[:] = [process for process in _processes if process.poll() is None]
     mark = compile_cache.mark(names)
     if mark is None or mark.exists() or _is_busy(mark) or not _is_python():
@@ -83,20 +88,21 @@ def start(names: Sequence[str]) -> None:
         f"import sys; sys.path[:] = {sys.path!r}; "
         "from hf_specplug.drafting import precompile; precompile.main()"
     )
-    with contextlib.suppress(OSError):  # no memory, no processes: the call compiles by itself
+    # without memory or processes left, the call compiles the kernels itself
+    with contextlib.suppress(OSError):
         process = _Process(
             [sys.executable, "-c", code, *names],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is not for it
+            start_new_session=True,  # Ctrl-C must not reach it
             creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
         )
         _processes.append(process)
 
 
 def main() -> None:
-    """The other process: the arguments are names of drafters."""
+    """Entry point of the background process: `sys.argv[1:]` are names of drafters."""
     names = sys.argv[1:]
     if hasattr(os, "nice"):
         os.nice(10)
@@ -111,7 +117,7 @@ def main() -> None:
 
 
 def _is_python() -> bool:
-    """Whether the executable is an interpreter, and no program that has one built in."""
+    """Whether the executable is a Python interpreter, not a program that embeds one."""
     name = Path(sys.executable or "").name.lower()
     return name.startswith(("python", "pypy")) and not getattr(sys, "frozen", False)
 
@@ -121,7 +127,7 @@ def _lock(mark: Path) -> Path:
 
 
 def _is_busy(mark: Path) -> bool:
-    """Whether a process is at it; one that was killed is forgotten after a while."""
+    """Whether a process holds the lock; a lock older than `_LONGEST` seconds is ignored."""
     with contextlib.suppress(OSError):
         return time.time() - _lock(mark).stat().st_mtime < _LONGEST
     return False
@@ -129,7 +135,7 @@ def _is_busy(mark: Path) -> bool:
 
 @contextlib.contextmanager
 def _alone(mark: Path) -> Iterator[bool]:
-    """Hold the lock; False if another process does."""
+    """Hold the lock inside the block; yields False if another process holds it."""
     lock = _lock(mark)
     if not _is_busy(mark):
         lock.unlink(missing_ok=True)
@@ -144,8 +150,8 @@ def _alone(mark: Path) -> Iterator[bool]:
         lock.unlink(missing_ok=True)
 
 
-class _Guess(Drafter):
-    """Names one token everywhere: the search is rehearsed, not a drafter."""
+class _Constant(Drafter):
+    """Proposes the same token at every node, to run the kernels of the search."""
 
     name: ClassVar[str] = "guess"
 
@@ -156,8 +162,8 @@ class _Guess(Drafter):
         return np.array([[node, 1, 0] for node in frontier.nodes.tolist()], np.int32)
 
 
-def _search() -> None:
-    drafter = _Guess()
+def _run_search() -> None:
+    drafter = _Constant()
     search = TreeSearch([drafter], Mixer([drafter.name]), _VOCAB, _fail)
     search.grow(0, 4, 3, noise=_noise()).ancestors()
     search.learn(np.ones(2, np.int32))
@@ -167,12 +173,12 @@ def _fail(drafter: Drafter, error: Exception) -> None:
     raise error
 
 
-def _outputs() -> None:
+def _run_top_k() -> None:
     top_k(np.zeros((2, _VOCAB), np.float32), TOP_K)
 
 
-def _drafter(drafter: Drafter) -> None:
-    """A prompt, a long answer, a tree of two tokens, and what came of it."""
+def _run_drafter(drafter: Drafter) -> None:
+    """Run a drafter on a prompt, a long answer, a tree of two tokens, and the verified step."""
     text = np.arange(_PROMPT, dtype=np.int32) % 7
     answer = np.arange(_ANSWER, dtype=np.int32) % 11
     context = Context(text, _VOCAB)

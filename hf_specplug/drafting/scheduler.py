@@ -1,4 +1,4 @@
-"""Which drafters to ask in a step: each as often as the time that it saves is worth its own."""
+"""The drafter scheduler: a drafter that takes more time than it saves is asked less often."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from hf_specplug.tree import DraftTree
 
 
 class DrafterScheduler:
-    """Asks each drafter as often as it pays: the seconds that it saves against those it takes.
+    """Chooses which drafters to ask in each step, by the seconds that each saves and takes.
 
     Args:
         count: number of drafters.
     """
 
-    _MEMORY = 0.9  # per time asked
-    _RAREST = 16  # steps between two times, while a drafter earns nothing
+    _MEMORY = 0.9  # decay of the averages, per time asked
+    _RAREST = 16  # maximum number of steps from one time asked to the next
     _FREE = 0.002  # of a forward pass: cheaper drafters are always asked, so that they learn
 
     def __init__(self, count: int) -> None:
@@ -29,7 +29,7 @@ class DrafterScheduler:
         self._step = 0
 
     def next(self) -> list[bool]:
-        """bool for each drafter: whether to ask it in this step."""
+        """Whether to ask each drafter in this step, one bool per drafter."""
         self._step += 1
         return [self._step % every == 0 for every in self._every]
 
@@ -45,7 +45,8 @@ class DrafterScheduler:
 
         Args:
             asked: which drafters were asked for the tree.
-            spent: seconds that each of them took.
+            spent: seconds that each drafter took.
+            tree: the verified tree.
             saved: seconds that the tree is expected to save.
             step: seconds that its forward pass took.
         """
@@ -53,22 +54,25 @@ class DrafterScheduler:
         for d, was_asked in enumerate(asked):
             if not was_asked:
                 continue
-            if not self._started[d]:  # its first time includes loading kernels
+            if not self._started[d]:  # the first time includes loading kernels
                 self._started[d] = True
                 continue
             earned = shares[d] * saved
             self._saved[d] += (1 - self._MEMORY) * (earned - self._saved[d])
             self._spent[d] += (1 - self._MEMORY) * (spent[d] - self._spent[d])
-            pays = max(self._saved[d], earned) > self._spent[d]
-            if pays or self._spent[d] < self._FREE * step:
+            earns = max(self._saved[d], earned) > self._spent[d]
+            if earns or self._spent[d] < self._FREE * step:
                 self._every[d] = 1
             else:
                 self._every[d] = min(2 * self._every[d], self._RAREST)
 
 
 def _shares(tree: DraftTree, drafters: int) -> list[float]:
-    """Each drafter's part in a tree: path probability of its nodes; with others, it shares them."""
+    """The share of each drafter in a tree, by path probability of the nodes that it proposed.
+
+    Drafters that proposed the same node share its path probability equally. The shares sum to 1.
+    """
     paths = tree.path_probs()
-    named = (tree.sources[:, None] >> np.arange(drafters, dtype=np.uint16)) & 1
-    credit = (paths / named.sum(axis=1)) @ named
+    proposed = (tree.sources[:, None] >> np.arange(drafters, dtype=np.uint16)) & 1
+    credit = (paths / proposed.sum(axis=1)) @ proposed
     return (credit / paths.sum()).tolist()  # type: ignore[no-any-return]

@@ -20,19 +20,17 @@ from hf_specplug.tree import EMPTY, DraftTree
 class TreeSearch(Experts):
     """Grows one tree per step: best-first on path probability (OPT-Tree, DySpec), no depth decay.
 
-    In each round all nodes that could still have children in the tree are expanded, by every
-    drafter, in one call each. A path may thus mix drafters: a recycled token is continued by a
-    copied span.
+    In each round, every drafter expands all nodes that could still have children in the tree, in
+    one call per drafter. A path may thus mix drafters: a copied span can continue a recycled token.
 
     Args:
-        drafters: the experts; the order decides the bit in `DraftTree.sources`.
-        mixer: turns what they say into probabilities; made for these drafters in this order.
-        vocab_size: ids outside [0, vocab_size) drop the drafter that named them.
+        drafters: the drafters, in the order of their bits in `DraftTree.sources`.
+        mixer: turns their evidence into probabilities; made for these drafters in this order.
+        vocab_size: a drafter that proposes a token id outside [0, vocab_size) is dropped.
         on_error: called once with a drafter that broke its contract, and the exception.
-
     """
 
-    drafter: ClassVar[str | None] = None  # the only one that is drawn from; None: all
+    drafter: ClassVar[str | None] = None  # name of the only drafter used; None: all
 
     def __init__(
         self,
@@ -50,7 +48,7 @@ class TreeSearch(Experts):
         self._prepare()
 
     def _prepare(self) -> None:
-        """What a search of another kind needs besides."""
+        """Hook for subclasses that need further state."""
 
     def _allocate(self, limit: int) -> None:
         capacity = 512 + 64 * limit
@@ -76,11 +74,11 @@ class TreeSearch(Experts):
         Args:
             root: the last accepted token.
             limit: maximum number of nodes.
-            depth: maximum number of tokens ahead.
+            depth: maximum depth of the tree, in tokens.
             chain: grow a single path, for models that cannot verify a tree.
-            ask: which drafters to ask; all by default.
-            noise: the known sampling noise of the next picks, see `Frontier.noise`.
-            generator: if given, children are drawn by their probability instead of ranked by it.
+            ask: which drafters to ask, one bool per drafter; all by default.
+            noise: the known sampling noise of the next picks; see `Frontier.noise`.
+            generator: if given, children are drawn by probability instead of ranked by it.
         """
         self._grown = False
         self._asked = [e for e in self._active if ask is None or ask[e.column]]
@@ -111,27 +109,34 @@ class TreeSearch(Experts):
         return self._read(self._chosen[:number])
 
     def proposal(self, node: int) -> tuple[Int32, Float32, list[int]]:
-        """What the last tree drew from at a node (index in the tree + 1; 0 = root).
+        """The distribution from which the last tree drew the children of a node.
+
+        Args:
+            node: index in the tree + 1; 0 is the root.
 
         Returns:
-            (int32[n] tokens, float32[n] their probabilities, the node's children in the tree in the
-            order in which they were drawn)
+            (int32[n] token ids, float32[n] their probabilities, the node's children in the tree in
+            the order in which they were drawn, numbered like `node`)
         """
         chosen = self._chosen[: self._size]
         place = int(chosen[node - 1]) if node else 0
         child = int(self._pool[place, kernels.FIRST]) if self._pool[place, kernels.ROUND] else 0
-        named: list[int] = []
+        proposed: list[int] = []
         while child:
-            named.append(child)
+            proposed.append(child)
             child = int(self._pool[child, kernels.NEXT])
-        named.sort(key=lambda child: -float(self._probs[child, kernels.PATH]))
-        tokens, probs = self._pool[named, kernels.TOKEN], self._probs[named, kernels.PROB]
-        places = np.searchsorted(chosen, np.array(named, np.int32))
-        inside = (places < len(chosen)) & (chosen[np.minimum(places, len(chosen) - 1)] == named)
+        proposed.sort(key=lambda child: -float(self._probs[child, kernels.PATH]))
+        tokens, probs = self._pool[proposed, kernels.TOKEN], self._probs[proposed, kernels.PROB]
+        places = np.searchsorted(chosen, np.array(proposed, np.int32))
+        inside = (places < len(chosen)) & (chosen[np.minimum(places, len(chosen) - 1)] == proposed)
         return tokens, probs, (places[inside] + 1).tolist()
 
     def learn(self, emitted: Int32) -> None:
-        """Let the mixer learn what the target picked, from the root of the last tree on."""
+        """Train the mixer on the target's picks.
+
+        Args:
+            emitted: int32[k], the emitted tokens; the first follows the root of the last tree.
+        """
         if self._grown:
             mixing.learn(
                 self._pool,
@@ -146,7 +151,11 @@ class TreeSearch(Experts):
             )
 
     def _expand(self, frontier: Frontier, size: int, round_number: int) -> int:
-        """Ask every drafter about the frontier and add what they say to the pool."""
+        """Ask every drafter to expand the frontier; add its proposals to the pool.
+
+        Returns:
+            The new number of nodes in the pool.
+        """
         for expert in list(self._asked):
             drafter = expert.drafter
             try:
@@ -176,13 +185,17 @@ class TreeSearch(Experts):
         return size
 
     def _mix(self, nodes: Int32, noise: Noise) -> None:
-        """Turn the evidence for the children of some nodes into probabilities."""
+        """Turn the evidence for the children of `nodes` into probabilities."""
         mixer = self._mixer
         state = self._table, mixer.weights, mixer.apm
         mixing.mix(self._pool, self._probs, self._evidence, nodes, *state, *noise, self._room)
 
     def _follow(self, round_number: int, limit: int, depth: int) -> tuple[int, int]:
-        """Chain search: go on from the likeliest child of the last node."""
+        """Chain search: continue with the most likely child of the last node.
+
+        Returns:
+            (number of chosen nodes, 1 if the chain continues else 0)
+        """
         pool, probs = self._pool, self._probs
         number = round_number - 2
         node = int(pool[self._frontier[0], kernels.FIRST])
@@ -199,7 +212,7 @@ class TreeSearch(Experts):
         return number, int(number < min(limit, depth))
 
     def _read(self, chosen: Int32) -> DraftTree:
-        """The chosen search nodes as a tree of their own."""
+        """The chosen search nodes as a `DraftTree`."""
         rows = self._pool[chosen]
         parents = np.searchsorted(chosen, rows[:, kernels.PARENT]).astype(np.int32)
         parents[rows[:, kernels.PARENT] == 0] = -1

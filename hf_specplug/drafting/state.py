@@ -1,4 +1,4 @@
-"""What is learned across calls, in a safetensors file: arrays by part and key."""
+"""The state learned across calls, saved as a safetensors file: arrays by part and key."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from hf_specplug.drafting.mixer import Mixer
 from hf_specplug.errors import StateError
 
 _FORMAT = "hf_specplug drafter state 1"
-_MIXER = ""  # its place: no drafter has this name
+_MIXER = ""  # the mixer's part; no drafter has this name
 
 
 def save(path: str | os.PathLike[str], states: dict[str, dict[str, NDArray[Any]]]) -> None:
-    """Write `states[part][key]`, whole or not at all."""
+    """Write the arrays `states[part][key]` to a file, atomically."""
     tensors = {
         f"{part}/{key}": np.ascontiguousarray(array)
         for part, arrays in states.items()
@@ -34,10 +34,10 @@ def save(path: str | os.PathLike[str], states: dict[str, dict[str, NDArray[Any]]
 
 
 def load(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
-    """Read what `save` wrote.
+    """Read what `save` wrote. Old names of drafters are replaced by the present ones.
 
     Raises:
-        StateError: the file is no such state.
+        StateError: the file cannot be read, or `save` did not write it.
     """
     try:
         with safe_open(os.fspath(path), framework="np") as file:
@@ -57,7 +57,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
 
 
 def learned(mixer: Mixer, drafters: Sequence[Drafter]) -> dict[str, dict[str, NDArray[Any]]]:
-    """A copy of what mixer and drafters have learned."""
+    """A copy of the learned state of mixer and drafters."""
     parts: dict[str, Drafter | Mixer] = {_MIXER: mixer}
     parts |= {drafter.name: drafter for drafter in drafters}
     return copy.deepcopy({name: part.state_dict() for name, part in parts.items()})
@@ -66,10 +66,13 @@ def learned(mixer: Mixer, drafters: Sequence[Drafter]) -> dict[str, dict[str, ND
 def taught(
     states: dict[str, dict[str, Any]], mixer: Mixer, drafters: Sequence[Drafter]
 ) -> list[Drafter]:
-    """Copies of drafters that know what `learned` gave; those that it does not name are as before.
+    """Load what `learned` returned into the mixer and into copies of the drafters.
+
+    Returns:
+        The drafters: a copy with the loaded state for each drafter in `states`, else the given one.
 
     Raises:
-        StateError: it does not fit. Nothing is changed then, else the mixer, too.
+        StateError: `states` does not fit. The mixer is then unchanged.
     """
     known = {drafter.name: drafter for drafter in drafters}
     of_drafters = {name: arrays for name, arrays in states.items() if name != _MIXER}

@@ -1,1 +1,1 @@
-"""Checking drafts with the target: what can be checked, masks, cache, forwards, acceptance."""
+"""Verification of drafts by the target: engines, masks, forward passes and acceptance."""

@@ -1,9 +1,10 @@
-"""Acceptance: go down the tree, picking at each node the token that plain `generate` would.
+"""Acceptance: descend the draft tree, and pick at each node the token that plain `generate` picks.
 
-If a child carries the picked token, it comes next; if not, the token is emitted, and the step ends.
-One pick per emitted token, on the same scores, in the same order, from the same random
-numbers: the output is that of plain `generate`, whatever the draft. Logits processors and stopping
-criteria see every emitted token once, with the true text before it, and never a rejected one.
+Every picked token is emitted. If a child of the node carries it, acceptance continues at that
+child; otherwise the step ends. There is one pick per emitted token, on the same scores, in the same
+order, from the same random numbers. The output is therefore that of plain `generate`, whatever the
+draft. Logits processors and stopping criteria see every emitted token once, with the true text
+before it, and never see a rejected token.
 """
 
 from __future__ import annotations
@@ -27,21 +28,21 @@ from hf_specplug.verify import noise
 from hf_specplug.verify.outputs import Outputs
 
 Proposal = Callable[[int], tuple[Int32, Float32, list[int]]]
-"""`TreeSearch.proposal`: what the children of a node were drawn from."""
+"""`TreeSearch.proposal`: the distribution from which the children of a node were drawn."""
 
 
 class Verifier:
-    """The growing sequence of one request, and the rules by which it grows.
+    """Holds the growing sequence of one request, and accepts the drafted tokens that extend it.
 
     Args:
         input_ids: int64[1, n], the prompt.
         processors, criteria, config: as `generate` prepared them.
-        streamer: receives every emitted token by itself, at the next `stream`.
+        streamer: receives the emitted tokens one by one, at the next `stream`.
 
     Attributes:
-        generator: draws the drafts, if they are accepted by rejection sampling; else None.
+        generator: draws the drafts if they are accepted by rejection sampling, else None.
         finished: whether a stopping criterion was met; nothing is emitted after that.
-        scores, logits: per emitted token [1, V], if `generate` was asked to return them.
+        scores, logits: [1, V] per emitted token if `generate` was asked to return them, else None.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class Verifier:
         self._length = input_ids.shape[1]
         self._buffer = input_ids.new_empty((1, self._length + 256))
         self._buffer[:, : self._length] = input_ids
-        self._new: list[int] = []  # emitted, but not in the buffer yet
+        self._new: list[int] = []  # emitted, but not yet in the buffer
         self._unstreamed: list[int] = []
         self._noise: noise.NoiseLookahead | None = None
         self.generator: np.random.Generator | None = None
@@ -80,7 +81,7 @@ class Verifier:
 
     @property
     def input_ids(self) -> torch.Tensor:
-        """int64[1, n + emitted], a view of everything so far."""
+        """int64[1, n + emitted], a view of the prompt and all emitted tokens."""
         start = self._length - len(self._new)
         if self._length > self._buffer.shape[1]:
             grown = self._buffer.new_empty((1, 2 * self._length))
@@ -93,12 +94,12 @@ class Verifier:
         return self._buffer[:, : self._length]
 
     def noise(self) -> Noise:
-        """The known sampling noise of the next picks, see `Frontier.noise`."""
+        """The known sampling noise of the next picks; see `Frontier.noise`."""
         return NO_NOISE if self._noise is None else self._noise.ahead()
 
     @property
     def remaining(self) -> int:
-        """Tokens that can still be emitted before the length limit; huge if there is none."""
+        """Tokens that can still be emitted before the length limit; 2^30 if there is no limit."""
         return 1 << 30 if self._max_length is None else self._max_length - self._length
 
     def accept(
@@ -107,11 +108,11 @@ class Verifier:
         """Accept the part of a tree that the target agrees with.
 
         Args:
-            outputs: the target's, at the root and the tree's T - 1 nodes.
-            proposal: what the tree was drawn from, for rejection sampling.
+            outputs: the target's outputs at the root and the tree's T - 1 nodes.
+            proposal: the distributions from which the tree was drawn, for rejection sampling.
 
         Returns:
-            (indices 0..T-1 of the visited nodes, root first; the emitted tokens, one for each)
+            (indices in [0, T) of the visited nodes, root first; one emitted token per visited node)
         """
         children = tree.children()
         visited: list[int] = []
@@ -126,7 +127,7 @@ class Verifier:
         return visited, emitted
 
     def _pick(self, outputs: Outputs, node: int) -> int:
-        """One token as `GenerationMixin._sample` picks it."""
+        """Pick one token as `GenerationMixin._sample` does."""
         logits = outputs.logits[node : node + 1]
         raw = logits.to(copy=True, dtype=torch.float32, device=self._device)
         scores = self._processors(self.input_ids, raw)
@@ -139,7 +140,7 @@ class Verifier:
         return int(torch.argmax(scores, dim=-1))
 
     def _draw(self, probs: torch.Tensor, node: int) -> int:
-        """One token from `probs` float32[1, V]."""
+        """Draw one token from `probs` float32[1, V]."""
         if self._noise is None and noise.known(probs.device, probs.shape[-1]):
             self._noise = noise.NoiseLookahead(probs.device, probs.shape[-1])
         return int(torch.multinomial(probs, num_samples=1))
@@ -155,7 +156,7 @@ class Verifier:
             self._unstreamed.append(token)
 
     def stream(self) -> None:
-        """Give the streamer what was emitted since the last time, token by token."""
+        """Pass the tokens emitted since the last call to the streamer, one by one."""
         unstreamed, self._unstreamed = self._unstreamed, []
         if self._streamer is not None:
             for token in unstreamed:
@@ -163,7 +164,7 @@ class Verifier:
 
 
 def _known_stops(criteria: StoppingCriteriaList) -> frozenset[int] | None:
-    """The stop tokens, if only they and the length end the text; None: ask the criteria."""
+    """The stop tokens; None if other criteria than these and the length must be evaluated."""
     stops: set[int] = set()
     for criterion in criteria:
         if type(criterion) is EosTokenCriteria:

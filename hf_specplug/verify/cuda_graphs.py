@@ -1,7 +1,7 @@
-"""CUDA graphs of a forward pass: launched at once, without Python and without launches one by one.
+"""CUDA graphs of a forward pass: all its kernels in one launch, without running Python.
 
-A graph repeats what was launched when it was captured, at the same addresses. What Python would
-decide otherwise now, it does not see: `python_state` says whether anything may have changed.
+A graph repeats the launches of its capture at the same addresses. It does not see changes of Python
+state that would make the forward pass launch other kernels. `python_state` detects such changes.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from hf_specplug.hf.attention import implementation
 T = TypeVar("T")
 
 _SIMPLE = (bool, int, float, str, type(None), torch.dtype, torch.device)
-_LONG = 64  # containers up to this many entries are looked into
+_LONG = 64  # containers of up to this many entries are compared by content
 _OF_TORCH = frozenset(vars(nn.Module()))
 
 
 class Graph:
-    """Captures `body` on the current CUDA device; `replay` runs it again, into the same result.
+    """Captures `body` on the current CUDA device; `replay` runs it again into the same tensors.
 
     Args:
-        body: only works on tensors that stay where they are, and never waits for the device.
-        beside: a graph that never runs at the same time, whose memory can be shared.
+        body: uses only tensors at fixed addresses, and never synchronizes with the device.
+        beside: a graph that never runs at the same time; the two share a memory pool.
 
     Raises:
         RuntimeError: `body` did something that cannot be captured.
@@ -37,26 +37,26 @@ class Graph:
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            body()  # libraries set themselves up at the first use, which cannot be captured
+            body()  # libraries initialize themselves at first use, which cannot be captured
         torch.cuda.current_stream().wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
         pool = None if beside is None else beside._graph.pool()
-        # other threads may allocate meanwhile
+        # thread_local: other threads may allocate during the capture
         with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
             self.result = body()
 
     def replay(self) -> Any:
-        """Enqueue the work; returns what `body` did, whose tensors will hold the new values."""
+        """Enqueue the graph; returns the result of `body`, whose tensors will hold new values."""
         self._graph.replay()
         return self.result
 
 
 def python_state(model: PreTrainedModel) -> int:
-    """A hash of what a captured forward pass depends on besides its inputs.
+    """A hash of all state, other than its inputs, on which a captured forward pass depends.
 
-    Modules, hooks, replaced methods, the addresses of weights, and all plain attributes below the
-    root: adapters switched on or off, scales, training mode. In-place changes of weights do not
-    count: a graph sees them.
+    It covers modules, hooks, replaced methods, the addresses of weights, and all plain attributes
+    below the root, such as active adapters, scales and training mode. In-place changes of weights
+    are left out because a graph reads the new values.
     """
     parts: list[Any] = [
         model.training,
@@ -76,7 +76,7 @@ def python_state(model: PreTrainedModel) -> int:
 
 
 def _plain(value: Any) -> Any:
-    """What of an attribute can be compared; of anything else, its type."""
+    """The parts of an attribute that can be compared; the type of anything else."""
     if isinstance(value, _SIMPLE):
         return value
     if isinstance(value, dict) and len(value) <= _LONG:

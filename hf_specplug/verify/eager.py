@@ -1,4 +1,4 @@
-"""The eager engine: launch by launch, on any cache that can be rolled back, on any device."""
+"""The eager engine: ordinary forward passes on any device, on any cache that can be rolled back."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from hf_specplug.verify.packed import PackedLinears
 
 @register_engine
 class EagerFactory(EngineFactory):
-    """Makes eager engines: they suit every call, and keep nothing."""
+    """Makes eager engines. They suit every call, and keep nothing between calls."""
 
     name = "eager"
 
@@ -52,7 +52,7 @@ class EagerFactory(EngineFactory):
 
 
 class EagerEngine(Engine):
-    """Checks trees of any size, on the cache that `generate` prepared."""
+    """Verifies trees of any size on the cache that `generate` prepared."""
 
     def _start(self) -> None:
         self._template: dict[str, Any] | None = None
@@ -109,7 +109,7 @@ class EagerEngine(Engine):
     def _inputs(
         self, tokens: NDArray[np.int64], depths: NDArray[np.int64], branches: bool
     ) -> dict[str, Any]:
-        """The model's arguments, with the mask of a chain."""
+        """The arguments of a forward pass, with the mask of a chain."""
         model = self._model
         ids = torch.from_numpy(tokens)[None].to(self._device)
         offsets = torch.from_numpy(depths + (self._past - self._first_past)).to(self._device)

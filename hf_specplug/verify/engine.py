@@ -1,4 +1,4 @@
-"""Forward passes of the target: what all engines share, the prompt and how inputs are made."""
+"""The base class of engines: it runs the prompt and prepares the inputs of forward passes."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from hf_specplug.verify.outputs import Outputs
 from hf_specplug.verify.packed import PackedLinears
 
 PREFILL_LOGITS = 1 << 25
-"""Logits of the prompt that are computed for drafters at most (128 MB in float32)."""
+"""Maximum number of prompt logits that are computed for drafters (128 MB in float32)."""
 
 
 class Engine(ABC):
-    """Runs the prompt, then one tree at a time.
+    """Runs the prompt, then one forward pass per tree.
 
     Args:
-        call: what `generate` prepared; its arguments are copied.
-        plan: whether trees or only chains are verified.
-        packed: the model's weights in a faster layout, if it is to be used.
-        layer: whose hidden states drafters need; None if none does.
+        call: the call as `generate` prepared it; its arguments are copied.
+        plan: says whether trees or only chains are verified.
+        packed: the model's packed weights; None to use the plain weights.
+        layer: the layer whose hidden states drafters need; None if no drafter needs any.
 
     Attributes:
-        cache: the key-value cache that `generate` returns, once the prompt has run.
-        drafts: False if the prompt showed that the cache cannot be rolled back after all.
+        cache: the KV cache that `generate` returns; set once the prompt has run.
+        drafts: False if the cache turned out, after the prompt, not to support rollback.
         degraded_reason: why this call runs worse than planned; "" if it does not.
     """
 
@@ -50,7 +50,7 @@ class Engine(ABC):
     ) -> None:
         self._model = model = call.model
         self._packed = packed
-        self._device = device_of(model)  # looks at all parameters: too slow for every step
+        self._device = device_of(model)  # visits all parameters, which is too slow for every step
         self._per_token: dict[str, int] = {}
         self._config = call.config
         self._kwargs = dict(call.kwargs)
@@ -68,26 +68,26 @@ class Engine(ABC):
         if layer is not None:
             try:
                 self._hook = HiddenStateHook(model, layer)
-            except OptionError as error:  # drafters do without
+            except OptionError as error:  # drafters get no hidden states
                 self.degraded_reason = str(error)
 
     @property
     def overlaps(self) -> bool:
-        """Whether a step is still being computed when it returns."""
+        """Whether `step` returns while the device still computes its outputs."""
         return bool(self._device.type != "cpu")
 
     @property
     def captured(self) -> tuple[int, float]:
-        """Forward passes captured or compiled in this call, and the seconds that it took."""
+        """(forward passes captured or compiled in this call, seconds that took)"""
         return 0, 0.0
 
     @property
     @abstractmethod
     def free_slots(self) -> int:
-        """Drafted tokens that the next forward pass has slots for."""
+        """Number of drafted tokens for which the next forward pass has cache slots."""
 
     def step(self, root: int, tree: DraftTree) -> Outputs:
-        """Run one forward pass over a tree; returns the outputs at its root and nodes."""
+        """Run one forward pass over a tree; returns the outputs at the root and the nodes."""
         if self._packed is not None:
             self._packed.step()
         tokens = np.empty(len(tree) + 1, np.int64)
@@ -102,21 +102,21 @@ class Engine(ABC):
     def _verify(
         self, tokens: NDArray[np.int64], depths: NDArray[np.int64], seen: NDArray[np.bool_]
     ) -> Outputs:
-        """One forward pass.
+        """Run one forward pass over T tokens.
 
         Args:
             tokens: int64[T], the root first.
             depths: int64[T], 0 at the root.
-            seen: bool[T, T], ancestors including self.
+            seen: bool[T, T], True where the column is the row's token or one of its ancestors.
         """
 
     @abstractmethod
     def keep(self, visited: Sequence[int]) -> None:
-        """Keep these slots of the last step (ascending, the root first), and drop the others."""
+        """Keep these cache slots of the last step (ascending, root first), and drop the others."""
 
     @abstractmethod
     def warm(self, max_length: int) -> None:
-        """After the prompt: prepare forward passes for texts of up to `max_length` tokens."""
+        """Prepare forward passes for texts of up to `max_length` tokens; called after `prefill`."""
 
     def _warm_weights(self) -> None:
         if self._packed is not None:
@@ -124,10 +124,10 @@ class Engine(ABC):
 
     @abstractmethod
     def _start(self) -> None:
-        """The prompt is in `cache`; trees come next."""
+        """Prepare for trees; the prompt is in `cache`."""
 
     def prefill(self, input_ids: torch.Tensor, wanted: int) -> Outputs:
-        """Run the prompt; return what its last n tokens showed, n = `wanted` if possible."""
+        """Run the prompt; returns the outputs at its last n tokens, n = `wanted` if possible."""
         kwargs = self._kwargs
         if kwargs.get("logits_to_keep") == 1 and wanted > 1:
             kwargs["logits_to_keep"] = wanted
@@ -153,7 +153,7 @@ class Engine(ABC):
         """Continue from a prompt that has run: trees come next."""
         self._kwargs = prompt.kwargs
         if "logits_to_keep" in self._kwargs:
-            self._kwargs["logits_to_keep"] = 0  # all of a tree
+            self._kwargs["logits_to_keep"] = 0  # keep the logits of all tokens of a tree
         self._per_token = prompt.per_token
         self.cache = self._kwargs["past_key_values"]
         self._past = int(self.cache.get_seq_length())
@@ -165,13 +165,14 @@ class Engine(ABC):
         return nullcontext() if self._hook is None else self._hook
 
     def _states(self, count: int) -> torch.Tensor | None:
-        """[n, width] of the last `count` tokens of a forward pass, if the hook saw them."""
+        """[count, width], the hidden states of a forward pass; None if the hook saw none."""
         return None if self._hook is None else self._hook.of(0, count)
 
     def _prepare_positions(self, input_ids: torch.Tensor) -> None:
-        """Positions go up by one a token from what the model's own preparation makes of the next.
+        """Get the position of the next token from the model's own input preparation.
 
-        That may differ from what it is given: PaliGemma counts from 1.
+        Positions increase by one per token from there. The prepared position may differ from the
+        given one: PaliGemma counts from 1.
         """
         self._first_past = self._past
         self._given = self._starts = self._shape = None
@@ -186,7 +187,7 @@ class Engine(ABC):
         given, starts = self._kwargs.pop(key, None), prepared.get(key)
         if given is not None:
             self._given = given[..., -1:]
-        self._counts = starts is None  # the model counts slots by itself, unless it is told
+        self._counts = starts is None  # without positions the model counts cache slots by itself
         if starts is None:
             starts = torch.full((1, 1), self._past, device=self._device)
         self._starts = starts[..., -1:].to(self._device)
@@ -197,12 +198,12 @@ class Engine(ABC):
     def _prepare(
         self, ids: torch.Tensor, offsets: torch.Tensor, mask: torch.Tensor | None = None
     ) -> dict[str, Any]:
-        """What the model's own preparation makes of these tokens.
+        """The arguments that the model's own `prepare_inputs_for_generation` makes for T tokens.
 
         Args:
             ids: int64[1, T].
-            offsets: int64[T], of their positions from that of the first token after the prompt.
-            mask: [1, past + T], if tokens of the prompt are hidden.
+            offsets: int64[T], their positions relative to the first token after the prompt.
+            mask: [1, past + T]; None unless tokens of the prompt are hidden.
         """
         kwargs = dict(self._kwargs)
         if self._given is not None and self._position_key is not None:
@@ -220,5 +221,5 @@ class Engine(ABC):
         return inputs
 
     def close(self) -> None:
-        """Leave the cache and the model as plain `generate` leaves them."""
+        """Leave the cache and the model in the state in which plain `generate` leaves them."""
         self._undo.close()

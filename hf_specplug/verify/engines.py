@@ -1,4 +1,4 @@
-"""The engines by name: what runs a call's forward passes, and what is kept from call to call."""
+"""Registry of engines: a factory per engine makes the engine of each call and keeps its caches."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from hf_specplug.verify.packed import PackedLinears
 
 
 class EngineFactory(ABC):
-    """Makes the engine of each call, and keeps what calls on one model can use again.
+    """Makes the engine of each call, and keeps what later calls on the same model can reuse.
 
-    A new engine is a file in `hf_specplug/verify/` with a subclass under `@register_engine`.
+    To add an engine, add a file to `hf_specplug/verify/` with a subclass decorated with
+    `@register_engine`.
 
     Attributes:
-        name: short, unique; the `engine` of a `CallPlan`.
-        priority: of the engines that suit a call, the one of highest priority runs it.
-        modes: what it runs; another engine takes a call that is limited to anything else.
-        widths: tokens per forward pass to which trees are padded; None if they are not.
+        name: short and unique; the `engine` of a `CallPlan`.
+        priority: among the engines that suit a call, the one with the highest priority runs it.
+        modes: the modes that the engine runs; a call limited to another mode gets another engine.
+        widths: padded widths of trees in tokens per forward pass; None if trees are not padded.
     """
 
     name: ClassVar[str]
@@ -37,21 +38,23 @@ class EngineFactory(ABC):
 
     @abstractmethod
     def limit(self, call: Call, plan: CallPlan) -> CallPlan:
-        """The plan, limited to what this engine can verify in this call."""
+        """Limit a plan to what this engine can verify in this call."""
 
     @abstractmethod
     def make(
         self, call: Call, plan: CallPlan, packed: PackedLinears | None, layer: int | None
     ) -> Engine:
-        """The engine of one call.
+        """Make the engine of one call.
 
         Args:
-            packed: the model's weights in a faster layout, if it is to be used.
-            layer: whose hidden states drafters need; None if none does.
+            call: the call as `generate` prepared it.
+            plan: how the call is verified.
+            packed: the model's packed weights; None to use the plain weights.
+            layer: the layer whose hidden states drafters need; None if no drafter needs any.
         """
 
     def acquire(self) -> bool:
-        """Begin a call on this thread; False if other calls leave no room for it."""
+        """Begin a call on this thread; False if concurrent calls occupy the engine."""
         return True
 
     def release(self) -> None:  # noqa: B027
@@ -63,21 +66,21 @@ _registry: dict[str, type[EngineFactory]] = {}
 
 
 def register_engine(cls: F) -> F:
-    """Make an engine known by its `name`."""
+    """Class decorator that registers an engine under its `name`."""
     _registry[cls.name] = cls
     return cls
 
 
 @cache
 def _import_all() -> None:
-    """Once: importing an engine registers it."""
+    """Import all engines, once. Importing an engine registers it."""
     package = importlib.import_module("hf_specplug.verify")
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"hf_specplug.verify.{module.name}")
 
 
 def make_factories() -> dict[str, EngineFactory]:
-    """A new factory of every engine by name, highest priority first."""
+    """A new factory for every engine, by name, highest priority first."""
     _import_all()
     ordered = sorted(_registry.values(), key=lambda factory: -factory.priority)
     return {factory.name: factory() for factory in ordered}

@@ -1,7 +1,8 @@
-"""Tree attention masks: each drafted token sees the text, its ancestors and itself.
+"""Tree attention masks: each drafted token attends to the text, its ancestors and itself.
 
-Layers differ in how much of the text they see. A model whose config has `layer_types` takes one
-mask per type, any other a single one, as in transformers' `create_masks_for_generate`.
+Layers differ in how much of the text they attend to. A model whose config has `layer_types` takes
+one mask per type; any other model takes a single mask, as in transformers'
+`create_masks_for_generate`.
 """
 
 from __future__ import annotations
@@ -19,18 +20,19 @@ from hf_specplug.hf.reach import Reach, masks_needed, reaches
 class TreeMasks:
     """Builds the 4D masks of one request.
 
-    The columns of past tokens are nearly always True, so they are written once, to the left of the
-    tree's columns in a buffer that is sliced to the length of the text: a step writes only the
-    tree's own columns, whatever the length of the text.
+    The columns of past tokens are nearly always True. They are written once, to the left of the
+    tree's columns, in a buffer that is sliced to the length of the text. A step thus writes only
+    the tree's own columns, whatever the length of the text.
 
     Args:
         config: the model's config.
-        cache: its cache, filled with the prompt; says which slots a layer still has.
+        cache: the model's KV cache, filled with the prompt; says which slots a layer still has.
         dtype: the model's dtype.
-        additive: False for sdpa (bool, True = attend), True for eager (0 or the lowest number).
-        device: where the mask goes.
-        prompt_mask: [1, prompt], 0 where the prompt is padding, or None.
-        longest: tokens that the text can have.
+        additive: False for bool masks (sdpa; True = attend), True for additive masks (eager
+            attention; 0 = attend, else the lowest number of `dtype`).
+        device: the device of the masks.
+        prompt_mask: [1, prompt], 0 where the prompt is padding; or None.
+        longest: maximum length of the text in tokens.
     """
 
     def __init__(
@@ -67,11 +69,12 @@ class TreeMasks:
     def build(
         self, seen: NDArray[np.bool_], depths: NDArray[np.int64], past: int
     ) -> torch.Tensor | dict[str, torch.Tensor]:
-        """One mask [1, 1, T, kv] per layer type (or only one) for T tokens after `past` slots.
+        """One mask [1, 1, T, kv] per layer type, or a single one, for T tokens.
 
         Args:
-            seen: bool[T, T], ancestors including self.
-            depths: int[T], 0 at the root.
+            seen: bool[T, T], True where the column is the row's token or one of its ancestors.
+            depths: int64[T], 0 at the root.
+            past: number of slots before the tree.
         """
         masks = {
             kind: self._mask(kind, reach, layer, seen, depths, past)
@@ -94,7 +97,7 @@ class TreeMasks:
         length, offset = self._cache.get_mask_sizes(width, layer)
         buffer, middle = self._buffer(kind, width, past)
         begin = middle - past + offset
-        limit = 0  # past slots from here on are seen by all
+        limit = 0  # all tokens attend to the past slots from here on
         if reach != Reach():
             slots = past + depths
             first = reach.first(slots, self._left)
@@ -126,7 +129,7 @@ class TreeMasks:
         return values.masked_fill_(~block, self._hide)
 
     def _buffer(self, kind: str | None, width: int, past: int) -> tuple[torch.Tensor, int]:
-        """A buffer with room for `past` columns before `middle` and `width` from there on."""
+        """(buffer, middle), with `past` or more columns before `middle` and `width` from there."""
         buffer = self._buffers.get(kind)
         if buffer is None or buffer.shape[0] < width or buffer.shape[1] - buffer.shape[0] < past:
             rows = max(width, 0 if buffer is None else buffer.shape[0])
@@ -138,15 +141,15 @@ class TreeMasks:
 
 
 class SlotMasks:
-    """The same masks over all slots of a fixed cache, computed on the device from a tree's shape.
+    """The masks of `TreeMasks` over all slots of a fixed-size cache, computed on the device.
 
     Args:
-        config, dtype, additive, device: as of `TreeMasks`.
-        capacity: slots.
+        config, dtype, additive, device: those of `TreeMasks`.
+        capacity: number of cache slots.
 
     Attributes:
-        hidden: bool[capacity], padding in the prompt; written in place.
-        padding: int64[], how many slots on the left are padding; written in place.
+        hidden: bool[capacity], True where the prompt is padding; written in place.
+        padding: int64[], number of padding slots on the left; written in place.
     """
 
     def __init__(
@@ -160,7 +163,7 @@ class SlotMasks:
         self.padding = torch.zeros((), dtype=torch.int64, device=device)
 
     def pad(self, prompt_mask: torch.Tensor | None) -> None:
-        """Hide a prompt's padding; `prompt_mask` [1, n] is 0 there."""
+        """Hide the padding of a prompt: the slots where `prompt_mask` [1, n] is 0."""
         self.hidden.zero_()
         self.padding.zero_()
         if prompt_mask is not None:
@@ -171,12 +174,12 @@ class SlotMasks:
     def build(
         self, seen: torch.Tensor, depths: torch.Tensor, slots: torch.Tensor
     ) -> torch.Tensor | dict[str, torch.Tensor]:
-        """One mask [1, 1, T, capacity] per layer type (or only one); never waits for the device.
+        """One mask [1, 1, T, capacity] per layer type, or a single one; never synchronizes.
 
         Args:
-            seen: bool[T, T], ancestors including self.
+            seen: bool[T, T], True where the column is the row's token or one of its ancestors.
             depths: int64[T], 0 at the root.
-            slots: int64[T], consecutive: where the tokens go.
+            slots: int64[T], the consecutive cache slots of the tokens.
         """
         masks = {
             kind: self._mask(reach, seen, depths, slots) for kind, reach in self._reaches.items()
@@ -188,7 +191,7 @@ class SlotMasks:
     def _mask(
         self, reach: Reach, seen: torch.Tensor, depths: torch.Tensor, slots: torch.Tensor
     ) -> torch.Tensor:
-        places = slots[:1] + depths  # where a token would be if its path were the text
+        places = slots[:1] + depths  # the slot that a token would have if its path were the text
         visible = (self._all < slots[0]) & ~self.hidden
         visible = visible.expand(len(slots), -1)
         if reach.window is not None:

@@ -1,9 +1,9 @@
-"""Noise peeking: the random numbers that seeded sampling is going to use are known in advance.
+"""Noise lookahead: the random numbers that seeded sampling will use are known in advance.
 
-`torch.multinomial` picks argmax p / e, where e are exponential numbers of the generator (the
-Gumbel-max trick). What a copy of the generator says of the coming positions tells which candidates
-chance will favour there; the mixer takes it as evidence. The generator itself is only read: the
-output stays that of plain sampling with the same seed, to the bit.
+`torch.multinomial` picks argmax p / e, where e are exponential random numbers of the generator (the
+Gumbel-max trick). A copy of the generator yields these numbers for the coming positions, and thus
+the candidates that they favour there. The mixer takes this as evidence. The generator itself is
+only read, so the output stays bit-identical to plain sampling with the same seed.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ import torch
 from numpy.typing import NDArray
 
 POSITIONS = 8
-"""How far ahead to look; deeper nodes are rarely reached when sampling."""
+"""Number of positions to look ahead; deeper nodes are rarely reached when sampling."""
 
 
 class NoiseLookahead:
-    """The noise of the next positions, drawn once each, from a copy of the generator.
+    """The sampling noise of the next positions, each drawn once from a copy of the generator.
 
     Args:
-        device: of the probabilities that are sampled from.
-        width: how many of them there are.
+        device: the device of the probabilities that are sampled from.
+        width: the number of these probabilities (the vocabulary size).
 
     Example:
         >>> rows, first = NoiseLookahead(torch.device("cpu"), 10).ahead()
@@ -43,8 +43,8 @@ class NoiseLookahead:
         """Numbers u of the coming positions; the exponential noise of a token is -ln(1 - u).
 
         Returns:
-            float64[POSITIONS, width] in [0, 1), to be read in a circle; and the row of the next
-            pick. Valid until the next call.
+            (float64[POSITIONS, width] in [0, 1), a ring buffer; the row of the next pick). Valid
+            until the next call.
         """
         state = generator_state(self._device)
         while self._places and not torch.equal(self._places[0], state):
@@ -60,8 +60,8 @@ class NoiseLookahead:
 
 
 def draw(generator: torch.Generator, width: int) -> NDArray[np.float64]:
-    """What the next pick of `generator` takes, as u: float64[width]."""
-    if generator.device.type == "cpu":  # without the logarithms, a third of the time
+    """float64[width], the numbers u that the next pick of `generator` uses."""
+    if generator.device.type == "cpu":  # skipping the logarithms takes a third of the time
         return torch.rand(width, dtype=torch.float64, generator=generator).numpy()
     noise = torch.empty(width, device=generator.device).exponential_(1, generator=generator)
     return (-torch.expm1(-noise.double())).cpu().numpy()
@@ -69,7 +69,7 @@ def draw(generator: torch.Generator, width: int) -> NDArray[np.float64]:
 
 @cache
 def known(device: torch.device, width: int) -> bool:
-    """Whether `draw` foresees what `torch.multinomial` does here; tried, not assumed."""
+    """Whether `draw` predicts the picks of `torch.multinomial` on this device, by a test run."""
     try:
         generator_state(device)
         real, twin = torch.Generator(device), torch.Generator(device)
@@ -82,18 +82,18 @@ def known(device: torch.device, width: int) -> bool:
                 foreseen = -np.log1p(-draw(twin, width))
                 favoured = probs[0].cpu().double().numpy() / foreseen
                 token = int(torch.multinomial(probs, 1, generator=real))
-                # what rounding decides is no evidence
+                # a pick that rounding decides is no mismatch
                 if favoured[token] < 0.999 * favoured.max():
                     return False
                 if not torch.equal(real.get_state(), twin.get_state()):
                     return False
-    except Exception:  # a device without such generators; sampling goes on without
+    except Exception:  # the device has no such generators: sampling works without known noise
         return False
     return True
 
 
 def generator_state(device: torch.device) -> torch.Tensor:
-    """Of the generator that `torch.multinomial` uses by default."""
+    """The state of the generator that `torch.multinomial` uses by default on a device."""
     if device.type == "cpu":
         return torch.get_rng_state()
     state: torch.Tensor = getattr(torch, device.type).get_rng_state(device)

@@ -1,4 +1,4 @@
-"""What a forward pass showed of each token it was fed: logits, picks and the likeliest tokens."""
+"""Outputs of a forward pass at each input token: logits, picks, top-k tokens, hidden states."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from hf_specplug.kernels.topk import top_k as top_k_kernel
 class Outputs:
     """The target's outputs at the root and the nodes of a tree.
 
-    On an accelerator picks and likeliest tokens are computed there, and arrive in one copy; on a
-    CPU they are computed when asked for.
+    On an accelerator, picks and top-k tokens are computed on the device and copied to the host in
+    one transfer. On a CPU they are computed on demand.
 
     Args:
         logits: [T, V] of the target.
-        packed: int32[T, 1 + 2 * TOP_K] on the device, what `pack` makes of them, if it is there.
-        states: [T, width], hidden states, if they were watched; what has another shape, because a
-            model calls its output embedding in a way of its own, is passed over.
+        packed: int32[T, 1 + 2 * TOP_K] on the device, the result of `pack`; None if `pack` has not
+            run yet.
+        states: [T, width], hidden states; None if they were not captured. States of another shape
+            are ignored: they come from a model that calls its output embedding in its own way.
 
     Example:
         >>> outputs = Outputs(torch.tensor([[0.0, 2.0, 1.0]]))
@@ -51,11 +52,11 @@ class Outputs:
 
     @property
     def has_states(self) -> bool:
-        """Whether the hidden states of these tokens were seen."""
+        """Whether the hidden states of these tokens are available."""
         return self._states is not None
 
     def wait(self) -> NDArray[np.int32] | None:
-        """Until the forward pass is done; what was packed on the device, if anything was."""
+        """Wait for the forward pass; returns int32[T, 1 + 2 * TOP_K] of `pack`, None on a CPU."""
         if self._packed is not None and self._rows is None:
             if self._packed.is_pinned():
                 self._done.synchronize()
@@ -63,7 +64,7 @@ class Outputs:
         return self._rows
 
     def pick(self, node: int) -> int:
-        """The most likely token after `node`, as `argmax` of the float32 logits says."""
+        """The most likely token after `node`: the argmax of its float32 logits."""
         rows = self.wait()
         if rows is not None:
             return int(rows[node, 0])
@@ -73,22 +74,22 @@ class Outputs:
         """The `TOP_K` most likely tokens after each node."""
         rows = self.wait()
         if rows is None:
-            chances = torch.softmax(self.logits, dim=-1, dtype=torch.float32)
-            ids, probs = top_k_kernel(chances.numpy(), TOP_K)
+            distribution = torch.softmax(self.logits, dim=-1, dtype=torch.float32)
+            ids, probs = top_k_kernel(distribution.numpy(), TOP_K)
         else:
             ids = np.ascontiguousarray(rows[:, 1 : 1 + TOP_K])
             probs = np.nan_to_num(np.ascontiguousarray(rows[:, 1 + TOP_K :]).view(np.float32))
         return TopK(ids, probs.clip(0.0, 1.0))
 
     def hidden(self, node: int) -> NDArray[np.float32] | None:
-        """float32[width], the hidden state at `node`; None if states were not watched."""
+        """float32[width], the hidden state at `node`; None if unavailable."""
         return None if self._states is None else rows(self._states[node]).copy()
 
 
 def pack(logits: torch.Tensor) -> torch.Tensor:
-    """int32[T, 1 + 2 * TOP_K]: the pick, the likeliest tokens, their probabilities' float32 bits.
+    """int32[T, 1 + 2 * TOP_K]: the pick, the top-k token ids, the float32 bits of their probs.
 
-    Where the vocabulary is smaller than `TOP_K`, ids are filled up with -1.
+    If the vocabulary is smaller than `TOP_K`, the remaining ids are -1.
     """
     logits = logits.to(torch.float32)
     best = torch.topk(logits, min(TOP_K, logits.shape[-1]), dim=-1)

@@ -1,13 +1,14 @@
-"""Linear layers on a CPU, with weights that are laid out once for a handful of tokens.
+"""Packed weights: linear layers on a CPU whose weights are reordered once, for few tokens.
 
-A forward pass over one to some sixty tokens is bound by reading weights, and torch's `linear` reads
-them at a third to a half of memory speed there, because it lays them out anew each time. oneDNN
-(the library behind it) can keep the layout. It costs a second copy of these weights in memory, one
-for a model, however many plugs and calls use it.
+A forward pass over one to about sixty tokens is bound by reading weights. There, torch's `linear`
+reads them at a third to a half of the memory bandwidth, because it reorders them on each call.
+oneDNN, the library behind it, can keep the reordered layout. This takes a second copy of the
+weights in memory: one per model, however many plugs and calls use it.
 
-While a call is open, the layers are of a class of our own, as `torch.nn.utils.parametrize` does it.
-Whoever else uses the model meanwhile (another thread, a callback) gets what the layers compute
-without us, to the bit; and a copy of the model, or a pickle, has plain layers.
+While a call is open, the layers have a class of this module, in the same manner as in
+`torch.nn.utils.parametrize`. Any other user of the model at that time (another thread, a callback)
+gets bit-identical results to those of the plain layers. A copy or a pickle of the model has plain
+layers.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ from torch import nn
 
 from hf_specplug import forking
 
-_TOKENS = 8  # what the layout is made for; from 1 to 64 it matters little
-_PATIENCE = 12  # forward passes before the layout is made: it costs about as many
-_GAIN = 0.9  # of the usual time: what it must take at most to be worth its memory
-_SPARE = 2.0  # times the memory needed must be available
+_TOKENS = 8  # tokens per pass for which weights are packed; from 1 to 64 it matters little
+_PATIENCE = 12  # forward passes before weights are packed: packing costs about as many
+_GAIN = 0.9  # of the plain layers' time: the most that packed ones may take to be worth the memory
+_SPARE = 2.0  # available memory required, as a multiple of the packed weights' size
 
 
 class _Thread(threading.local):
-    """`packed`: whether this thread is in a forward pass that is to use packed weights."""
+    """`packed`: whether this thread is in a forward pass that uses packed weights."""
 
     packed = False
 
@@ -42,27 +43,27 @@ _thread = _Thread()
 
 
 class PackedLinears:
-    """The packed weights of one model, used by all calls that are open on it.
+    """The packed weights of one model, shared by all open calls on it.
 
-    Within it (`with linears:`) the model's forward pass uses them, on this thread. Only plain
-    `nn.Linear` layers on a CPU, in float32 or bfloat16, are packed. Weights that were changed
-    between two calls (training, adapters merged) are packed anew: each call compares a fingerprint
-    of all of them, which takes as long as reading them once. During a call, torch's own count of
-    changes in place is compared.
+    Inside `with linears:`, forward passes of the model on this thread use the packed weights. Only
+    plain `nn.Linear` layers on a CPU, in float32 or bfloat16, are packed. Weights that changed
+    between two calls (by training, or by merging adapters) are packed again: each call compares a
+    fingerprint of all weights, which takes as long as reading them once. During a call, torch's
+    version counter of in-place changes is compared.
     """
 
     def __init__(self) -> None:
-        self._packed: dict[int, torch.Tensor] = {}  # by the fingerprint of the weight
+        self._packed: dict[int, torch.Tensor] = {}  # by fingerprint of the weight
         self._worth: bool | None = None
         self._layers: list[nn.Linear] = []
         self._patched: set[nn.Linear] = set()
         self._passes = 0
-        self._open: Counter[int] = Counter()  # calls by thread
+        self._open: Counter[int] = Counter()  # number of open calls by thread id
         self.lock = threading.RLock()
         forking.register(self)
 
     def open(self, model: nn.Module) -> None:
-        """A call begins on this thread."""
+        """Begin a call on this thread."""
         with self.lock:
             if not self._open:
                 self._passes = 0
@@ -72,22 +73,22 @@ class PackedLinears:
                 self._patch()
 
     def step(self) -> None:
-        """A forward pass is about to be made."""
+        """Count a forward pass that is about to run; every `_PATIENCE` passes, try to pack."""
         passes = self._passes = self._passes + 1
         if passes % _PATIENCE == 0 and not self._packed:
             self.warm()
 
     def warm(self) -> None:
-        """Pack now, if it pays at all; who comes while another thread does so does not wait."""
+        """Pack the weights now if packing is worthwhile; returns at once if a thread is packing."""
         if self.lock.acquire(blocking=False):
             try:
-                if not self._packed and self._pays():
+                if not self._packed and self._is_worthwhile():
                     self._patch()
             finally:
                 self.lock.release()
 
     def close(self) -> None:
-        """A call of this thread ends; after the last one the layers are as before."""
+        """End a call of this thread; after the last one, the layers are restored."""
         with self.lock:
             thread = threading.get_ident()
             self._open[thread] -= 1
@@ -108,7 +109,7 @@ class PackedLinears:
     def __exit__(self, *_: object) -> None:
         _thread.packed = False
 
-    def _pays(self) -> bool:
+    def _is_worthwhile(self) -> bool:
         if self._worth is None:
             self._worth = bool(self._layers) and _is_faster(self._layers)
         if not self._worth:
@@ -117,7 +118,7 @@ class PackedLinears:
         return available_memory() > _SPARE * needed
 
     def _patch(self) -> None:
-        """Bring the packed weights up to date, and use them."""
+        """Update the packed weights, and make the layers use them."""
         known, self._packed = self._packed, {}
         for layer in self._layers:
             weight = layer.weight
@@ -130,7 +131,7 @@ class PackedLinears:
             layer.__class__ = _PackedLinear
 
     def after_fork(self) -> None:
-        """The calls of other threads are over."""
+        """In a forked child: end the calls of other threads, which do not exist there."""
         thread = threading.get_ident()
         self._open = +Counter({thread: self._open[thread]})
         if not self._open:
@@ -141,7 +142,7 @@ _shared: WeakKeyDictionary[nn.Module, ref[PackedLinears]] = WeakKeyDictionary()
 
 
 def packed_linears(model: nn.Module) -> PackedLinears:
-    """Those of a model: the same for all who ask, as long as somebody keeps them."""
+    """The packed weights of a model: one shared object, for as long as a caller refers to it."""
     with forking.lock:
         known = _shared.get(model)
         linears = None if known is None else known()
@@ -155,7 +156,7 @@ KEY = "_specplug_packed"
 
 
 class _Packed(NamedTuple):
-    """A layer's packed weights, what they were made of, and how often that had been changed."""
+    """The packed weights of a layer, the weight they were made from, and its version counter."""
 
     weights: torch.Tensor
     source: torch.Tensor
@@ -163,10 +164,10 @@ class _Packed(NamedTuple):
 
 
 class _PackedLinear(nn.Linear):
-    """A layer whose weights are packed; the class of a plain one while a call is open."""
+    """A layer with packed weights: the class of a plain `nn.Linear` while a call is open."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """What `nn.Linear.forward` computes."""
+        """Compute what `nn.Linear.forward` computes."""
         if _thread.packed and type(self) is _PackedLinear and not torch.is_grad_enabled():
             own = vars(self)
             parameters, known = own["_parameters"], own.get(KEY)
@@ -178,14 +179,14 @@ class _PackedLinear(nn.Linear):
         return nn.functional.linear(input, self.weight, self.bias)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """As a plain layer, in copies and pickles."""
+        """Copy and pickle the layer as a plain `nn.Linear`."""
         plain = nn.Linear.__new__(nn.Linear)
         vars(plain).update({key: part for key, part in vars(self).items() if key != KEY})
-        return plain.__reduce_ex__(1)  # higher ones insist on the class of the object itself
+        return plain.__reduce_ex__(1)  # higher protocols require the class of the object itself
 
 
 def _is_current(known: _Packed, weight: torch.Tensor, dtype: torch.dtype) -> bool:
-    """Whether a weight still is what was packed."""
+    """Whether a weight is still the one that was packed."""
     return (
         weight.data_ptr() == known.source.data_ptr()
         and weight.dtype == dtype == known.source.dtype
@@ -194,14 +195,14 @@ def _is_current(known: _Packed, weight: torch.Tensor, dtype: torch.dtype) -> boo
 
 
 def _version(weight: torch.Tensor) -> int | None:
-    """How often it was changed in place; None if torch does not count."""
+    """The number of in-place changes of a weight; None if torch does not count them."""
     return None if weight.is_inference() else weight._version
 
 
 def _plain_layers(model: nn.Module) -> list[nn.Linear]:
     modules = list(model.modules())
     if any(module._compiled_call_impl is not None for module in modules):
-        return []  # it would be compiled again
+        return []  # new layer classes would make torch compile the model again
     return [module for module in modules if isinstance(module, nn.Linear) and _is_plain(module)]
 
 
@@ -230,25 +231,25 @@ def _fingerprint(weight: torch.Tensor) -> int:
 
 
 def _is_faster(layers: list[nn.Linear]) -> bool:
-    """Try it on some layers: whether it works here, agrees, and is faster."""
+    """Try packing on some layers: whether it works here, gives close results, and is faster."""
     try:
         with torch.inference_mode():
-            usual = packed_time = 0.0
+            plain_time = packed_time = 0.0
             for layer in layers[:: max(1, len(layers) // 8)]:
                 weight = layer.weight.detach()
                 x = torch.ones(_TOKENS, layer.in_features, dtype=weight.dtype)
                 packed = _pack(weight)
-                one = nn.functional.linear(x, weight)
-                other = torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
-                if not torch.allclose(one.float(), other.float(), rtol=1e-2, atol=1e-2):
+                expected = nn.functional.linear(x, weight)
+                actual = torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
+                if not torch.allclose(expected.float(), actual.float(), rtol=1e-2, atol=1e-2):
                     return False
-                usual += _best_time(partial(nn.functional.linear, x, weight))
+                plain_time += _best_time(partial(nn.functional.linear, x, weight))
                 packed_time += _best_time(
                     partial(torch.ops.mkldnn._linear_pointwise, x, packed, None, "none", [], "")
                 )
-    except (AttributeError, RuntimeError, NotImplementedError):  # a torch without these operations
+    except (AttributeError, RuntimeError, NotImplementedError):  # torch lacks these operations
         return False
-    return packed_time < _GAIN * usual
+    return packed_time < _GAIN * plain_time
 
 
 def _best_time(call: Any, runs: int = 4) -> float:
@@ -261,7 +262,7 @@ def _best_time(call: Any, runs: int = 4) -> float:
 
 
 def available_memory() -> float:
-    """Bytes that this process may still take, 0 if the system does not say."""
+    """Memory available to this process, in bytes; 0.0 if the system does not report it."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         free = [1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")]

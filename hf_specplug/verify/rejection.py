@@ -1,9 +1,10 @@
-"""Stochastic verification: drafts that were drawn are accepted or rejected at random.
+"""Stochastic verification: drafts drawn at random are accepted or rejected at random.
 
-Recursive rejection sampling without replacement (Jeon et al. 2024, RSD, arXiv 2402.14160, section
-3; the multi-candidate scheme of STAND): it accepts more than a comparison with one draw, where a
-draft's distribution is close to the target's, and each token is still distributed exactly as the
-target says. It uses other random numbers than plain `generate`, so that it is not seed-identical.
+This is recursive rejection sampling without replacement (Jeon et al. 2024, RSD, arXiv 2402.14160,
+section 3; the multi-candidate scheme of STAND). Where the draft distribution is close to the
+target's, it accepts more tokens than a comparison with one draw does. Every token still has exactly
+the target's distribution. Because it uses other random numbers than plain `generate`, the output is
+not the same for the same seed.
 """
 
 from __future__ import annotations
@@ -21,15 +22,15 @@ from hf_specplug.verify.outputs import Outputs
 
 
 class RejectionVerifier(Verifier):
-    """Accepts drafted children by rejection sampling; greedy calls are as ever.
+    """Accepts drafted children by rejection sampling; greedy calls are verified as in `Verifier`.
 
-    Args: those of `Verifier`.
+    Takes the arguments of `Verifier`.
     """
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self._proposal: Proposal | None = None
-        if self._sample:  # seeded, so that a seed also decides the drafts
+        if self._sample:  # seeded from torch's generator, so that torch's seed decides the drafts
             self.generator = np.random.default_rng(int(torch.randint(1 << 62, (1,))))
 
     def noise(self) -> Noise:
@@ -52,13 +53,14 @@ class RejectionVerifier(Verifier):
 
 
 def pick(target: torch.Tensor, proposal: torch.Tensor, drawn: list[int]) -> int:
-    """One token distributed as `target`, if possible one of those drawn from `proposal`.
+    """Pick one token distributed as `target`, if possible one of those drawn from `proposal`.
 
     Args:
         target: float64[V], probabilities.
-        proposal: float64[V], what was drawn from, up to a factor; changed.
-        drawn: tokens, drawn one after the other without replacement, by no other rule than
-            `proposal`.
+        proposal: float64[V], the probabilities drawn from, up to a constant factor; changed in
+            place.
+        drawn: token ids, drawn one after the other from `proposal`, without replacement and by no
+            other rule.
 
     Example:
         >>> pick(torch.tensor([0.0, 1.0]), torch.tensor([0.5, 0.5]), [0])
@@ -69,7 +71,7 @@ def pick(target: torch.Tensor, proposal: torch.Tensor, drawn: list[int]) -> int:
         if float(torch.rand(())) * float(proposal[token]) < float(target[token]):
             return token
         rest = (target - proposal).clamp_(min=0.0)
-        if float(rest.sum()) <= 0.0:  # all that is left is rounding
+        if float(rest.sum()) <= 0.0:  # nothing is left but rounding errors
             break
         target = rest / rest.sum()
         proposal[token] = 0.0
@@ -80,10 +82,11 @@ _VERIFIERS: dict[str, type[Verifier]] = {"seeded": Verifier, "rejection": Reject
 
 
 def verifier_class(verification: str, published: str | None = None) -> type[Verifier]:
-    """The verifier of a kind of verification.
+    """The verifier class of a `verification` option, "seeded" or "rejection".
 
     Raises:
-        OptionError: there is no such kind, or the drafts of a `published` method do not suit it.
+        OptionError: the option has another value, or "rejection" is combined with a `published`
+            method, whose drafts are not drawn at random.
     """
     if verification not in _VERIFIERS:
         raise OptionError(f"verification must be one of {sorted(_VERIFIERS)}, not {verification!r}")

@@ -1,4 +1,4 @@
-"""The static engine: trees padded to a few widths, on a cache of fixed slots."""
+"""The static engine: trees padded to a few widths, on a KV cache with a fixed number of slots."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from hf_specplug.verify.packed import PackedLinears
 from hf_specplug.verify.static_forward import StaticForward
 
 PADDED_WIDTHS = (1, 8, 16, 32, 64)
-"""Tokens per forward pass; a larger tree is padded to the next power of two."""
+"""Padded widths, in tokens per forward pass; a larger tree is padded to the next power of two."""
 
-_AHEAD = 512  # slots for text to come, at first; there are more when they are needed
+_AHEAD = 512  # cache slots allocated at first for generated tokens; the cache grows when needed
 
 
 @register_engine
 class StaticFactory(EngineFactory):
-    """Makes static engines; they share one forward pass, which one call at a time can use.
+    """Makes static engines. They share one forward pass, which one call at a time can use.
 
     Attributes:
-        forward: that forward pass, with its cache and graphs.
+        forward: the shared forward pass, with its KV cache and CUDA graphs.
     """
 
     name = "static"
@@ -42,7 +42,7 @@ class StaticFactory(EngineFactory):
 
     def __init__(self) -> None:
         self.forward = StaticForward()
-        self._thread = 0  # of the call that uses it
+        self._thread = 0  # thread id of the call that uses `forward`; 0 if none does
         self.lock = threading.RLock()
         forking.register(self)
 
@@ -70,7 +70,7 @@ class StaticFactory(EngineFactory):
         self._thread = 0
 
     def after_fork(self) -> None:
-        """The calls of other threads are over; what they left is not to be trusted."""
+        """In a forked child: discard a forward pass that a call of another thread was using."""
         if self._thread not in (0, threading.get_ident()):
             self.forward, self._thread = StaticForward(), 0
 
@@ -78,11 +78,12 @@ class StaticFactory(EngineFactory):
 class StaticEngine(Engine):
     """Verifies trees at static shapes and addresses, for CUDA graphs and compiled code.
 
-    The prompt runs as in plain `generate`, on the cache that `generate` prepared; the generated
-    tokens are appended to that cache at the end.
+    The prompt runs as in plain `generate`, on the cache that `generate` prepared. The generated
+    tokens are appended to that cache at the end of the call.
 
     Args:
-        forward: kept by the factory for the next call.
+        call, plan, packed, layer: those of `Engine`.
+        forward: the forward pass that the factory keeps for the next call.
     """
 
     def __init__(
@@ -161,7 +162,7 @@ class StaticEngine(Engine):
 
 
 def padded(count: int) -> int:
-    """The width at which `count` tokens are checked."""
+    """The padded width at which `count` tokens are verified."""
     for width in PADDED_WIDTHS:
         if width >= count:
             return width

@@ -1,4 +1,4 @@
-"""A forward pass over trees in fixed memory: captured, compiled or as it is; kept across calls."""
+"""A forward pass over trees in fixed memory: captured, compiled or eager; kept across calls."""
 
 from __future__ import annotations
 
@@ -21,23 +21,24 @@ from hf_specplug.verify.cuda_graphs import Graph, python_state
 from hf_specplug.verify.masks import SlotMasks
 from hf_specplug.verify.outputs import Outputs, pack
 
-_LEAST = 1024  # slots
+_LEAST = 1024  # smallest capacity of the KV cache, in slots
 
 
-_Shown = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
+_Results = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
 
 
 class StaticForward:
-    """Checks padded trees of one model. It holds no reference to the model, so as not to keep it.
+    """Runs forward passes over padded trees of one model.
 
-    All that changes from step to step goes to the device in one copy. Slots, positions and masks
-    are computed there, as are picks and likeliest tokens, which come back in one copy.
+    It holds no reference to the model, so that it does not keep the model alive. All inputs that
+    change from step to step go to the device in one copy. Slots, positions and masks are computed
+    on the device, as are picks and top-k tokens, which come back in one copy.
 
     Attributes:
-        cache, masks: of fixed slots; made by `open`.
-        captured: how many forward passes were captured or compiled so far.
-        seconds: how long that took.
-        failure: why nothing can be captured, "" if it can.
+        cache, masks: the KV cache and the masks, with a fixed number of slots; made by `open`.
+        captured: number of forward passes captured or compiled so far.
+        seconds: seconds that capturing and compiling took so far.
+        failure: why the forward pass cannot be captured; "" if it can.
 
     Example:
         >>> StaticForward().captured
@@ -68,15 +69,18 @@ class StaticForward:
         compile_config: CompileConfig | None,
         watch: HiddenStateHook | None,
     ) -> None:
-        """Take over a text of `past` tokens, with room for `room` more.
+        """Take over a text of `past` tokens, with slots for `room` more.
 
         Args:
-            cache: what the prompt left.
-            starts: int64[..., 1], positions at offset 0.
-            names: of the arguments for tokens, positions and mask.
-            constants: further arguments of the forward pass.
-            compile_config: None to capture CUDA graphs where there is CUDA, else how to compile.
-            watch: sees hidden states, which then are a part of the outputs.
+            model: the target.
+            cache: the KV cache, filled with the prompt.
+            past: number of tokens in `cache`.
+            room: number of slots for further tokens.
+            starts: int64[..., 1], the positions at offset 0.
+            names: the names of the arguments for tokens, positions and mask.
+            constants: the other arguments of the forward pass.
+            compile_config: how to compile; None to capture CUDA graphs on CUDA devices.
+            watch: hook that captures hidden states, which are then part of the outputs; or None.
         """
         tensors = any(isinstance(value, torch.Tensor) for value in constants.values())
         self._bare = tensors or (compile_config is None and not is_accelerated(model))
@@ -105,7 +109,7 @@ class StaticForward:
         self.cache.load(cache, past)
 
     def _allocate(self, model: PreTrainedModel, cache: Any, length: int) -> None:
-        """Slots for `length` tokens, and nothing captured."""
+        """Allocate slots for `length` tokens, and discard everything captured."""
         capacity = _LEAST
         while capacity < length:
             capacity *= 2
@@ -117,7 +121,7 @@ class StaticForward:
         self.masks = SlotMasks(model.config, model.dtype, additive, model.device, capacity)
 
     def grow(self, model: PreTrainedModel, past: int) -> None:
-        """Twice the slots, with the same text in them."""
+        """Double the number of slots; the text in them is kept."""
         old, masks = self.cache, self.masks
         self._allocate(model, old, 2 * old.capacity)
         self.cache.load(old, past)
@@ -134,12 +138,16 @@ class StaticForward:
         past: int,
         offset: int,
     ) -> Outputs:
-        """Check a tree of T <= `width` tokens, the root first, at the slots from `past` on.
+        """Run the forward pass over a tree of T <= `width` tokens.
 
         Args:
+            model: the target.
+            width: the padded width, in tokens.
+            tokens: int64[T], the root first.
             depths: int64[T], 0 at the root.
-            seen: bool[T, T], ancestors including self.
-            offset: of the root's position.
+            seen: bool[T, T], True where the column is the row's token or one of its ancestors.
+            past: the cache slot of the root; the other tokens take the following slots.
+            offset: position of the root, relative to `starts`.
         """
         if width not in self._feeds:
             self._feeds[width] = _Feed(width, model.device)
@@ -148,8 +156,8 @@ class StaticForward:
             if width not in self._ready:
                 self._prepare(model, width)
             graph = self._graphs.get(width)
-            shown = self._body(model, width) if graph is None else graph.replay()
-        logits, packed, states = shown
+            results = self._body(model, width) if graph is None else graph.replay()
+        logits, packed, states = results
         own = slice(len(tokens))
         return Outputs(
             logits[own],
@@ -158,7 +166,7 @@ class StaticForward:
         )
 
     def _prepare(self, model: PreTrainedModel, width: int) -> None:
-        """Capture or compile, which writes to the same slots as the real pass will."""
+        """Capture or compile; this writes to the same slots as the forward pass that follows."""
         self._ready.add(width)
         if self._bare:
             return
@@ -168,25 +176,25 @@ class StaticForward:
         elif not self.failure:
             try:
                 self._graphs[width] = self._captured(model, width)
-            except Exception as error:  # whatever it is, the pass can be run as it is
+            except Exception as error:  # after any error, the forward pass still runs eagerly
                 self.failure = f"{type(error).__name__}: {error}".partition("\n")[0]
                 self._graphs.clear()
         self.captured += 1
         self.seconds += time.perf_counter() - start
 
     def _captured(self, model: PreTrainedModel, width: int) -> Graph:
-        """A graph that was seen to give what the pass itself gives."""
+        """A CUDA graph whose logits were compared with those of the forward pass itself."""
         beside = next(iter(self._graphs.values()), None)
         graph = Graph(partial(self._body, model, width), beside)
         expected = self._body(model, width)[0].clone()
-        found = graph.replay()[0]
+        actual = graph.replay()[0]
         tolerance = 1e-2 * float(expected.float().std())
-        if not torch.allclose(found.float(), expected.float(), 1e-2, tolerance, equal_nan=True):
+        if not torch.allclose(actual.float(), expected.float(), 1e-2, tolerance, equal_nan=True):
             raise RuntimeError("its CUDA graph gives other logits than the model")
         return graph
 
-    def _body(self, model: PreTrainedModel, width: int) -> _Shown:
-        """The forward pass, (logits, packed, states): on CUDA nothing may wait for the device."""
+    def _body(self, model: PreTrainedModel, width: int) -> _Results:
+        """The forward pass: (logits, packed, states). On CUDA it must never synchronize."""
         feed = self._feeds[width]
         tokens, depths, seen, past, offset = feed.read()
         slots = past + feed.count
@@ -203,7 +211,7 @@ class StaticForward:
         guards: AbstractContextManager[Any] = nullcontext()
         if self._compile_config is not None and not self._bare:
             call = model.get_compiled_call(self._compile_config)
-            # code that was compiled without a hook must not run where there is one
+            # code that was compiled without a hook must not run when a hook is registered
             guards = many_recompiles(skip_nnmodule_hook_guards=False)
         with guards, self._heads, self._watch or nullcontext():
             logits = call(**inputs, return_dict=True).logits[0]
@@ -212,14 +220,16 @@ class StaticForward:
 
 
 def _on(device: torch.device) -> AbstractContextManager[Any]:
-    """Graphs are captured and launched on the current device."""
+    """Make a CUDA device the current one: graphs are captured and launched on that device."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 class _Feed:
-    """The input of one width: a header, then a row for each token; copied to the device as one.
+    """The inputs of one padded width, copied to the device as one array.
 
-    int64[width + 1, 2 + words]: past and offset; then token, depth, and the ancestors' bits.
+    The array is int64[width + 1, 2 + words], words = ceil(width / 64). Its first row begins with
+    `past` and `offset`. Each further row holds a token: its id, its depth, and its row of `seen` as
+    bits.
     """
 
     def __init__(self, width: int, device: torch.device) -> None:
@@ -240,7 +250,10 @@ class _Feed:
         past: int,
         offset: int,
     ) -> None:
-        """Pad with copies of the root that only see themselves, and send it."""
+        """Fill the array and copy it to the device.
+
+        Padding tokens are copies of the root that attend only to themselves.
+        """
         rows, count = self._array[1:], len(tokens)
         width = len(rows)
         self._array[0, :2] = past, offset
@@ -256,7 +269,12 @@ class _Feed:
             self._device.copy_(self._host, non_blocking=True)
 
     def read(self) -> tuple[torch.Tensor, ...]:
-        """tokens, depths int64[width], seen bool[width, width], past int64[1], offset int64[1]."""
+        """Read the inputs on the device.
+
+        Returns:
+            (int64[width] tokens, int64[width] depths, bool[width, width] seen, int64[1] past,
+            int64[1] offset)
+        """
         width = len(self.count)
         header, rows = self._device[0], self._device[1:]
         bits = (rows[:, 2:, None] >> self._bits) & 1

@@ -1,4 +1,4 @@
-"""The budget: widths that pay, nothing where nothing pays, and a way back."""
+"""The budget: widths of highest goodput, no draft if none is worthwhile, and recovery from that."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hf_specplug.drafting.scheduler import DrafterScheduler
 
 
 def draft(prob: float, size: int) -> DraftTree:
-    """A chain whose tokens are each right with probability `prob`, given the one before."""
+    """A chain; each token has probability `prob`, given that its parent is accepted."""
     return DraftTree(
         np.arange(size, dtype=np.int32),
         np.arange(-1, size - 1, dtype=np.int32),
@@ -23,7 +23,7 @@ def draft(prob: float, size: int) -> DraftTree:
 
 
 def run(budget: Budget, prob: float, cost: Callable[[int], float], steps: int) -> list[int]:
-    """Widths chosen in the last steps, when drafts are right as often as they say."""
+    """The widths chosen in the last 200 steps, with drafts whose probabilities are true."""
     rng = np.random.default_rng(0)
     widths = []
     for step in range(steps):
@@ -32,8 +32,8 @@ def run(budget: Budget, prob: float, cost: Callable[[int], float], steps: int) -
         accepted = 0
         while accepted < len(tree) and rng.random() < prob:
             accepted += 1
-        noise = 10.0 if rng.random() < 0.1 else 1.0  # a busy moment now and then
-        noise *= 3.0 if steps // 3 < step < steps // 3 + 50 else 1.0  # and a busy time
+        noise = 10.0 if rng.random() < 0.1 else 1.0  # a slow step now and then
+        noise *= 3.0 if steps // 3 < step < steps // 3 + 50 else 1.0  # a loaded machine
         budget.observe(decision, accepted, 100, cost(len(tree) + 1) * noise)
         widths.append(len(tree) + 1)
     return widths[-200:]
@@ -79,7 +79,7 @@ def test_promises_that_are_not_kept_are_trusted_less() -> None:
     assert len(budget.fit(draft(0.9, budget.limit), 100).tree) == 0
 
 
-def test_it_notices_when_drafting_pays_again() -> None:
+def test_it_notices_when_drafting_is_worthwhile_again() -> None:
     budget = Budget()
     run(budget, 0.02, cpu, 500)
     assert usual(run(budget, 0.9, cpu, 400)[-100:]) > 6
@@ -110,28 +110,29 @@ def test_fixed(nodes: int) -> None:
 
 
 def asked(
-    turns: DrafterScheduler, steps: int, saved: float, spent: tuple[float, float], sources: int
+    scheduler: DrafterScheduler, steps: int, saved: float, spent: tuple[float, float], sources: int
 ) -> np.ndarray:
-    """How often each of two drafters is asked, when the trees of `sources` save `saved`."""
+    """How often each of two drafters is asked if trees of `sources` save `saved` seconds."""
     count = np.zeros(2)
     tree = draft(0.5, 4)
     tree.sources[:] = sources
     for _ in range(steps):
-        mask = turns.next()
+        mask = scheduler.next()
         count += mask
         if any(mask):
-            turns.observe(mask, [t * m for t, m in zip(spent, mask, strict=True)], tree, saved, 1.0)
+            seconds = [t * m for t, m in zip(spent, mask, strict=True)]
+            scheduler.observe(mask, seconds, tree, saved, 1.0)
     return count
 
 
 def test_drafters_are_asked_as_often_as_they_earn() -> None:
-    turns = DrafterScheduler(2)
-    assert asked(turns, 320, 0.1, (0.01, 0.01), 3).tolist() == [320, 320]
-    only_first = asked(turns, 320, 0.1, (0.01, 0.01), 1)
+    scheduler = DrafterScheduler(2)
+    assert asked(scheduler, 320, 0.1, (0.01, 0.01), 3).tolist() == [320, 320]
+    only_first = asked(scheduler, 320, 0.1, (0.01, 0.01), 1)
     assert only_first[0] == 320
     assert only_first[1] < 50
-    assert (asked(turns, 320, 0.0, (0.01, 0.01), 3) < 60).all()
-    assert (asked(turns, 64, 0.1, (0.01, 0.01), 3) > 40).all()  # it pays again
+    assert (asked(scheduler, 320, 0.0, (0.01, 0.01), 3) < 60).all()
+    assert (asked(scheduler, 64, 0.1, (0.01, 0.01), 3) > 40).all()  # drafting is worthwhile again
 
 
 def test_what_costs_nothing_is_always_asked() -> None:
@@ -145,8 +146,8 @@ def test_an_expensive_drafter_must_earn_more() -> None:
 
 
 def test_compiling_kernels_at_the_first_call_is_no_cost() -> None:
-    turns = DrafterScheduler(2)
+    scheduler = DrafterScheduler(2)
     tree = draft(0.5, 4)
     tree.sources[:] = 3
-    turns.observe(turns.next(), [5.0, 5.0], tree, 0.1, 1.0)
-    assert asked(turns, 100, 0.1, (0.01, 0.01), 3).tolist() == [100, 100]
+    scheduler.observe(scheduler.next(), [5.0, 5.0], tree, 0.1, 1.0)
+    assert asked(scheduler, 100, 0.1, (0.01, 0.01), 3).tolist() == [100, 100]

@@ -1,4 +1,4 @@
-"""Measured costs: right in spite of noise, bursts and busy times."""
+"""Measured costs: right in spite of noise, bursts and load."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def feed(costs: Costs, steps: int, slow: float = 1.0, seed: int = 0, context: in
     rng = np.random.default_rng(seed)
     for _ in range(steps):
         width = int(rng.choice(WIDTHS[:5]))
-        noise = 1 + 0.1 * rng.random() + 8.0 * (rng.random() < 0.08)  # jitter, and bursts
+        noise = 1 + 0.1 * rng.random() + 8.0 * (rng.random() < 0.08)  # jitter and bursts
         costs.observe(width, context, truth(width) * noise * slow)
 
 
@@ -34,14 +34,14 @@ def test_learns_the_curve_and_continues_it() -> None:
     costs = Costs(WIDTHS)
     feed(costs, 300)
     np.testing.assert_allclose(costs.curve(100)[:5], [truth(w) for w in WIDTHS[:5]], rtol=0.06)
-    np.testing.assert_allclose(relative(costs), EXPECTED, rtol=0.2)  # 24 to 64 are continued
+    np.testing.assert_allclose(relative(costs), EXPECTED, rtol=0.2)  # 24 to 64 are extrapolated
     assert [costs.known(width, 100) for width in WIDTHS] == [True] * 5 + [False] * 4
 
 
 def test_a_busy_time_changes_no_width_against_another() -> None:
     costs = Costs(WIDTHS)
     feed(costs, 200)
-    for busy in range(3):  # three times as slow for a while: only width 8 is run meanwhile
+    for busy in range(3):  # three times as slow for 40 steps, in which only width 8 runs
         before = relative(costs)
         for _ in range(40):
             costs.observe(8, 100, 3 * truth(8))
@@ -73,5 +73,5 @@ def test_nothing_known() -> None:
     costs = Costs(WIDTHS)
     assert not costs.known(1, 0)
     assert costs.curve(0) == sorted(costs.curve(0))
-    costs.observe(5, 0, 1.0)  # not a width that is asked about
+    costs.observe(5, 0, 1.0)  # not one of the widths
     assert not costs.known(5, 0)

@@ -1,4 +1,4 @@
-"""The draft step that the loop and the simulator share, and the drafters that it drops."""
+"""The draft step, shared by the decoding loop and the simulator, and the drafters it drops."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ VOCAB = 20
 
 
 class Next(Drafter):
-    """Proposes the token after the last one, and keeps what it was shown."""
+    """Proposes the last token + 1, and records the noise of each frontier."""
 
     name: ClassVar[str] = "next"
 
@@ -67,7 +67,7 @@ def test_suppressed_tokens_are_not_drafted() -> None:
 
 
 def test_a_step_without_a_draft_teaches_the_mixer_nothing() -> None:
-    """It says nothing about the tree of the step before, which the search still holds."""
+    """Its picks must not train on the tree of the previous step, which the search still holds."""
     drafter = Next()
     mixer = Mixer([drafter.name])
     search = TreeSearch([drafter], mixer, VOCAB, lambda *_: None)

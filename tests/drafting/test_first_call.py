@@ -1,4 +1,4 @@
-"""The first call: kernels are compiled once, ahead or by the call, and by nobody twice."""
+"""The first call: each kernel is compiled once, ahead of the call or by it, and never twice."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ CacheImpl._locator_classes = [UserProvidedCacheLocator]
 
 
 def run(folder: Path, *arguments: str, before: str = "", **options: Any) -> dict[str, Any]:
-    """What a new process reports of its first calls."""
+    """Run the first calls in a new process; returns its report."""
     command = [sys.executable, "-c", before + RUN, str(DEMO_MODEL), json.dumps(options), *arguments]
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(folder)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
@@ -75,7 +75,7 @@ def run(folder: Path, *arguments: str, before: str = "", **options: Any) -> dict
 
 @pytest.mark.slow
 def test_nothing_is_compiled_twice(tmp_path: Path) -> None:
-    """An empty folder; then a second process; then one that warms up."""
+    """A process with an empty cache folder, then a second process, then one that warms up."""
     first = run(tmp_path)
     assert first["same"]
     assert first["drafted"][0] > 0
@@ -83,7 +83,7 @@ def test_nothing_is_compiled_twice(tmp_path: Path) -> None:
     assert first["ended"] == [0]
     assert len(list(tmp_path.rglob("*.compiled"))) == 1
     assert not list(tmp_path.rglob("*.lock"))
-    assert set(first["signatures"].values()) == {0, 1}  # as read-only or not, all fit one
+    assert set(first["signatures"].values()) == {0, 1}  # one signature, read-only array or not
 
     second = run(tmp_path)
     assert second["same"]
@@ -94,7 +94,7 @@ def test_nothing_is_compiled_twice(tmp_path: Path) -> None:
     third = run(tmp_path, "warmup")
     assert third["same"]
     assert not third["misses"]
-    assert third["signatures"] == third["after warmup"]  # greedy or sampled
+    assert third["signatures"] == third["after warmup"]  # for greedy and sampled calls
 
 
 @pytest.mark.slow
@@ -109,7 +109,7 @@ def test_without_a_folder_each_process_compiles_for_itself(tmp_path: Path) -> No
 
 
 class Started(list[list[str]]):
-    """The commands of processes that would have been started."""
+    """Records the commands of processes instead of starting them."""
 
     def __call__(self, command: list[str], **_: Any) -> Any:
         self.append(command)
@@ -133,15 +133,15 @@ def started(mark: Path, monkeypatch: pytest.MonkeyPatch) -> Started:
 def test_a_plug_starts_one_process_if_the_cache_is_not_filled(mark: Path, started: Started) -> None:
     SpecPlug(drafters=["context", "gumbel"])
     assert [command[-2:] for command in started] == [["context", "gumbel"]]
-    mark.with_suffix(".lock").touch()  # it is at it
+    mark.with_suffix(".lock").touch()  # the process is compiling
     SpecPlug(drafters=["context", "gumbel"])
     mark.with_suffix(".lock").unlink()
-    mark.touch()  # it is done
+    mark.touch()  # the process is done
     SpecPlug(drafters=["context", "gumbel"])
     assert len(started) == 1
 
 
-def test_who_was_killed_is_forgotten(mark: Path, started: Started) -> None:
+def test_the_lock_of_a_killed_process_expires(mark: Path, started: Started) -> None:
     lock = mark.with_suffix(".lock")
     lock.touch()
     long_ago = time.time() - 2 * precompile._LONGEST
@@ -178,7 +178,7 @@ def test_a_process_that_cannot_be_started_is_no_error(
     assert not mark.exists()
 
 
-def test_only_built_in_drafters_are_rehearsed() -> None:
+def test_only_built_in_drafters_are_precompiled() -> None:
     class Own(Drafter):
         name = "own"
 
@@ -190,7 +190,7 @@ def test_only_built_in_drafters_are_rehearsed() -> None:
 
 
 def test_the_mark_changes_with_what_code_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drafters, releases, processor and sources."""
+    """Machine code depends on drafters, releases, processor and source files."""
     marks = [
         compile_cache.mark(["context"]),
         compile_cache.mark(["gumbel"]),

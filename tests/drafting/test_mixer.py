@@ -1,4 +1,4 @@
-"""The mixer: the formula, its gradient, what it learns, and how well it is calibrated."""
+"""The mixer: its formula, its gradient, its learning and its calibration."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hf_specplug.telemetry.calibration import Calibration
 from tests.helpers import twins
 
 PRIORS = [0.02, 0.1, 0.3, 0.6, 0.95]
-# what each of three drafters says of a candidate: a bucket, or nothing
+# the evidence of each of three drafters for a candidate: a bucket, or None
 CANDIDATE = st.tuples(*[st.one_of(st.none(), st.integers(0, 4))] * 3).filter(any)
 WEIGHT = st.floats(-2, 2)
 
@@ -33,9 +33,9 @@ def siblings(candidates: list[tuple[int | None, ...]]) -> tuple[np.ndarray, ...]
     probs[:, tree.NOISE] = 0
     evidence = np.zeros((size, 3), np.int32)
     pool[0, tree.FIRST] = pool[0, tree.ROUND] = 1
-    for i, said in enumerate(candidates, start=1):
+    for i, buckets in enumerate(candidates, start=1):
         pool[i, [tree.TOKEN, tree.DEPTH, tree.NEXT]] = i - 1, 1, (i + 1) % size
-        evidence[i] = [0 if bucket is None else bucket + 1 for bucket in said]
+        evidence[i] = [0 if bucket is None else bucket + 1 for bucket in buckets]
     table = np.zeros((6, 3), np.float32)
     table[1:, kernels.BUCKET_PRIOR] = PRIORS
     table[1:, kernels.BUCKET_LOGIT] = [math.log(p / (1 - p)) for p in PRIORS]
@@ -43,12 +43,12 @@ def siblings(candidates: list[tuple[int | None, ...]]) -> tuple[np.ndarray, ...]
     return pool, probs, evidence, table
 
 
-def in_words(candidates: list[tuple[int | None, ...]]) -> tuple[list[twins.Named], list[int]]:
+def twin_inputs(candidates: list[tuple[int | None, ...]]) -> tuple[list[twins.Named], list[int]]:
     named = [
-        {d: PRIORS[bucket] for d, bucket in enumerate(said) if bucket is not None}
-        for said in candidates
+        {d: PRIORS[bucket] for d, bucket in enumerate(buckets) if bucket is not None}
+        for buckets in candidates
     ]
-    sets = [max([0, 1, 2, 3, 3][b] for b in said if b is not None) for said in candidates]
+    sets = [max([0, 1, 2, 3, 3][b] for b in buckets if b is not None) for buckets in candidates]
     return named, sets
 
 
@@ -66,11 +66,11 @@ def test_mix_is_the_formula(candidates: list, numbers: list[float], noisy: bool)
     root = np.zeros(1, np.int32)
     noise = None
     if noisy:
-        rows = np.random.default_rng(0).random((3, 8))  # the second is that of the next pick
+        rows = np.random.default_rng(0).random((3, 8))  # row 1 is that of the next pick
         noise = (-np.log1p(-rows[1, : len(candidates)])).tolist()
     known = (rows, 1) if noisy else NO_NOISE
     kernels.mix(pool, probs, evidence, root, table, weights, apm, *known, np.empty((2, 12)))
-    expected = twins.mixed(*in_words(candidates), weights.tolist(), noise)
+    expected = twins.mixed(*twin_inputs(candidates), weights.tolist(), noise)
     np.testing.assert_allclose(probs[1:, tree.RAW], expected, rtol=1e-4)
     assert sum(expected) < 1
     refined = [twins.recalibrated(prob, apm[0].tolist()) for prob in expected]
@@ -87,15 +87,15 @@ def test_mix_is_the_formula(candidates: list, numbers: list[float], noisy: bool)
 def test_learning_follows_the_gradient(
     candidates: list, numbers: list[float], token: int, noisy: bool
 ) -> None:
-    """The step is the rate times the derivative of ln P(what the target picked).
+    """The step is the rate times the derivative of ln P(the target's pick).
 
-    Without noise its weights stay as they are.
+    Without noise, the weights of the noise stay unchanged.
     """
     rows = np.random.default_rng(0).random((1, 8)) if noisy else np.empty((0, 0))
     noise = (-np.log1p(-rows[0, : len(candidates)])).tolist() if noisy else None
     pool, probs, evidence, table = siblings(candidates)
     weights = np.array(numbers).reshape(4, 12)
-    named, sets = in_words(candidates)
+    named, sets = twin_inputs(candidates)
 
     def likelihood(changed: np.ndarray) -> float:
         probs = twins.mixed(named, sets, changed.tolist(), noise)
@@ -121,7 +121,7 @@ def test_learning_follows_the_gradient(
 
 
 class Loaded(Drafter):
-    """Names two tokens per node, whose true chances are not what it says."""
+    """Proposes one token per node, with a prior that is not its true probability."""
 
     name: ClassVar[str] = "loaded"
 
@@ -140,7 +140,7 @@ def fail(drafter: Drafter, error: Exception) -> None:
 
 
 def test_wrong_claims_are_seen_through() -> None:
-    """One drafter claims .9 and is right in 20 %, the other claims .1 and is right in 70 %."""
+    """One drafter has prior 0.9 and is right in 20 %, the other has 0.1 and is right in 70 %."""
     boaster, modest = Loaded("boaster", 0.9, 1), Loaded("modest", 0.1, 2)
     mixer = Mixer(["boaster", "modest"])
     search = TreeSearch([boaster, modest], mixer, 10, fail)
@@ -160,7 +160,7 @@ def test_wrong_claims_are_seen_through() -> None:
 
 
 def test_pruned_candidates_teach_too() -> None:
-    """A candidate that never makes it into the tree is learned about all the same."""
+    """The mixer also learns from a candidate that is never in the tree."""
     boaster, modest = Loaded("boaster", 0.9, 1), Loaded("modest", 0.1, 2)
     search = TreeSearch([boaster, modest], Mixer(["boaster", "modest"]), 10, fail)
     assert search.grow(0, 1, 1).tokens.tolist() == [1]

@@ -47,7 +47,7 @@ def search(*drafters: Drafter) -> TreeSearch:
 def all_paths(
     tables: list[Table], root: int, limit: int, depth: int
 ) -> dict[tuple[int, ...], float]:
-    """Every path within `depth` and its probability, as the mixer sees it, node by node."""
+    """Every path of up to `depth` tokens and its probability by the mixer, node by node."""
     mixer = Mixer([table.name for table in tables])
     weights, apm = mixer.weights.tolist(), mixer.apm.tolist()
     paths: dict[tuple[int, ...], float] = {(): 1.0}
@@ -112,9 +112,9 @@ def test_sources_and_probabilities_are_those_of_the_drafters() -> None:
     sources = dict(zip(tree.tokens.tolist(), tree.sources.tolist(), strict=True))
     assert sources == {1: 3, 2: 1, 3: 2, 4: 2}
     probs = dict(zip(tree.tokens.tolist(), tree.probs.tolist(), strict=True))
-    assert probs[1] > max(probs[2], probs[3])  # named by both, and surely
+    assert probs[1] > max(probs[2], probs[3])  # proposed by both, with high priors
     alone = search(one).grow(0, 10, 5)
-    assert probs[1] > alone.probs[alone.tokens == 1]  # two agree
+    assert probs[1] > alone.probs[alone.tokens == 1]  # both drafters agree
 
 
 @given(st.lists(st.integers(0, 6), min_size=2, max_size=60), st.integers(1, 30))
@@ -141,7 +141,7 @@ def test_a_chain_follows_the_likeliest_child() -> None:
 
 
 def test_experts_continue_each_other() -> None:
-    """A token that only one drafter names is continued by what only the other knows."""
+    """A token that only one drafter proposes is continued by the other drafter."""
     one, two = Table({0: [(7, 0)]}, "one"), Table({7: [(8, 0)]}, "two")
     tree = search(one, two).grow(0, 5, 5)
     assert tree.tokens.tolist() == [7, 8]

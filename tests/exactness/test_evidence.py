@@ -1,4 +1,4 @@
-"""Evidence: what is tried, when, and that what would be wrong is noticed and not drafted."""
+"""Evidence: which models get a trial and when; models that would give wrong output do not draft."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SETTINGS: dict[str, Any] = {"max_new_tokens": 40, "do_sample": False}
 
 
 def fresh(name: str = "llama", kind: type | None = None) -> Any:
-    """A model of its own, of another class if one is given."""
+    """A new model of a family, of class `kind` if given."""
     torch.manual_seed(0)
     model = FAMILIES[name].build().eval()
     model.generation_config.eos_token_id = None
@@ -37,7 +37,7 @@ def fresh(name: str = "llama", kind: type | None = None) -> Any:
 
 
 def assert_exact(model: Any, inputs: Any = None, **settings: Any) -> Any:
-    """Right and wrong drafts do not change the output; returns the plug."""
+    """Check that right and wrong drafts do not change the output; returns the last plug."""
     inputs = prompt(model) if inputs is None else inputs
     every = {**SETTINGS, **settings}
     expected, _ = plain(model, inputs, **every)
@@ -90,7 +90,7 @@ def test_a_trial_is_made_once_for_what_is_alike(monkeypatch: pytest.MonkeyPatch)
         trial, "run_trial", lambda *arguments: tried.append(True) or run_trial(*arguments)
     )
     model = fresh()
-    for _ in range(3):  # by another plug each
+    for _ in range(3):  # each with another plug
         assert_exact(model)
     assert len(tried) == 1
     inputs = prompt(model)
@@ -118,7 +118,7 @@ def test_what_is_proven_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Shifted(tf.LlamaForCausalLM):  # type: ignore[misc]
-    """Positions of its own, which begin at 7."""
+    """A model whose positions begin at 7."""
 
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> Any:
         inputs = super().prepare_inputs_for_generation(*args, **kwargs)
@@ -127,7 +127,7 @@ class Shifted(tf.LlamaForCausalLM):  # type: ignore[misc]
 
 
 class Doubled(tf.LlamaForCausalLM):  # type: ignore[misc]
-    """Positions that go up by two a token, as no gate by name could know."""
+    """A model whose positions increase by two per token, which no gate by name could detect."""
 
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> Any:
         inputs = super().prepare_inputs_for_generation(*args, **kwargs)
@@ -136,7 +136,7 @@ class Doubled(tf.LlamaForCausalLM):  # type: ignore[misc]
 
 
 class Inverted(tf.LlamaForCausalLM):  # type: ignore[misc]
-    """Takes masks in which 1 is padding; its preparation turns `generate`'s around."""
+    """Takes masks in which 1 is padding; its input preparation inverts the mask of `generate`."""
 
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> Any:
         inputs = super().prepare_inputs_for_generation(*args, **kwargs)
@@ -151,15 +151,15 @@ class Inverted(tf.LlamaForCausalLM):  # type: ignore[misc]
 
 
 class OwnLayer(tf.cache_utils.DynamicLayer):  # type: ignore[misc]
-    """Keeps the tokens in the reverse order."""
+    """A cache layer that keeps the tokens in reverse order."""
 
     def update(self, keys: Any, values: Any, *args: Any, **kwargs: Any) -> Any:
-        found = super().update(keys.flip(-2), values.flip(-2), *args, **kwargs)
-        return tuple(states.flip(-2) for states in found)
+        both = super().update(keys.flip(-2), values.flip(-2), *args, **kwargs)
+        return tuple(states.flip(-2) for states in both)
 
 
 class OwnCache(tf.LlamaForCausalLM):  # type: ignore[misc]
-    """Makes a cache of its own."""
+    """Makes its own kind of KV cache."""
 
     def _prepare_cache_for_generation(self, config: Any, model_kwargs: Any, *args: Any) -> None:
         layers = [OwnLayer() for _ in range(self.config.num_hidden_layers)]
@@ -167,7 +167,7 @@ class OwnCache(tf.LlamaForCausalLM):  # type: ignore[misc]
 
 
 class Forgetful(tf.LlamaForCausalLM):  # type: ignore[misc]
-    """Only ever sees the last two tokens of a forward pass, and keeps no cache."""
+    """Uses only the last two tokens of a forward pass, and keeps no KV cache."""
 
     def forward(self, input_ids: Any = None, **rest: Any) -> Any:
         rest.update(past_key_values=None, position_ids=None, attention_mask=None, use_cache=False)
@@ -190,7 +190,7 @@ def test_a_model_of_the_users_own_is_never_silently_wrong(kind: type, padding: i
 
 
 def test_preparation_that_was_replaced_on_the_instance() -> None:
-    """As PEFT's prompt learning does for the time of a call."""
+    """PEFT's prompt learning does this for the duration of a call."""
     model = fresh()
     own = model.prepare_inputs_for_generation
 
@@ -207,7 +207,7 @@ def test_preparation_that_was_replaced_on_the_instance() -> None:
 
 
 class Together(nn.Linear):
-    """One scale for the activations of all tokens, as dynamic quantization per tensor has it."""
+    """One scale for the activations of all tokens, as in dynamic per-tensor quantization."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         scale = x.abs().max() / 127
@@ -215,7 +215,7 @@ class Together(nn.Linear):
 
 
 class Apart(nn.Linear):
-    """A scale for each token."""
+    """One scale per token."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         scale = x.abs().amax(-1, keepdim=True) / 127
@@ -253,7 +253,7 @@ def test_layers_are_looked_at_again_when_they_changed() -> None:
 
 
 class Switched(nn.Module):
-    """An adapter that works on all tokens but the last of a forward pass while it is on."""
+    """An adapter that, while active, scales all tokens of a forward pass except the last."""
 
     def __init__(self, base: nn.Linear) -> None:
         super().__init__()
@@ -294,7 +294,7 @@ def test_dropout_in_train_mode(name: str) -> None:
 
 
 def test_attention_dropout_in_train_mode() -> None:
-    """It is no module: the trial finds it."""
+    """This dropout is no module; the trial detects it."""
     model = fresh()
     for layer in model.model.layers:
         layer.self_attn.attention_dropout = 0.3
@@ -313,7 +313,7 @@ def test_train_mode_without_dropout_drafts() -> None:
 
 
 def test_a_method_that_was_replaced_in_its_class(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As kernels that are patched in do; and here, one that looks at its neighbours."""
+    """Patched-in kernels do this. The method here mixes each token with the others of its pass."""
     model = fresh()
     assert not assert_exact(model).stats.fallbacks
     kind = type(model.model.layers[0].mlp)
@@ -337,7 +337,7 @@ def test_gradient_checkpointing() -> None:
 
 
 class Random(tf.LlamaForCausalLM):  # type: ignore[misc]
-    """Draws a number in each forward pass, and does nothing with it."""
+    """Draws a random number in each forward pass, and does not use it."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         torch.rand(1)
@@ -346,7 +346,7 @@ class Random(tf.LlamaForCausalLM):  # type: ignore[misc]
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_models_that_draw_random_numbers(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fewer passes would leave another state. Beside other threads nothing is concluded from it."""
+    """Drafting would leave another random state; with other threads, the result is not kept."""
     tried: list[bool] = []
     run_trial = trial.run_trial
     monkeypatch.setattr(

@@ -1,4 +1,4 @@
-"""A drafter that knows the reference output, to make drafts right or wrong exactly where wanted."""
+"""A drafter that knows the reference output, so that tests choose where drafts are right."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ Wrong = Callable[[int], bool]
 
 
 class Replay(Drafter):
-    """Proposes the reference's next token at rank `rank` among wrong ones.
+    """Proposes the next token of a reference, at rank `rank` among wrong tokens.
 
     Args:
-        reference: the new tokens that plain `generate` gave.
-        wrong: for a position in `reference`, whether the true token is left out there.
-        rank: wrong siblings that are likelier than the true token.
-        siblings: wrong siblings that are less likely.
+        reference: the new tokens of plain `generate`.
+        wrong: maps a position in `reference` to whether the true token is left out there.
+        rank: number of wrong siblings that are likelier than the true token.
+        siblings: number of wrong siblings that are less likely than it.
         vocab: wrong tokens are taken from [0, vocab).
     """
 

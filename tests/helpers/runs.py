@@ -1,4 +1,4 @@
-"""Running a model with and without a plug, and comparing."""
+"""Helpers that run a model with and without a plug, and that run other programs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hf_specplug.session import Session
 
 
 def plain(model: Any, inputs: dict[str, Any], seed: int = 0, **settings: Any) -> tuple[Any, Any]:
-    """(what plain `generate` returns, the final state of the random generator)"""
+    """Run plain `generate`; returns (its output, the final state of the random generator)."""
     torch.manual_seed(seed)
     output = type(model).generate(model, **inputs, **settings)
     return output, torch.get_rng_state()
@@ -32,7 +32,7 @@ def plugged(
     seed: int = 0,
     **settings: Any,
 ) -> tuple[Any, Any, SpecPlug]:
-    """The same with a plug attached for this one call, and the plug."""
+    """Run `plain` with a plug attached for this call; returns also the plug."""
     plug = attach(model, drafters=drafters, nodes=nodes)
     try:
         torch.manual_seed(seed)
@@ -43,7 +43,7 @@ def plugged(
 
 
 def chosen(model: Any, inputs: dict[str, Any], **settings: Any) -> CallPlan:
-    """How a call is run, and why so if not as a tree."""
+    """The plan of a call: its mode, and the reason if that is not a tree."""
 
     class Chosen(Exception):
         pass
@@ -62,7 +62,13 @@ def chosen(model: Any, inputs: dict[str, Any], **settings: Any) -> CallPlan:
 
 
 def assert_harmless(program: str, variable: str, cache: Path) -> None:
-    """Run a program that ends in `print("done")` with a variable of numba's that checks indices."""
+    """Run a program that ends with `print("done")`, and check that it gets there.
+
+    Args:
+        program: Python source.
+        variable: an environment variable to set to "1", such as one of numba's that checks indices.
+        cache: numba's cache folder.
+    """
     result = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", program],
         env={**os.environ, variable: "1", "NUMBA_CACHE_DIR": str(cache)},
@@ -74,7 +80,7 @@ def assert_harmless(program: str, variable: str, cache: Path) -> None:
 
 
 def run_together(commands: list[list[str]], env: dict[str, str], timeout: float = 200) -> list[str]:
-    """What commands print that run at the same time, and all end well."""
+    """Run commands concurrently; returns their outputs. All must exit with code 0."""
     started = [
         subprocess.Popen(
             command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -92,5 +98,5 @@ def run_together(commands: list[list[str]], env: dict[str, str], timeout: float 
 
 
 def new_tokens(output: torch.Tensor, count: int) -> list[int]:
-    """The last `count` tokens of an output with one row."""
+    """The last `count` tokens of an output with a single row."""
     return output[0, -count:].tolist()  # type: ignore[no-any-return]

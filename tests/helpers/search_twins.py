@@ -1,4 +1,4 @@
-"""Plain-Python twins: adding proposals, drawing children, levels in order, ADED's rollouts."""
+"""Plain-Python twins of kernels: inserting proposals, drawing children, "hierarchy", and ADED."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Row = tuple[int, int, int]
 
 @dataclass
 class Node:
-    """A search node; its children in the order in which they were proposed."""
+    """A search node, with its children in the order of their proposal."""
 
     token: int = -1
     depth: int = 0
@@ -39,7 +39,7 @@ def inserted(
     round_number: int,
     capacity: int,
 ) -> int:
-    """Add the proposals of one drafter; the new number of nodes, or why a row is refused."""
+    """Add the proposals of one drafter; returns the new number of nodes, or an error code."""
     for parent, token, bucket in rows:
         if not 0 <= parent < len(nodes) or nodes[parent].round != round_number:
             return BAD_NODE
@@ -61,7 +61,7 @@ def inserted(
 
 @twin_of("tree.draw")
 def drawn(nodes: list[Node], chosen: Sequence[int], rng: np.random.Generator) -> None:
-    """Perturb the children of some nodes; the latest child draws first."""
+    """Perturb the children of some nodes with Gumbel noise, the latest child first."""
 
     def gumbel() -> float:
         return -math.log(-math.log1p(-rng.random()) + 1e-300)
@@ -87,7 +87,7 @@ def drawn(nodes: list[Node], chosen: Sequence[int], rng: np.random.Generator) ->
 def taken(
     levels: Sequence[tuple[Sequence[Row], int]], frontier: Sequence[int], limit: int
 ) -> list[Row] | int:
-    """The rows of all levels (rows, number of buckets), in order; or why one is refused."""
+    """The rows of all levels in order, or an error code. A level is (rows, number of buckets)."""
     out: list[Row] = []
     first = 0
     for rows, buckets in levels:
@@ -141,13 +141,13 @@ def rollouts(follow: Follow, text: Sequence[int], rng: np.random.Generator) -> l
             value += node.prob
         path = [*text, *node.path]
         for depth in range(len(node.path), 4):
-            found = follow(path[-2], path[-1])
-            if not found:
+            successors = follow(path[-2], path[-1])
+            if not successors:
                 break
             if depth == len(node.path):
-                node.children = [Rollout(token, node, prob) for token, prob in found]
+                node.children = [Rollout(token, node, prob) for token, prob in successors]
                 nodes += node.children
-            token, prob = found[place_of(rng, [prob for _, prob in found])]
+            token, prob = successors[place_of(rng, [prob for _, prob in successors])]
             value += prob
             path.append(token)
         above: Rollout | None = node
@@ -158,7 +158,7 @@ def rollouts(follow: Follow, text: Sequence[int], rng: np.random.Generator) -> l
 
 
 def place_of(rng: np.random.Generator, probs: Sequence[float]) -> int:
-    """A random place, by probability."""
+    """Draw an index in proportion to `probs`."""
     left = rng.random() * sum(probs)
     for place, prob in enumerate(probs[:-1]):
         left -= prob

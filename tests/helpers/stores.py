@@ -1,4 +1,4 @@
-"""Small corpora and a tokenizer that needs no file, for tests of datastores."""
+"""Small corpora, stores, and a tokenizer that needs no file, for tests of datastores."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from hf_specplug.errors import CorpusError, StoreError
 
 
 class Letters:
-    """A tokenizer whose tokens are letters; from chr(960) on they count from 0."""
+    """A tokenizer with one token per letter: its code point, counted from 0 from chr(960) on."""
 
     name_or_path = "letters"
 
@@ -56,7 +56,7 @@ def silent(documents: int, tokens: int) -> None:
 
 
 def texts(folder: Path, count: int = 20, seed: int = 0) -> Path:
-    """A folder of `count` files of random letters with repetitions."""
+    """Write `count` text files of random letters with repetitions to a folder."""
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
     words = ["".join(chr(97 + c) for c in rng.integers(0, 6, 4)) for _ in range(12)]
@@ -83,13 +83,13 @@ def make(
 
 
 def letters(corpus: Path) -> list[int]:
-    """The tokens of a folder of texts, documents and separators."""
+    """The tokens of a folder of texts: those of each document, then a separator."""
     rows = [path.read_text() for path in sorted(corpus.iterdir())]
     return [token for row in rows for token in [*(ord(letter) % 96 for letter in row), 96]]
 
 
 def from_store(store: Path, source: Path, **options: Any) -> Datastore:
-    """A store built from the texts of another one."""
+    """Build a store from the texts of another store."""
     dense = options.get("kind") == "dense"
     index, settings = (tabled, SETTINGS) if dense else (None, NO_SETTINGS)
     corpus, asked = StoreCorpus((str(source),)), BuildOptions(**options)
@@ -98,13 +98,13 @@ def from_store(store: Path, source: Path, **options: Any) -> Datastore:
 
 
 def unit(count: int, dims: int = 8, seed: int = 0) -> np.ndarray[Any, Any]:
-    """Random vectors of length 1."""
+    """float32[count, dims], random unit vectors."""
     vectors = np.random.default_rng(seed).normal(size=(count, dims)).astype(np.float32)
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 def dense(vectors: np.ndarray[Any, Any], index: str = "Flat") -> Arrays:
-    """A dense index of vectors, of random tokens."""
+    """The arrays of a dense index of `vectors`, with random tokens."""
     tokens = np.random.default_rng(0).integers(0, 96, len(vectors))
     transform = np.eye(vectors.shape[1] + 1, vectors.shape[1], dtype=np.float32)
     part = DenseIndex(DenseIndex.from_vectors(tokens, vectors, transform, 96), 96)
@@ -116,7 +116,7 @@ def stored(index: DenseIndex) -> np.ndarray[Any, Any]:
     return np.concatenate(list(index.blocks()))
 
 
-STATES = np.random.default_rng(1).normal(size=(97, 12)).astype(np.float32)  # of `Letters`
+STATES = np.random.default_rng(1).normal(size=(97, 12)).astype(np.float32)  # per token of `Letters`
 SETTINGS = {
     "model": {"name": "a table", "hash": "0" * 32},
     "layer": -1,
@@ -126,7 +126,7 @@ SETTINGS = {
 
 
 def tabled(tokens: np.ndarray[Any, Any], vocab: int) -> Arrays:
-    """Indexes a shard by states that are made of each token and the one before."""
+    """Index a shard by synthetic states that depend on each token and the previous one."""
     transform = fit_projection(STATES, 8)
     vectors = project(STATES[tokens] + 0.5 * STATES[np.roll(tokens, 1)], transform)
     vectors[tokens == vocab] = 0.0
@@ -136,7 +136,7 @@ def tabled(tokens: np.ndarray[Any, Any], vocab: int) -> Arrays:
 def make_dense(
     store: Path, corpus: Path, append: bool = False, made_by: IndexBuilder = tabled, **settings: Any
 ) -> Manifest:
-    """A dense store of some parts."""
+    """Build a dense store with shards of 500 tokens."""
     return make(
         store,
         corpus,
@@ -149,7 +149,7 @@ def make_dense(
 
 
 def read_changed(count: int = 200) -> None:
-    """Search indices in each of which one byte is another, whose checksums would be right."""
+    """Search indices with one changed byte each, as if their checksums were right."""
     import resource
 
     resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))
@@ -164,7 +164,7 @@ def read_changed(count: int = 200) -> None:
         with suppress(StoreError):
             index = DenseIndex({**good[name], "index": data}, 96)
             read += 1
-            with suppress(RuntimeError):  # of FAISS
+            with suppress(RuntimeError):  # raised by FAISS
                 near, places = index.search(vectors[7], 50)
                 assert near.shape == places.shape == (50,)
                 index.check(96)
@@ -172,17 +172,17 @@ def read_changed(count: int = 200) -> None:
 
 
 def read_fast_scan() -> None:
-    """Check an index from which FAISS cannot read vectors back."""
+    """Check an index from which FAISS cannot reconstruct vectors."""
     with suppress(StoreError):
         DenseIndex(dense(unit(300, 32), "IVF16,PQ16x4fs"), 96).check(96)
 
 
 class Interrupted(KeyboardInterrupt):
-    """The end of a process."""
+    """Simulates the end of a process."""
 
 
 def interrupted(after: int) -> Callable[..., Arrays]:
-    """`tabled` for a process that ends when it has made `after` parts."""
+    """`tabled` for a process that ends when it has indexed `after` shards."""
     left = iter(range(after))
 
     def index(tokens: Any, vocab: int, *_: Any) -> Arrays:
@@ -194,7 +194,7 @@ def interrupted(after: int) -> Callable[..., Arrays]:
 
 
 def saved(folder: Path, family: str = "llama", size: int = 96) -> str:
-    """The folder of a tiny model whose tokens are letters."""
+    """Save a tiny model, with one token per letter, to a folder; returns the folder."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -208,18 +208,18 @@ def saved(folder: Path, family: str = "llama", size: int = 96) -> str:
 
 
 def documents(lengths: list[int]) -> list[list[int]]:
-    """Random tokens for such a model."""
+    """Random documents, of `lengths` tokens, for a model of `saved`."""
     rng = np.random.default_rng(0)
     return [rng.integers(3, 90, length).tolist() for length in lengths]
 
 
 def joined(rows: list[list[int]]) -> np.ndarray[Any, Any]:
-    """Documents as a shard has them."""
+    """Documents as a shard holds them: a separator after each."""
     return np.array([token for row in rows for token in [*row, 96]], np.uint16)
 
 
 def write_texts(folder: Path, rows: list[list[int]]) -> Path:
-    """Write documents of tokens as text files into a folder."""
+    """Write documents, given as tokens, as text files to a folder."""
     folder.mkdir(exist_ok=True)
     for number, row in enumerate(rows):
         (folder / f"{number}.txt").write_text("".join(chr(192 + token) for token in row))
@@ -227,7 +227,7 @@ def write_texts(folder: Path, rows: list[list[int]]) -> Path:
 
 
 def opened(store: Path, shards: int = 1) -> list[DenseIndex]:
-    """The sound shards of a store."""
+    """Open a store and check it; returns its shards."""
     made = Datastore(store)
     made.check(deep=True)
     assert len(made.shards) == shards
@@ -235,25 +235,25 @@ def opened(store: Path, shards: int = 1) -> list[DenseIndex]:
 
 
 def states(model: str, rows: list[list[int]], layer: int = -1) -> np.ndarray[Any, Any]:
-    """After each token, by plain forward passes; NaN where a document ends."""
+    """The hidden states after each token, by plain forward passes; NaN at each separator."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    loaded, found = AutoModelForCausalLM.from_pretrained(model), []
+    loaded, parts = AutoModelForCausalLM.from_pretrained(model), []
     for row in rows:
         with torch.inference_mode():
             output = loaded(torch.tensor([row]), output_hidden_states=True)
-        found += [output.hidden_states[layer][0].numpy(), np.full((1, 32), np.nan, np.float32)]
-    return np.concatenate(found)
+        parts += [output.hidden_states[layer][0].numpy(), np.full((1, 32), np.nan, np.float32)]
+    return np.concatenate(parts)
 
 
 def files(store: Path) -> dict[str, bytes]:
-    """The arrays of a store."""
+    """The array files of a store: name to content."""
     return {path.name: path.read_bytes() for path in store.iterdir() if path.suffix == ".npy"}
 
 
 def cells(vectors: np.ndarray[Any, Any], ids: Any, probes: int) -> Arrays:
-    """An index that searches some cells of vectors with these numbers."""
+    """An IVF index of `vectors` with these ids, which searches `probes` cells."""
     import faiss
 
     index = faiss.index_factory(8, "IVF4,SQ8", faiss.METRIC_INNER_PRODUCT)
@@ -264,7 +264,7 @@ def cells(vectors: np.ndarray[Any, Any], ids: Any, probes: int) -> Arrays:
 
 
 def specplug(*arguments: object) -> tuple[int, str]:
-    """(exit code, stdout or stderr) of a command that ends as it should."""
+    """Run a command of the CLI; returns (exit code, stdout, or stderr if the code is not 0)."""
     from typer.testing import CliRunner
 
     from hf_specplug import cli
@@ -275,6 +275,6 @@ def specplug(*arguments: object) -> tuple[int, str]:
 
 
 def info(store: Path) -> dict[str, Any]:
-    """What `specplug info` says."""
-    found: dict[str, Any] = json.loads(specplug("info", store, "--format", "json")[1])
-    return found
+    """The output of `specplug info`."""
+    report: dict[str, Any] = json.loads(specplug("info", store, "--format", "json")[1])
+    return report

@@ -1,4 +1,4 @@
-"""A streamer that keeps what it was given."""
+"""A streamer that records its input."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from transformers.generation.streamers import BaseStreamer
 
 
 class Collected(BaseStreamer):  # type: ignore[misc]
-    """Keeps the tokens, the prompt first, and whether the end was told."""
+    """Records the tokens, the prompt first, and whether `end` was called."""
 
     def __init__(self) -> None:
         self.tokens: list[int] = []

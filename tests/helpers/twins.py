@@ -1,7 +1,7 @@
-"""Plain-Python twins of the kernels: slow, obvious, and compared with them by hypothesis.
+"""Plain-Python twins of the kernels: slow and obvious; hypothesis compares them with the kernels.
 
 `TWINS` lists the twins of each kernel; `tests/kernels/test_twins.py` fails if a kernel has none.
-Those of the search, of "hierarchy" and of ADED are in `tests/helpers/search_twins.py`.
+The twins of the search, of "hierarchy" and of ADED are in `tests/helpers/search_twins.py`.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from hf_specplug.kernels import dense, gumbel, phrases
 from hf_specplug.tree import DraftTree
 
 TWINS: dict[str, list[Any]] = {}
-"""By `module.kernel`: the twins that it is compared with."""
+"""The twins of each kernel, by `module.kernel`."""
 
 T = TypeVar("T")
 
 
 def twin_of(*kernels: str) -> Callable[[T], T]:
-    """Register a function or class as the twin of some kernels, alone or together."""
+    """Decorator that registers a function or class as the twin of one or more kernels."""
 
     def registered(twin: T) -> T:
         for kernel in kernels:
@@ -38,13 +38,13 @@ def twin_of(*kernels: str) -> Callable[[T], T]:
 
 
 def is_chain(tree: DraftTree) -> bool:
-    """Whether each node is the only child of the one before it."""
+    """Whether each node is the only child of the previous one."""
     return tree.parents.tolist() == list(range(-1, len(tree) - 1))
 
 
 @twin_of("buckets.bucket")
 def bucket(value: float, edges: Sequence[float]) -> int:
-    """How many of the edges a value reaches."""
+    """The number of edges that a value reaches."""
     return sum(value >= edge for edge in edges)
 
 
@@ -62,7 +62,7 @@ def ancestors(parents: Sequence[int]) -> list[list[bool]]:
 
 @twin_of("tree.best")
 def best(paths: Sequence[float], limit: int) -> list[int]:
-    """The `limit` nodes of highest path probability; node i + 1 has paths[i]; ties: the lower."""
+    """The `limit` nodes of highest path probability, lower ids first; node i + 1 has paths[i]."""
     order = sorted(range(1, len(paths) + 1), key=lambda node: (-paths[node - 1], node))
     return sorted(order[:limit])
 
@@ -78,13 +78,14 @@ def top_k(row: Sequence[float], k: int) -> list[int]:
 def continuations(
     text: Sequence[int], path: Sequence[int]
 ) -> list[tuple[int, int, int, int, bool]]:
-    """What may follow text + path by suffix matching: (token, match length, count, total, latest).
+    """Continuations of text + path by suffix matching: (token, match length, count, total, latest).
 
-    Every suffix of text + path, longest first, down to one token; a token counts at the longest
-    suffix that it follows in the text. Within a suffix the latest continuation comes first.
+    All suffixes of text + path are tried, longest first, down to one token. A token counts at the
+    longest suffix that it follows in the text. Within a suffix, the latest continuation comes
+    first.
     """
     whole = [*text, *path]
-    found: list[tuple[int, int, int, int, bool]] = []
+    rows: list[tuple[int, int, int, int, bool]] = []
     for length in range(min(ORDER - 1, len(whole)), 0, -1):
         suffix = whole[len(whole) - length :]
         after = [
@@ -93,16 +94,16 @@ def continuations(
             if list(text[end - length : end]) == suffix
         ]
         for i, token in enumerate(dict.fromkeys(reversed(after))):
-            if token not in [entry[0] for entry in found]:
-                found.append((token, length, after.count(token), len(after), i == 0))
-    return found
+            if token not in [row[0] for row in rows]:
+                rows.append((token, length, after.count(token), len(after), i == 0))
+    return rows
 
 
 @twin_of("adjacency.update", "adjacency.expand")
 def recycled(
     history: Sequence[tuple[Sequence[int], Sequence[Sequence[int]], Sequence[int]]],
 ) -> dict[int, list[int]]:
-    """The matrix after several steps of (tokens, rows, visited)."""
+    """The adjacency matrix after several steps of (tokens, rows, visited)."""
     matrix: dict[int, list[int]] = {}
     for tokens, rows, visited in history:
         for i in [*range(len(tokens)), *visited]:
@@ -111,7 +112,7 @@ def recycled(
 
 
 Named = dict[int, float]
-"""Of one candidate: drafter -> the prior of the bucket in which it proposed the candidate."""
+"""The evidence for one candidate: drafter -> prior of the bucket in which it proposed it."""
 
 
 @twin_of("mixer.mix", "mixer.learn")
@@ -123,8 +124,11 @@ def mixed(
 ) -> list[float]:
     """Twin of kernels.mixer.mix at one node, before recalibration.
 
-    `sets`: the weight set that each candidate's evidence calls for; the largest is used.
-    `noise`: the exponential number of each candidate.
+    Args:
+        candidates: the evidence for each candidate.
+        sets: the weight set that each candidate's evidence calls for; the largest is used.
+        weights: the weights of each set.
+        noise: the exponential number of each candidate; None if the noise is unknown.
     """
     _, scores = scored(candidates, sets, weights)
     odds = [math.exp(score) for score in scores]
@@ -135,14 +139,14 @@ def mixed(
 
 
 def favour(noise: float) -> float:
-    """How an exponential number favours a token: the Gumbel number, centred and clipped."""
+    """How much an exponential number favours a token: its Gumbel number, centred and clipped."""
     return min(max(-math.log(noise) - 0.5772156649015329, -2.0), 4.0)
 
 
 def scored(
     candidates: Sequence[Named], sets: Sequence[int], weights: Sequence[Sequence[float]]
 ) -> tuple[list[list[float]], list[float]]:
-    """(features, score) of each candidate; a score is the sum of features times weights."""
+    """(features, scores) of the candidates; a score is the sum of features times weights."""
     chosen = weights[max(sets)]
     drafters = (len(chosen) - 3) // 3
     mass = [sum(named.get(d, 0.0) for named in candidates) for d in range(drafters)]
@@ -160,7 +164,7 @@ def scored(
 
 @twin_of("mixer.mix")
 def recalibrated(prob: float, row: Sequence[float]) -> float:
-    """Twin of the kernel's last step: half itself, half what the table says of its log-odds."""
+    """Twin of the kernel's last step: the mean of `prob` and the apm's value at its log-odds."""
     odds = min(max(math.log(max(prob, 1e-9) / max(1 - prob, 1e-9)), -8.0), 8.0)
     place = (odds + 8) * 2
     below = min(int(place), len(row) - 2)
@@ -182,7 +186,7 @@ def recalibrating(prob: float, right: bool, rate: float, row: Sequence[float]) -
 
 @twin_of("suffix.classify", "suffix.induce", "suffix.buckets", "suffix.rename", "suffix.is_sorted")
 def suffix_array(text: Sequence[int]) -> list[int]:
-    """The suffixes in order."""
+    """The start of each suffix, in the order of the sorted suffixes."""
     return sorted(range(len(text)), key=lambda start: list(text[start:]))
 
 
@@ -246,7 +250,7 @@ def _ranked(row: dict[int, float], width: int) -> Weighted:
 
 @twin_of("successors.longer")
 def longer(key: int, token: int) -> int:
-    """In whole numbers, cut to 64 bits."""
+    """The key of an n-gram longer by one token, in Python integers cut to 64 bits."""
     mask = (1 << 64) - 1
     key = (key ^ (token + 1) & mask) * 0x9E3779B97F4A7C15 & mask
     key = (key ^ key >> 29) * 0xBF58476D1CE4E5B9 & mask
@@ -255,14 +259,14 @@ def longer(key: int, token: int) -> int:
 
 @twin_of("successors.find", "successors.claim", "successors.restore")
 class Sets:
-    """Rows in sets of a fixed number of ways: one dictionary per set, in the order of use."""
+    """A set-associative table: one dictionary per set, in the order of use."""
 
     def __init__(self, sets: int, ways: int) -> None:
         self.sets: list[dict[int, int]] = [{} for _ in range(sets)]
         self.ways = ways
 
     def claim(self, key: int) -> int:
-        """How often the key was claimed before, since it is in its set."""
+        """Claim a key; returns how often it was claimed before, since it entered its set."""
         mine = self.sets[(key >> 32) % len(self.sets)]
         count = mine.pop(key, 0)
         if len(mine) == self.ways:
@@ -276,7 +280,7 @@ class Sets:
 
 @twin_of("successors.mean")
 def averaged(row: Weighted, new: Weighted, visits: int, width: int) -> Weighted:
-    """The mean of `visits` distributions, with one more."""
+    """Add one more distribution to the mean of `visits` distributions."""
     share = 1.0 / (visits + 1)
     mean = {token: float(np.float32(weight * (1.0 - share))) for token, weight in row}
     for token, prob in new:
@@ -288,7 +292,7 @@ def averaged(row: Weighted, new: Weighted, visits: int, width: int) -> Weighted:
 
 @twin_of("successors.count")
 def counted(row: Weighted, token: int, decay: float, width: int) -> Weighted:
-    """One more `token`, all others decayed."""
+    """Count one more `token`; the weights of all tokens decay first."""
     counts = {known: float(np.float32(weight * decay)) for known, weight in row}
     if token not in counts and len(counts) == width:
         del counts[row[-1][0]]
@@ -298,14 +302,14 @@ def counted(row: Weighted, token: int, decay: float, width: int) -> Weighted:
 
 @twin_of("successors.learn", "successors.lookup", "successors.expand")
 class Grams:
-    """N-grams and their mean distributions, with room for everything."""
+    """N-grams and their mean distributions, in a table without a limit."""
 
     def __init__(self, width: int) -> None:
         self.width = width
         self.rows: dict[tuple[int, ...], tuple[int, Weighted]] = {}
 
     def learn(self, before: Sequence[int], ids: Sequence[int], probs: Sequence[float]) -> None:
-        """What the target said after the text `before`."""
+        """Learn the target's top tokens and their probabilities after the text `before`."""
         for order in (2, 3, 4):
             gram = tuple(before[-order:])
             if len(gram) == order and min(gram) >= 0:
@@ -314,7 +318,7 @@ class Grams:
                 self.rows[gram] = visits + 1, averaged(row, new, visits, self.width)
 
     def named(self, before: Sequence[int]) -> list[tuple[int, int]]:
-        """(token, bucket) after a text."""
+        """The proposals (token, bucket) after a text."""
         for order in (4, 3, 2):
             gram = tuple(before[-order:])
             if len(gram) == order and gram in self.rows:
@@ -328,7 +332,7 @@ class Grams:
 def trigrams(
     tokens: Sequence[int], vocab: int
 ) -> dict[tuple[int, int], tuple[int, list[tuple[int, int]]]]:
-    """Twin of TrigramIndex.build, cutting nothing off: of each pair its total and successors."""
+    """Twin of TrigramIndex.build without limits: (total, successors) of each pair."""
     counts: dict[tuple[int, int], dict[int, int]] = {}
     for i in range(len(tokens) - 2):
         first, second, third = tokens[i : i + 3]
@@ -352,7 +356,7 @@ def trigram_chances(
     decay: float,
     width: int,
 ) -> dict[int, tuple[float, float]]:
-    """Of each token after a pair: (probability, weight in the text)."""
+    """(probability, weight in the text) of each token after a pair."""
     live: Weighted = []
     for i in range(len(text) - 2):
         if tuple(text[i : i + 2]) == pair:
@@ -374,7 +378,7 @@ def trigram_chances(
 
 @dataclass
 class Pointer:
-    """One place where the text is like in a dense store: where the next token is."""
+    """A place in a dense store with a similar hidden state: the place of the next token."""
 
     shard: int
     place: int
@@ -384,7 +388,7 @@ class Pointer:
 
 @twin_of("retrieval.token_at")
 def token_at(tokens: Sequence[int], place: int) -> int:
-    """The token at a place, -1 outside."""
+    """The token at a place; -1 outside the text."""
     return tokens[place] if 0 <= place < len(tokens) else -1
 
 
@@ -392,13 +396,13 @@ def token_at(tokens: Sequence[int], place: int) -> int:
 def followed(
     pointers: Iterable[Pointer], shard: int, tokens: Sequence[int], emitted: Sequence[int]
 ) -> list[Pointer]:
-    """The pointers of a shard that agree with the new tokens, advanced, and those of others."""
+    """The pointers of a shard that agree with `emitted`, advanced, and those of other shards."""
     kept = []
     for one in pointers:
-        said = [token_at(tokens, one.place + i) for i in range(len(emitted))]
+        stored = [token_at(tokens, one.place + i) for i in range(len(emitted))]
         if one.shard != shard:
             kept.append(one)
-        elif said == list(emitted):
+        elif stored == list(emitted):
             moved, agreed = one.place + len(emitted), one.agreed + len(emitted)
             kept.append(Pointer(shard, moved, agreed, one.cosine))
     return kept
@@ -412,7 +416,7 @@ def arrived(
     neighbours: Iterable[tuple[int, float]],
     root: int,
 ) -> list[Pointer]:
-    """The pointers with those behind neighbours (place, cosine), which come nearest first."""
+    """The pointers, and those after `neighbours` (place, cosine), which come nearest first."""
     kept = list(pointers)
     for place, cosine in neighbours:
         if place < 0 or not cosine > -2 or token_at(tokens, place + 1) != root:
@@ -431,7 +435,7 @@ def arrived(
 
 @twin_of("dense.look")
 def continuation(pointer: Pointer, tokens: Sequence[int], vocab: int) -> list[int]:
-    """What follows a pointer, up to what is no token."""
+    """The tokens from a pointer on, up to the first id that is no token."""
     read: list[int] = []
     while len(read) < dense.LOOKAHEAD and 0 <= token_at(tokens, pointer.place + len(read)) < vocab:
         read.append(token_at(tokens, pointer.place + len(read)))
@@ -440,7 +444,15 @@ def continuation(pointer: Pointer, tokens: Sequence[int], vocab: int) -> list[in
 
 @dataclass
 class Votes:
-    """What pointers say for one token: `share` of all votes at the node, tokens of agreement."""
+    """The votes of pointers for one token at a node.
+
+    Attributes:
+        votes: sum of the pointers' weights.
+        share: share of all votes at the node.
+        agreed: longest agreement of a pointer with the text and the path, in tokens.
+        cosine: highest cosine of a pointer.
+        voters: number of pointers.
+    """
 
     votes: float = 0.0
     share: float = 0.0
@@ -461,7 +473,7 @@ class Votes:
 
 
 def weight(cosine: float, agreed: int) -> float:
-    """Of a pointer's vote."""
+    """The weight of a pointer's vote."""
     return math.exp(dense._SHARPNESS * (cosine - 1))
 
 
@@ -469,14 +481,14 @@ def weight(cosine: float, agreed: int) -> float:
 def voted(
     pointers: Sequence[Pointer], ahead: Sequence[Sequence[int]], path: Sequence[int]
 ) -> dict[int, Votes]:
-    """The votes at the end of one path, without limit and order.
+    """The votes for each token at the end of a path, unlimited and unordered.
 
-    `ahead`: what follows each pointer, as `continuation` reads it.
+    `ahead`: the tokens from each pointer on, as `continuation` reads them.
     """
     depth, whole = len(path), 0.0
-    found: dict[int, Votes] = {}
+    votes: dict[int, Votes] = {}
     if depth >= dense.LOOKAHEAD:
-        return found
+        return votes
     for one, read in zip(pointers, ahead, strict=True):
         if list(read[:depth]) != list(path):
             continue
@@ -484,19 +496,19 @@ def voted(
         vote = weight(one.cosine, agreed)
         whole += vote
         if len(read) > depth:
-            entry = found.setdefault(read[depth], Votes())
+            entry = votes.setdefault(read[depth], Votes())
             entry.votes += vote
             entry.voters += 1
             entry.agreed = max(entry.agreed, agreed)
             entry.cosine = max(entry.cosine, one.cosine)
-    for entry in found.values():
+    for entry in votes.values():
         entry.share = entry.votes / whole
-    return found
+    return votes
 
 
 @twin_of("dense.project")
 def projected(state: Sequence[float], transform: np.ndarray) -> np.ndarray | None:
-    """A unit vector; None if a state is not finite, or projects to zero."""
+    """The unit vector of a projected state; None if it is not finite, or projects to zero."""
     with np.errstate(all="ignore"):
         raw = np.append(np.asarray(state, np.float32), np.float32(1)) @ transform
         length = np.linalg.norm(raw.astype(np.float64))
@@ -507,7 +519,7 @@ def projected(state: Sequence[float], transform: np.ndarray) -> np.ndarray | Non
 def favoured(
     weights: Sequence[float], total: float, noise: Sequence[float]
 ) -> list[tuple[int, float, int]]:
-    """(token, p / e, evidence bucket) at one position; of equal quotients in any order."""
+    """(token, p / e, evidence bucket) at one position; equal quotients in any order."""
     scores = [w / max(-math.log1p(-u), 1e-30) for w, u in zip(weights, noise, strict=False)]
     order = sorted((i for i, score in enumerate(scores) if score > 0), key=lambda i: -scores[i])
     rows = []
@@ -528,7 +540,7 @@ class Trie:
         self.nodes[parent, token] = len(self.nodes) + 1
 
     def child(self, parent: int, token: int) -> int:
-        """0 if there is none."""
+        """The child of a node by token; 0 if there is none."""
         return self.nodes.get((parent, token), 0)
 
 
@@ -550,7 +562,7 @@ def all_runs(text: Sequence[int], separator: int) -> Counter[Phrase]:
 def repeated(
     text: Sequence[int], separator: int, least: int, often: int, nearly: float
 ) -> set[tuple[Phrase, int]]:
-    """The maximal repeats and their occurrences."""
+    """The maximal repeats and their numbers of occurrences."""
     runs = all_runs(text, separator)
     expected = set()
     for run, count in runs.items():
@@ -564,14 +576,14 @@ def repeated(
 
 @twin_of("repeats.grams")
 def grams(text: Sequence[int], separator: int, size: int) -> list[tuple[Phrase, int]]:
-    """All runs of one size, sorted, and their occurrences."""
+    """All runs of `size` tokens, sorted, and their numbers of occurrences."""
     runs = all_runs(text, separator)
     return sorted((run, count) for run, count in runs.items() if len(run) == size)
 
 
 @twin_of("repeats.common_prefixes")
 def common_prefixes(text: Sequence[int], suffixes: Sequence[int], separator: int) -> list[int]:
-    """What each suffix shares with the one before it."""
+    """The length of the prefix that each suffix shares with the previous one, in tokens."""
     shared = [0] * len(suffixes)
     for place in range(1, len(suffixes)):
         one, other = text[suffixes[place - 1] :], text[suffixes[place] :]
@@ -584,7 +596,7 @@ def common_prefixes(text: Sequence[int], suffixes: Sequence[int], separator: int
 
 @twin_of("phrases.insert", "phrases.step", "phrases.advance", "phrases.link")
 def phrase_state(known: Iterable[Phrase], text: Sequence[int]) -> Phrase:
-    """The longest suffix of a text that is the beginning of a phrase."""
+    """The longest suffix of a text that is a prefix of a phrase."""
     prefixes = {phrase[:length] for phrase in known for length in range(len(phrase) + 1)}
     endings = (tuple(text[begin:]) for begin in range(len(text) + 1))
     return next(each for each in endings if each in prefixes)
@@ -592,7 +604,7 @@ def phrase_state(known: Iterable[Phrase], text: Sequence[int]) -> Phrase:
 
 @twin_of("phrases.expand")
 def completions(known: dict[Phrase, int], path: Sequence[int], vocab: int) -> list[tuple[int, int]]:
-    """(token, bucket) of what a path is continued by, from the definition."""
+    """The continuations (token, bucket) of a path, computed from the definition."""
     rows: dict[int, int] = {}
     weights: Counter[Phrase] = Counter()
     for phrase, count in known.items():
@@ -612,12 +624,12 @@ def completions(known: dict[Phrase, int], path: Sequence[int], vocab: int) -> li
 
 
 class DenseTwin(Drafter):
-    """Twin of DenseDrafter, by comparing a state with every vector.
+    """Twin of DenseDrafter that compares a hidden state with every vector.
 
     Args:
-        shards: (tokens, vectors) of each.
-        transform, vocab: of all of them.
-        priors: by bucket.
+        shards: (tokens, vectors) of each shard.
+        transform, vocab: the projection and the vocabulary size of all shards.
+        priors: float32[buckets].
     """
 
     name = "dense"
@@ -642,15 +654,15 @@ class DenseTwin(Drafter):
             for number, (tokens, vectors) in enumerate(self.shards):
                 near = vectors @ vector
                 order = np.argsort(-near, kind="stable")[:NEIGHBOURS].tolist()
-                found = [(place, float(near[place])) for place in order]
-                self.pointers = arrived(self.pointers, number, tokens, found, emitted[-1])
+                nearest = [(place, float(near[place])) for place in order]
+                self.pointers = arrived(self.pointers, number, tokens, nearest, emitted[-1])
 
     def expand(self, frontier: Frontier) -> Int32:
         ahead = [continuation(one, self.shards[one.shard][0], self.vocab) for one in self.pointers]
         rows = []
         for node in frontier.nodes.tolist():
-            found = voted(self.pointers, ahead, frontier.path(node))
-            order = sorted(found, key=lambda token: -found[token].votes)
+            votes = voted(self.pointers, ahead, frontier.path(node))
+            order = sorted(votes, key=lambda token: -votes[token].votes)
             for token in order[: DenseDrafter.rows_per_node]:
-                rows.append((node, token, found[token].bucket()))
+                rows.append((node, token, votes[token].bucket()))
         return np.array(rows, np.int32).reshape(-1, 3)

@@ -14,13 +14,13 @@ from transformers import PreTrainedModel
 
 VOCAB = 96
 WINDOW = 16
-TEXT = range(3, 90)  # what prompts are made of: below are special tokens, above those of images
+TEXT = range(3, 90)  # token ids of prompts; lower ids are special tokens, higher ones of images
 BOTH = (torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
 class Family:
-    """A model family, and how it is expected to be run: "tree", "chain" or "plain"."""
+    """A model family, and its expected mode: "tree", "chain" or "plain"."""
 
     name: str
     build: Callable[[], PreTrainedModel]
@@ -30,7 +30,7 @@ class Family:
 
 
 def _decoder(name: str, **changes: Any) -> Callable[[], PreTrainedModel]:
-    """Build `<name>Config` and `<name>ForCausalLM` in a size that is made in milliseconds."""
+    """Build `<name>Config` and `<name>ForCausalLM` in a size that takes milliseconds to build."""
 
     def build() -> PreTrainedModel:
         settings: dict[str, Any] = {
@@ -107,8 +107,8 @@ def _qwen2_vl() -> PreTrainedModel:
 def _centered(build: Callable[[], PreTrainedModel]) -> Callable[[], PreTrainedModel]:
     """Center the weights that read the MLPs' activations.
 
-    GELU and ReLU have a positive mean. Random weights turn it into one vector, the same at every
-    position, and greedy text into one repeated token.
+    GELU and ReLU have a positive mean. Random weights map this mean to one vector, the same at
+    every position, so that greedy text would repeat one token.
     """
 
     def centered() -> PreTrainedModel:
@@ -123,7 +123,9 @@ def _centered(build: Callable[[], PreTrainedModel]) -> Callable[[], PreTrainedMo
 
 
 def _t5() -> PreTrainedModel:
-    """T5 always ties its embeddings: signs in the last norm keep a token from predicting itself."""
+    """Build a T5. It always ties its embeddings: random signs in the last norm keep a token from
+    predicting itself.
+    """
     settings = {"d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "initializer_factor": 1.5}
     model = _centered(_encoder_decoder("T5", **settings))()
     weight = model.decoder.final_layer_norm.weight.data
@@ -277,11 +279,11 @@ FAMILIES: dict[str, Family] = {family.name: family for family in (*_TREE, *_CHAI
 
 @cache
 def make(name: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> PreTrainedModel:
-    """The seeded model of a family, in eval mode. Shared by the tests: leave it as you found it."""
+    """The seeded model of a family, in eval mode. Tests share it, and must leave it unchanged."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = FAMILIES[name].build().eval()
-    if model.get_experts_implementation():  # grouped_mm knows no float64
+    if model.get_experts_implementation():  # grouped_mm does not support float64
         model.set_experts_implementation("eager")
     model.to(dtype)
     config = model.generation_config
@@ -290,7 +292,7 @@ def make(name: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> PreTra
 
 
 def prompt(model: PreTrainedModel, length: int = 24, seed: int = 1) -> dict[str, torch.Tensor]:
-    """Inputs of `generate`: text with some repetition in it, or for Whisper sound."""
+    """Inputs of `generate`: a text with some repetition, or sound for Whisper."""
     generator = torch.Generator().manual_seed(seed)
     if model.config.model_type == "whisper":
         sound = torch.randn(1, 8, 60, generator=generator, dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""Folded attention is transformers' sdpa, and leaves no trace in the model."""
+"""Folded attention gives the results of transformers' sdpa, and leaves the model unchanged."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_only_while_entered_and_only_where_it_fits() -> None:
         with one:
             assert config._attn_implementation == (NAME if folded else "sdpa")
             other.__enter__()
-        other.__exit__()  # of another thread, which began in between
+        other.__exit__()  # stands for another thread, which began in between
         assert config._attn_implementation == "sdpa"
     model = make("llama")
     with pytest.raises(KeyError), FoldedHeads(model):
@@ -59,7 +59,7 @@ def test_only_while_entered_and_only_where_it_fits() -> None:
 
 
 def test_other_threads_attend_by_sdpa_itself() -> None:
-    """Two plugs, two threads, one model: neither takes its attention from the other's pass."""
+    """Two plugs, two threads, one model: no pass uses the attention of the other thread's pass."""
     model = make("llama")
     ids = torch.arange(3, 40)[None]
     mask = torch.ones(1, 1, 37, 37, dtype=torch.bool).tril()
@@ -84,7 +84,7 @@ def test_other_threads_attend_by_sdpa_itself() -> None:
             other.submit(heads.__enter__).result()
             torch.testing.assert_close(other.submit(logits).result(), expected)
             assert len(seen) == model.config.num_hidden_layers
-        assert model.config._attn_implementation == NAME  # the other one is in its pass
+        assert model.config._attn_implementation == NAME  # the other thread is in its pass
         assert torch.equal(logits(), expected)
         other.submit(heads.__exit__).result()
     assert model.config._attn_implementation == "sdpa"

@@ -1,4 +1,4 @@
-"""Hidden states: those of a plain forward pass, whatever ran it; and what is drafted from them."""
+"""Hidden states: equal to those of a plain forward pass in every engine; drafting from them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ STATIC: dict[str, Any] = {"cache_implementation": "static"}
 
 
 class Recorder(Drafter):
-    """Writes down the states that it is shown, by the number of tokens that were emitted."""
+    """Records the hidden states of its steps, by number of emitted tokens."""
 
     name = "recorder"
     needs = frozenset({"hidden"})
@@ -62,7 +62,7 @@ class Recorder(Drafter):
 
 
 def whole(model: Any, inputs: dict[str, Any], output: Any, layer: int) -> Any:
-    """[n, width] of all tokens of an output, by one forward pass."""
+    """float32[n, width], the hidden states of all n tokens of an output, from one forward pass."""
     if model.config.model_type == "whisper":  # its output begins with the first new token
         output = torch.cat([torch.tensor([[model.config.decoder_start_token_id]]), output], 1)
     if model.config.is_encoder_decoder:
@@ -82,7 +82,7 @@ def whole(model: Any, inputs: dict[str, Any], output: Any, layer: int) -> Any:
 def assert_seen(
     model: Any, inputs: dict[str, Any], output: Any, recorder: Recorder, tolerance: float = 1e-5
 ) -> None:
-    """Each state is that of the token whose successor was emitted last."""
+    """Each recorded state is that of the token before the last emitted one."""
     states = whole(model, inputs, output, recorder.layer)
     first = len(states) - NEW
     assert recorder.emitted == NEW
@@ -97,7 +97,7 @@ def assert_seen(
 def shown(
     model: Any, inputs: dict[str, Any], layer: int = LAST, seed: int = 0, **settings: Any
 ) -> tuple[Any, Recorder, SpecPlug]:
-    """Generate with drafts that are right in part: (output, what was shown, the plug)."""
+    """Generate with partly right drafts; returns (output, recorder, plug)."""
     verification, others = settings.pop("verification", "seeded"), settings.pop("drafters", [])
     every = {**GREEDY, **settings}
     expected, _ = plain(model, inputs, seed=seed, **every)
@@ -115,7 +115,7 @@ def shown(
 @pytest.mark.parametrize("name", DECODERS)
 @pytest.mark.parametrize("layer", [LAST, 0])
 def test_what_is_watched_is_what_transformers_shows(name: str, layer: int) -> None:
-    model = copy.deepcopy(make(name))  # transformers leaves hooks of its own
+    model = copy.deepcopy(make(name))  # transformers leaves its own hooks
     with torch.no_grad(), HiddenStateHook(model, layer) as watch:
         output = model(**prompt(model), output_hidden_states=True)
     expected = output.hidden_states[layer if layer == LAST else layer + 1]
@@ -123,7 +123,7 @@ def test_what_is_watched_is_what_transformers_shows(name: str, layer: int) -> No
     torch.testing.assert_close(watch.of(0, 3), expected[0, -3:])
     with watch:
         pass
-    assert watch.of(0) is None  # nothing passed by
+    assert watch.of(0) is None  # no forward pass ran
 
 
 def hooks(model: nn.Module) -> int:
@@ -146,7 +146,7 @@ def test_no_hook_is_left(layer: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", DRAFTED)
 def test_drafters_see_the_state_of_the_last_pick(name: str) -> None:
-    """With trees of which a part is accepted, or chains."""
+    """Trees or chains are drafted, of which a part is accepted."""
     model = make(name, FAMILIES[name].dtypes[-1])
     output, recorder, _ = shown(model, prompt(model))
     assert_seen(model, prompt(model), output, recorder)
@@ -178,7 +178,7 @@ def test_whatever_runs_the_model(name: str, how: str) -> None:
 
 
 def test_captured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Over several calls of one plug, where results are overwritten by the next step."""
+    """Several calls of one plug; each step overwrites the results of the previous one."""
     monkeypatch.setattr(support, "is_accelerated", lambda model: True)
     monkeypatch.setattr(forward_module, "is_accelerated", lambda model: True)
     monkeypatch.setattr(forward_module, "Graph", Repeated)
@@ -204,7 +204,7 @@ def test_a_plug_keeps_no_model() -> None:
 
 
 def test_signatures_tell_models_apart() -> None:
-    """Whatever their dtype, if the weights of one are those of the other, rounded."""
+    """The signature is the same in all dtypes if the weights differ only by rounding."""
     model = copy.deepcopy(make("llama"))
     one = signature(model)
     assert len(one) == 32
@@ -224,7 +224,7 @@ KINDS = ["eager", "static", "sampling", "sampling static"]
 def test_output_stays_the_same(
     name: str, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a store of the answers, with noise, and with one of another model."""
+    """The stores hold the expected answers, noise, or states of another model."""
     model = make(name, dtype)
     inputs = prompt(model)
     expected = {how: plain(model, inputs, **{**GREEDY, **HOW[how]}) for how in KINDS}
@@ -242,8 +242,8 @@ def test_output_stays_the_same(
         plug = SpecPlug(drafters=[drafter], nodes=16)
         for how, (output, state) in expected.items():
             torch.manual_seed(0)
-            found = model.generate(**inputs, **{**GREEDY, **HOW[how]}, custom_generate=plug)
-            assert found.tolist() == output.tolist(), (kind, how)
+            actual = model.generate(**inputs, **{**GREEDY, **HOW[how]}, custom_generate=plug)
+            assert actual.tolist() == output.tolist(), (kind, how)
             assert torch.equal(torch.get_rng_state(), state)
         assert bool(plug.stats.dropped) == (kind == "other")
         if kind in ("own", "middle"):
@@ -252,7 +252,7 @@ def test_output_stays_the_same(
 
 
 class Around(nn.Module):
-    """A head that calls, or does not call, the output embedding in a way of its own."""
+    """A head that calls the output embedding in an unusual way, or not at all."""
 
     def __init__(self, head: nn.Linear, how: str) -> None:
         super().__init__()
@@ -273,7 +273,7 @@ class Around(nn.Module):
 def test_states_that_are_not_seen(
     how: str, settings: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The text is the same, and it is said once why nothing is drafted by states."""
+    """The output is the same; the reason why hidden states are unavailable is logged once."""
     model = copy.deepcopy(make("llama"))
     model.lm_head = Around(model.lm_head, how)
     head = None if how == "absent" else model.lm_head.head
@@ -299,7 +299,7 @@ def test_states_that_are_not_seen(
 @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("layer", [LAST, 0])
 def test_compiled(backend: str, layer: int) -> None:
-    """Code that was compiled before anyone watched shows no states of another pass."""
+    """Code that was compiled without a hook does not yield states of another forward pass."""
     torch._dynamo.reset()
     config = CompileConfig(backend=backend, mode=None if backend == "inductor" else "default")
     config._compile_all_devices = True
@@ -362,7 +362,7 @@ if __name__ == "__main__":
 @pytest.mark.slow
 @pytest.mark.parametrize("index", ["Flat", "IVF16,SQ8"])
 def test_stores_and_torch_get_along(index: str, tmp_path: Path) -> None:
-    """In one process, with threads of each, and in processes made of it."""
+    """In one process, with threads of both libraries, and in its child processes."""
     rows = documents([900] * 6)
     store = dense_store(tmp_path, {**described(""), "index": index}, rows=rows)
     (tmp_path / "run.py").write_text(FORKED)

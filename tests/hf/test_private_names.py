@@ -1,7 +1,7 @@
-"""Every private name of transformers that the package uses: all in `hf/`, and all still there.
+"""Every private name of transformers that the package uses is in `hf/`, listed here, and exists.
 
-A release of transformers that removes one is met here: the test says which name is gone, and
-`grep` in `hf_specplug/hf/` finds its only use.
+If a release of transformers removes one, a test here names it, and `grep` in `hf_specplug/hf/`
+finds its only use.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ROOT = Path(hf_specplug.__file__).parent
 
 @cache
 def _layer(kind: str) -> Any:
-    """A cache layer in use: what it says of itself is set by its first update."""
+    """A cache layer in use: some of its attributes are set by its first update."""
     layer = getattr(import_module("transformers.cache_utils"), kind)
     made = layer(max_cache_len=8) if kind.startswith("Static") else layer()
     states = torch.zeros(1, 1, 2, 4)
@@ -57,14 +57,14 @@ PRIVATE = {
     "GenerationConfig": ["_get_default_generation_params"],
     "CompileConfig": ["_compile_all_devices"],
 }
-"""Names with an underscore, by what has them."""
+"""Names with an underscore, by owner."""
 
 OPTIONAL = {
     "_beam_search": "a mode that generate may name; only compared with",
     "_is_stateful": "of recurrent models only, asked for with a default",
     "_hf_hook": "what accelerate leaves on an offloaded model, asked for with a default",
 }
-"""Names with an underscore that may be missing: nothing depends on them being there."""
+"""Names with an underscore that may be missing: nothing depends on their existence."""
 
 UNDOCUMENTED = {
     "a model": ["get_compiled_call", "get_experts_implementation", "get_decoder"],
@@ -73,7 +73,7 @@ UNDOCUMENTED = {
     "DynamicLayer": ["keys", "values", "crop", "get_seq_length"],
     "StaticLayer": ["cumulative_length", "max_cache_len"],
 }
-"""Names without an underscore that no page of transformers' documentation promises."""
+"""Names without an underscore that transformers does not document."""
 
 MODULES = [
     ("transformers.cache_utils", "CacheLayerMixin"),
@@ -91,7 +91,7 @@ MODULES = [
     ("transformers.masking_utils", "AttentionMaskInterface"),
     ("transformers.masking_utils", "sdpa_mask"),
 ]
-"""What is imported from inside transformers."""
+"""Imports from submodules of transformers: (module, name)."""
 
 OF_TORCH = {
     "_buffers",
@@ -144,15 +144,15 @@ def _own() -> frozenset[str]:
 
 
 def _private(tree: ast.Module) -> set[str]:
-    """Private attributes of anything but self, and private names in strings."""
-    found = set()
+    """Private attributes of objects other than `self` and `cls`, and private names in strings."""
+    names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute):
             if not (isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")):
-                found.add(node.attr)
+                names.add(node.attr)
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            found.add(node.value)
-    return {n for n in found if n.startswith("_") and n[1:2] != "_" and n.isidentifier()}
+            names.add(node.value)
+    return {n for n in names if n.startswith("_") and n[1:2] != "_" and n.isidentifier()}
 
 
 LISTED = {name for names in PRIVATE.values() for name in names} | set(OPTIONAL)

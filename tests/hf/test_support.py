@@ -1,4 +1,4 @@
-"""Gates: what is run as a tree, a chain or plainly, the probe, and the reasons given."""
+"""Gates: which calls are verified as trees, as chains or not at all; the probe; the reasons."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_dynamic_rope_below_its_limit() -> None:
 def test_mpt_gets_the_cache_that_its_configuration_leaves_out() -> None:
     torch.manual_seed(0)
     model = FAMILIES["mpt"].build().eval()
-    model.config.use_cache = model.generation_config.use_cache = False  # its default
+    model.config.use_cache = model.generation_config.use_cache = False  # MPT's default
     inputs, settings = prompt(model), {"max_new_tokens": 30, "do_sample": False}
     expected, _ = plain(model, inputs, **settings)
     output, _, plug = plugged(model, inputs, ["context"], **settings)
@@ -113,7 +113,7 @@ def test_mpt_gets_the_cache_that_its_configuration_leaves_out() -> None:
 @pytest.mark.parametrize("name", ["gemma3", "gemma2", "mistral-window", "llama4"])
 @pytest.mark.parametrize("length", [8, 24])
 def test_static_windows_that_the_text_outgrows(name: str, length: int) -> None:
-    """On the eager engine; the cache is afterwards what it is after plain decoding."""
+    """On the eager engine, the cache ends up as after plain decoding."""
     model = make(name)
     inputs = prompt(model, length=length)
     every: dict[str, Any] = {

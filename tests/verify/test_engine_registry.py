@@ -1,4 +1,4 @@
-"""A new engine is one class under `@register_engine`; plans say which engine runs a call."""
+"""A new engine is one class decorated with `@register_engine`; the plan names a call's engine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ steps: list[int] = []
 
 
 class CountingEngine(EagerEngine):
-    """The eager engine, with an eye on the widths of its forward passes."""
+    """An eager engine that records the widths of its forward passes."""
 
     def _verify(self, tokens: Any, depths: Any, seen: Any) -> Any:
         steps.append(len(tokens))

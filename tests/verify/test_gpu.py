@@ -1,4 +1,4 @@
-"""On a CUDA device: captured graphs, and the same tokens. Skipped without one."""
+"""Tests on a CUDA device: CUDA graph capture, identical tokens. Skipped without a device."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def inputs_of(model: Any, **settings: Any) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("name", DECODERS)
 def test_captured_graphs(name: str) -> None:
-    """Greedy and sampled over two calls: identical tokens, every width captured once."""
+    """Greedy calls and a sampled call: identical tokens, every padded width captured once."""
     model = on_gpu(name)
     inputs = inputs_of(model)
     settings: dict[str, Any] = {"max_new_tokens": 40, "do_sample": False}
@@ -114,7 +114,7 @@ def test_outputs_are_those_of_the_cpu() -> None:
 
 
 def test_bfloat16_tokens_are_the_targets_own() -> None:
-    """Every token is the likeliest one, up to rounding, after the text before it."""
+    """Every token is, up to rounding, the most likely one after the text before it."""
     model = on_gpu("llama", torch.bfloat16)
     inputs = inputs_of(model)
     plug = attach(model, nodes=PADDED_WIDTHS[2])
@@ -128,7 +128,7 @@ def test_bfloat16_tokens_are_the_targets_own() -> None:
 
 @pytest.mark.parametrize("width", [96, 32_000, 151_936])
 def test_the_noise_of_sampling_is_foreseen(width: int) -> None:
-    """What the mixer is told of the coming picks holds on this device, too."""
+    """The known sampling noise predicts the coming picks on this device, too."""
     noise.known.cache_clear()
     assert noise.known(torch.device("cuda", torch.cuda.current_device()), width)
 

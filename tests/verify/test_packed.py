@@ -1,4 +1,4 @@
-"""Packed weights compute what the layers compute, never from stale weights, and leave no trace."""
+"""Packed weights: the results of the plain layers, no stale weights, and the model restored."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.helpers.zoo import FAMILIES, make, prompt
 
 @pytest.fixture
 def _forced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tiny layers are packed too, from the first forward pass on."""
+    """Pack tiny layers too, from the first forward pass on."""
     monkeypatch.setattr(packed, "_PATIENCE", 1)
     monkeypatch.setattr(packed, "_GAIN", float("inf"))
 
@@ -56,7 +56,7 @@ def call(model: Layers, linears: PackedLinears, x: torch.Tensor) -> torch.Tensor
 @forced
 @pytest.mark.parametrize("name", [n for n, family in FAMILIES.items() if family.mode != "plain"])
 def test_identity(name: str) -> None:
-    """Every family in float32, with a call that packs and one that finds the weights packed."""
+    """Every family in float32; the first call packs, the second one reuses the packed weights."""
     model = make(name)
     inputs = prompt(model)
     settings: dict[str, Any] = {"max_new_tokens": 24, "do_sample": False}
@@ -101,7 +101,7 @@ def test_changed_weights_are_seen(how: str) -> None:
     model, linears, x = Layers(), PackedLinears(), torch.randn(3, 24)
     before = call(model, linears, x)
     weight = model.first.weight
-    if how == "data":  # as merging an adapter does; torch counts no version here
+    if how == "data":  # as merging an adapter does; torch's version counter does not see it
         weight.data[5, 3] += 1.0
     elif how == "version":
         with torch.no_grad():
@@ -178,7 +178,7 @@ def test_foreign_layers_are_left_alone() -> None:
 @forced
 def test_a_compiled_model_is_left_alone() -> None:
     model = Layers()
-    model.first.compile()  # nothing is compiled before it runs
+    model.first.compile()  # compilation happens only at the first forward pass
     linears = PackedLinears()
     linears.open(model)
     linears.step()

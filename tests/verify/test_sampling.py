@@ -1,4 +1,4 @@
-"""Sampling: foreseen noise changes only the speed, and rejection keeps the distribution."""
+"""Sampling: known noise changes only the speed; rejection sampling keeps the distribution."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _forget() -> Iterator[None]:
 
 
 class Everything(Drafter):
-    """Names all tokens alike: only noise can tell which will be picked."""
+    """Proposes all tokens with the same prior: only the noise tells which one will be picked."""
 
     name: ClassVar[str] = "everything"
 
@@ -54,16 +54,16 @@ def test_the_next_picks_are_foreseen(width: int) -> None:
     probs = torch.softmax(torch.randn(1, width, generator=torch.Generator().manual_seed(0)), -1)
     ahead = noise.NoiseLookahead(CPU, width)
     torch.manual_seed(7)
-    for turn in range(12):
+    for round_number in range(12):
         rows, first = ahead.ahead()
         state = torch.get_rng_state()
         for place in range(3):
-            chances = -torch.log1p(-torch.from_numpy(rows[(first + place) % len(rows)]))
-            assert int(torch.multinomial(probs, 1)) == int((probs[0] / chances.float()).argmax())
+            e = -torch.log1p(-torch.from_numpy(rows[(first + place) % len(rows)]))
+            assert int(torch.multinomial(probs, 1)) == int((probs[0] / e.float()).argmax())
         torch.set_rng_state(state)
-        for _ in range(1 + turn % 2):
+        for _ in range(1 + round_number % 2):
             torch.multinomial(probs, 1)
-        if turn == 6:  # others use the generator, too
+        if round_number == 6:  # other code uses the generator, too
             torch.rand(1)
 
 
@@ -120,18 +120,18 @@ def test_where_sampling_works_otherwise_drafts_are_blind(
     assert torch.equal(torch.get_rng_state(), state)
 
 
-# rejection sampling: the distribution, by chi-square
+# rejection sampling: chi-square tests of the distribution
 
 
 def improbable(counts: np.ndarray, expected: np.ndarray) -> bool:
-    """Whether such counts have less than one chance in ten thousand."""
+    """Whether the chi-square test gives the counts a p-value below 1e-4."""
     total = counts.sum()
     assert not counts[expected == 0].any()
     wanted = expected[expected > 0] * total
     statistic = ((counts[expected > 0] - wanted) ** 2 / wanted).sum()
     freedom = torch.tensor((len(wanted) - 1) / 2, dtype=torch.float64)
-    chance = torch.special.gammaincc(freedom, torch.tensor(statistic / 2, dtype=torch.float64))
-    return bool(chance < 1e-4)
+    p_value = torch.special.gammaincc(freedom, torch.tensor(statistic / 2, dtype=torch.float64))
+    return bool(p_value < 1e-4)
 
 
 TARGET = np.array([0.5, 0.25, 0.15, 0.07, 0.03, 0.0])
@@ -152,7 +152,7 @@ def drawn(proposal: np.ndarray, count: int, rng: np.random.Generator) -> list[in
 
 
 def published(target: torch.Tensor, _: torch.Tensor, tokens: list[int]) -> int:
-    """The acceptance of REST and ADED: a draw for each candidate, the last from all of p."""
+    """The acceptance of REST and ADED: one draw from p per candidate, then a last one from p."""
     for token in tokens:
         if int(torch.multinomial(target, 1)) == token:
             return token
@@ -186,7 +186,7 @@ def test_the_published_acceptance_is_not_and_the_test_sees_it() -> None:
 def test_rejection_accepts_what_it_can() -> None:
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
-    for _ in range(200):  # a proposal that is the target is never rejected
+    for _ in range(200):  # a proposal equal to the target is never rejected
         tokens = drawn(TARGET, 1, rng)
         assert pick(torch.from_numpy(TARGET), torch.from_numpy(TARGET.copy()), tokens) == tokens[0]
 
@@ -195,7 +195,7 @@ SIZE = 4
 
 
 class Wrong(Drafter):
-    """Proposes the same tokens with the same odds everywhere, whatever the target thinks."""
+    """Proposes the same tokens with the same priors everywhere, whatever the target."""
 
     name: ClassVar[str] = "wrong"
 
@@ -203,8 +203,8 @@ class Wrong(Drafter):
         self.priors = np.array(odds, np.float32)
 
     def expand(self, frontier: Frontier) -> Int32:
-        named = range(len(self.priors))
-        rows = [(node, token, token) for node in frontier.nodes.tolist() for token in named]
+        tokens = range(len(self.priors))
+        rows = [(node, token, token) for node in frontier.nodes.tolist() for token in tokens]
         return np.array(rows, np.int32)
 
 
@@ -215,9 +215,9 @@ def first_two(
     chain: bool,
     drawn_by: Callable[[RejectionVerifier], Any] = lambda verifier: verifier.generator,
 ) -> tuple[Any, Any]:
-    """(how often each pair of tokens was emitted, its true chance)"""
+    """(how often each pair of tokens was emitted, its true probability)"""
     rng = np.random.default_rng(5)
-    logits = torch.from_numpy(rng.normal(0, 1.5, (SIZE, SIZE))).float()  # by the token before
+    logits = torch.from_numpy(rng.normal(0, 1.5, (SIZE, SIZE))).float()  # by previous token
     probs = torch.softmax(logits, -1).double().numpy()
     counts = np.zeros((SIZE, SIZE))
     drafter = Wrong(odds)
@@ -266,12 +266,12 @@ def test_what_an_earlier_step_drew_is_not_used_again(monkeypatch: pytest.MonkeyP
 
 
 def test_ranked_trees_would_not() -> None:
-    """The control: the same acceptance, but the likeliest children instead of drawn ones."""
+    """The control: the same acceptance, but with the most likely children, not drawn ones."""
     counts, expected = first_two([0.4, 0.2, 0.1, 0.1], 3, 5000, False, drawn_by=lambda _: None)
     assert improbable(counts, expected)
 
 
-def test_rejection_follows_its_seed_and_says_greedy_things_as_ever() -> None:
+def test_rejection_follows_its_seed_and_leaves_greedy_calls_unchanged() -> None:
     model, inputs = make("llama"), prompt(make("llama"))
     outputs = [
         run(model, inputs, SpecPlug(nodes=8, verification="rejection"), seed, max_new_tokens=40)
@@ -294,7 +294,7 @@ def test_rejection_follows_its_seed_and_says_greedy_things_as_ever() -> None:
     )
     assert len(result.scores) == 20
     for scores, token in zip(result.scores, result.sequences[0, -20:], strict=True):
-        assert torch.isfinite(scores[0, token])  # nothing that top_k left out
+        assert torch.isfinite(scores[0, token])  # no token that top_k excluded
 
 
 def test_only_what_is_drawn_can_be_rejected() -> None:

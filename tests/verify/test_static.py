@@ -1,7 +1,7 @@
-"""The static engine: the same tokens as plain `generate`, in memory that does not move.
+"""The static engine: the same tokens as plain `generate`, at fixed addresses.
 
-On a CPU it runs as it is, or compiled where that is asked for; what a CUDA graph needs besides is
-tested here as far as it can be: nothing in a forward pass leaves the device.
+On a CPU the engine runs eagerly, or compiled if the call asks for it. The further condition of CUDA
+graphs is tested here as far as possible: nothing in a forward pass leaves the device.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ STATIC: dict[str, Any] = {"cache_implementation": "static"}
 
 @pytest.fixture
 def by_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The static engine wherever CUDA would use it: with the dynamic caches of plain `generate`."""
+    """Use the static engine as on CUDA: also with the dynamic caches of plain `generate`."""
     monkeypatch.setattr(support, "is_accelerated", lambda model: True)
 
 
 class Repeated:
-    """Stands in for a CUDA graph: runs `body` again, into the tensors of the first time."""
+    """Stands in for a CUDA graph: runs `body` again, and writes to the tensors of the capture."""
 
     made = 0
 
@@ -68,7 +68,7 @@ class Repeated:
 
 @pytest.fixture
 def captured(by_default: None, monkeypatch: pytest.MonkeyPatch) -> type[Repeated]:
-    """As with CUDA graphs: results are overwritten by the next step, and kept across calls."""
+    """Imitate CUDA graphs: the next step overwrites results; graphs are kept across calls."""
     monkeypatch.setattr(forward_module, "Graph", Repeated)
     monkeypatch.setattr(forward_module, "is_accelerated", lambda model: True)
     monkeypatch.setattr(Repeated, "made", 0)
@@ -197,7 +197,7 @@ def test_slots_grow_with_the_text(
 @pytest.mark.parametrize("name", ["llama", "gemma3", "mistral-window"])
 @pytest.mark.parametrize("kind", ["dynamic", "static"])
 def test_the_users_cache_is_filled_and_continued(name: str, kind: str, runs: list[int]) -> None:
-    """A cache that goes through two turns is what plain `generate` makes of it."""
+    """After two calls with the user's cache, it has the content that plain `generate` leaves."""
     model = make(name)
     length = 120
     contents = []
@@ -210,7 +210,7 @@ def test_the_users_cache_is_filled_and_continued(name: str, kind: str, runs: lis
             else StaticCache(config=config, max_cache_len=length)
         )
         ids = prompt(model)["input_ids"]
-        for turn in range(2):
+        for call_number in range(2):
             settings = {
                 "past_key_values": cache,
                 "max_new_tokens": 20,
@@ -223,7 +223,8 @@ def test_the_users_cache_is_filled_and_continued(name: str, kind: str, runs: lis
                 detach(model)
             else:
                 ids = model.generate(ids, **settings)
-            ids = torch.cat([ids, prompt(model, length=9, seed=turn + 5)["input_ids"]], dim=1)
+            more = prompt(model, length=9, seed=call_number + 5)["input_ids"]
+            ids = torch.cat([ids, more], dim=1)
         outputs.append(ids.tolist())
         contents.append([(layer.keys, layer.values) for layer in cache.layers])
         lengths = [int(layer.get_seq_length()) for layer in cache.layers]
@@ -237,7 +238,7 @@ def test_the_users_cache_is_filled_and_continued(name: str, kind: str, runs: lis
 
 @pytest.mark.usefixtures("by_default")
 def test_calls_of_other_kinds_in_between(runs: list[int]) -> None:
-    """Sampling, short and long prompts, other dtypes: what is kept never leaks into a call."""
+    """Sampling, short and long prompts, other dtypes: kept state never leaks into a call."""
     model = copy.deepcopy(make("llama"))
     plug = SpecPlug()
     for seed, length in enumerate([5, 90, 3, 40]):
@@ -255,7 +256,7 @@ def test_calls_of_other_kinds_in_between(runs: list[int]) -> None:
 
 @pytest.mark.parametrize("name", ["llama", "gemma3", "gpt-oss", "phi3"])
 def test_captured(name: str, captured: type[Repeated]) -> None:
-    """Greedy and sampled, with scores, over several calls: a width is captured once."""
+    """Greedy and sampled, with scores, over several calls: each width is captured once."""
     model = make(name)
     plug = SpecPlug()
     for seed, length in enumerate([24, 60, 5]):
@@ -314,7 +315,7 @@ def test_what_cannot_be_captured_runs_as_it_is(
         for _ in range(2):
             output = model.generate(**inputs, max_new_tokens=30, do_sample=False)
             assert output.tolist() == expected.tolist()
-            assert runs  # in the first call only: the next one takes the eager engine
+            assert runs  # from the first call only: the next one takes the eager engine
             del runs[1:]
     finally:
         detach(model)
@@ -344,7 +345,7 @@ def test_a_graph_with_other_results_is_not_used(
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_host_work_can_wait(name: str, captured: type[Repeated]) -> None:
-    """What is shown while the device computes is shown in order, and nothing is lost."""
+    """Tokens streamed while the device computes arrive in order, and none is lost."""
     model = make(name)
     inputs = prompt(model)
 
@@ -386,7 +387,7 @@ def _fresh_dynamo() -> Iterator[None]:
 
 
 class Compilations:
-    """A backend that runs what it is given, and counts."""
+    """A compiler backend that returns the module unchanged, and counts compilations."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -407,7 +408,7 @@ def compiling(backend: Any, **settings: Any) -> dict[str, Any]:
 
 @pytest.mark.usefixtures("_fresh_dynamo")
 def test_nothing_is_compiled_after_warmup() -> None:
-    """50 prompts of different lengths, greedy and sampled, all widths."""
+    """Runs 50 prompts of different lengths, greedy and sampled, at all widths."""
     model = make("llama")
     backend = Compilations()
     how = compiling(backend, mode="default", fullgraph=True)
@@ -445,7 +446,7 @@ def test_inductor(name: str, runs: list[int]) -> None:
 
 
 class OnDevice(TorchDispatchMode):
-    """Fails where an operation reads or makes a tensor elsewhere, or hands a value to the host."""
+    """Fails if an operation uses a tensor of another device, or returns a value to the host."""
 
     def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = op(*args, **(kwargs or {}))
@@ -460,7 +461,7 @@ class OnDevice(TorchDispatchMode):
 @pytest.mark.parametrize("name", DECODERS)
 @pytest.mark.parametrize("width", [1, 16])
 def test_a_captured_pass_never_leaves_the_device(name: str, width: int) -> None:
-    """On a device without data, waiting for a value is an error, and so is a copy from the host."""
+    """On the meta device, reading a value is an error, and so is a copy from the host."""
     model = copy.deepcopy(make(name))
     if model.get_experts_implementation():
         model.set_experts_implementation("batched_mm")  # as transformers decodes on accelerators
@@ -498,7 +499,7 @@ def test_a_pass_that_waits_for_the_device_is_found(spoil: Any) -> None:
 
 
 def opened(model: Any) -> StaticForward:
-    """A forward pass that has taken over a prompt."""
+    """A `StaticForward` that has taken over a prompt."""
     forward = StaticForward()
 
     def run(model: Any, input_ids: torch.Tensor, generation_config: Any, **rest: Any) -> Any:
@@ -562,7 +563,7 @@ TREE = st.lists(st.integers(0, 100), max_size=14).map(
 @pytest.mark.parametrize("name", ["llama", "mistral-window", "gemma3", "llama4"])
 @given(parents=TREE, padding=st.integers(0, 9), extra=st.integers(0, 40))
 def test_slot_masks_are_tree_masks(name: str, parents: list[int], padding: int, extra: int) -> None:
-    """Two ways to the same mask: written by the host, computed on the device."""
+    """The masks built on the host and those computed on the device are equal."""
     model = make(name)
     past = 10 + extra
     count = len(parents)
