@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from hf_specplug import forking
 from hf_specplug.drafting.budget import Budget
-from hf_specplug.drafting.drafter_sets import KEPT
+from hf_specplug.drafting.drafter_sets import MAX_KEPT_SETS
 from hf_specplug.exactness import evidence
 from hf_specplug.hf import support
 from hf_specplug.hf.call import NOT_FOR_THE_MODEL, Call
@@ -171,7 +171,7 @@ class Session:
             budget = self._budgets.get(key)
             if budget is None:
                 budget = Budget(self._nodes, drafters, plan.widths)
-                if drafter_set < KEPT:
+                if drafter_set < MAX_KEPT_SETS:
                     self._budgets[key] = budget
             return budget
 

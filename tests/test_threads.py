@@ -23,7 +23,7 @@ from transformers import LogitsProcessor, StaticCache
 
 from hf_specplug import SpecPlug, attach, detach
 from hf_specplug.drafters.contract import Context, Drafter, Frontier, Int32
-from hf_specplug.drafting.drafter_sets import KEPT, DrafterSets
+from hf_specplug.drafting.drafter_sets import MAX_KEPT_SETS, DrafterSets
 from hf_specplug.drafting.mixer import Mixer
 from hf_specplug.hf.hidden_states import HiddenStateHook
 from hf_specplug.verify import packed
@@ -201,7 +201,7 @@ def stress(model: Any, all_cases: list[Case], threads: int, calls: int) -> SpecP
 
     in_threads(*(work(first) for first in range(threads)))
     assert not plug._ensemble._sets._taken
-    assert len(plug._ensemble._sets._kept) < KEPT
+    assert len(plug._ensemble._sets._kept) < MAX_KEPT_SETS
     assert patched(model) == 0
     assert not plug.stats.dropped
     return plug
@@ -457,12 +457,12 @@ def test_drafter_sets() -> None:
     assert second.drafters[0] is not own[0]
     drafter_sets.release(first)
     drafter_sets.release(second)
-    again = [drafter_sets.acquire(own, mixer) for _ in range(KEPT + 3)]
-    assert [drafter_set.number for drafter_set in again] == list(range(KEPT + 3))
+    again = [drafter_sets.acquire(own, mixer) for _ in range(MAX_KEPT_SETS + 3)]
+    assert [drafter_set.number for drafter_set in again] == list(range(MAX_KEPT_SETS + 3))
     assert again[1].drafters is second.drafters
     for drafter_set in again:
         drafter_sets.release(drafter_set)
-    assert sorted(drafter_sets._kept) == list(range(1, KEPT))
+    assert sorted(drafter_sets._kept) == list(range(1, MAX_KEPT_SETS))
     others = [*own]
     assert drafter_sets.acquire(others, mixer).drafters is others
     assert not drafter_sets._kept

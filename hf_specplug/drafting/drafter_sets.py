@@ -15,7 +15,7 @@ from hf_specplug import forking
 from hf_specplug.drafters.contract import Drafter
 from hf_specplug.drafting.mixer import Mixer
 
-KEPT = 16
+MAX_KEPT_SETS = 16
 """Maximum number of drafter sets kept for later calls, including the plug's own."""
 
 
@@ -84,7 +84,7 @@ class DrafterSets:
         with self.lock:
             if self._taken.get(drafter_set.number) is drafter_set:
                 del self._taken[drafter_set.number]
-                if 0 < drafter_set.number < KEPT and drafter_set.own is self._own:
+                if 0 < drafter_set.number < MAX_KEPT_SETS and drafter_set.own is self._own:
                     self._kept[drafter_set.number] = drafter_set.drafters
 
     def after_fork(self) -> None:

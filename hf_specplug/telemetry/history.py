@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from hf_specplug.errors import OptionError
 from hf_specplug.tree import DraftTree
 
-KEPT = 4096
+MAX_STEPS = 4096
 """The maximum number of steps in a history: a few megabytes."""
 
 
@@ -37,13 +37,13 @@ class History:
         names: of the drafters, by source bit.
 
     Attributes:
-        steps: the last `KEPT` steps.
+        steps: the last `MAX_STEPS` steps.
         count: the number of all steps, including those that are no longer kept.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = names
-        self.steps: deque[CheckedStep] = deque(maxlen=KEPT)
+        self.steps: deque[CheckedStep] = deque(maxlen=MAX_STEPS)
         self.count = 0
 
     def append(self, step: CheckedStep) -> None:

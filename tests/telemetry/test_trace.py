@@ -17,7 +17,7 @@ from rich.console import Console
 
 from hf_specplug import DraftTree, SpecPlug, attach, detach
 from hf_specplug.errors import OptionError, PlotError
-from hf_specplug.telemetry.history import KEPT, CheckedStep, History, visible
+from hf_specplug.telemetry.history import MAX_STEPS, CheckedStep, History, visible
 from hf_specplug.telemetry.trace import SHOWN, Trace
 from tests.helpers.oracle import Replay
 from tests.helpers.runs import new_tokens, plain, plugged
@@ -248,14 +248,14 @@ def test_files(tmp_path: Path) -> None:
 
 def test_a_tape_keeps_the_last_steps() -> None:
     history = History(NAMES)
-    for token in range(KEPT + 10):
+    for token in range(MAX_STEPS + 10):
         history.append(step(token, [], [0], [token + 1]))
     trace = Trace.of(history)
-    assert len(trace) == KEPT
-    assert (trace.numbers[0], trace.numbers[-1]) == (11, KEPT + 10)
+    assert len(trace) == MAX_STEPS
+    assert (trace.numbers[0], trace.numbers[-1]) == (11, MAX_STEPS + 10)
     assert str(trace[0]) == "step 11: plain: 11"
     history.append(PLAIN)
-    assert trace.numbers[-1] == KEPT + 10  # a snapshot
+    assert trace.numbers[-1] == MAX_STEPS + 10  # a snapshot
 
 
 @pytest.mark.parametrize("do_sample", [False, True])
