@@ -19,8 +19,8 @@ from hf_specplug.hf.call import NOT_FOR_THE_MODEL, Call
 from hf_specplug.hf.hidden_states import signature
 from hf_specplug.hf.plan import PLAIN, CallPlan
 from hf_specplug.verify.engine import Engine
-from hf_specplug.verify.engines import make_factories
 from hf_specplug.verify.packed import PackedLinears, packed_linears
+from hf_specplug.verify.registry import make_factories
 
 
 class Session:

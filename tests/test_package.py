@@ -125,7 +125,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(source: Path, wheel: Path)
     package = {name for name in names if not name.startswith(f"{STEM}.dist-info/")}
     assert package == files(source, "hf_specplug")
     model = {f"demo_model/{name}" for name in ("config.json", "tokenizer.json", "README.md")}
-    for name in (*model, "demo_model/model.safetensors", "priors.json", "py.typed"):
+    for name in (*model, "demo_model/model.safetensors", "drafters/priors.json", "py.typed"):
         assert f"hf_specplug/{name}" in package
     assert wheel.stat().st_size < 8 * MEGABYTE
 

@@ -25,10 +25,10 @@ from hf_specplug.hf.plan import PLAIN, CallPlan
 from hf_specplug.hf.positions import SlotPositions
 from hf_specplug.hf.support import RECURRENT, is_generic, left_to_compiled_generate
 from hf_specplug.verify.engine import Engine
-from hf_specplug.verify.engines import EngineFactory, register_engine
 from hf_specplug.verify.masks import TreeMasks
 from hf_specplug.verify.outputs import Outputs
 from hf_specplug.verify.packed import PackedLinears
+from hf_specplug.verify.registry import EngineFactory, register_engine
 
 
 @register_engine

@@ -16,9 +16,9 @@ from hf_specplug.hf.plan import TREE, CallPlan
 from hf_specplug.hf.support import has_static_shapes
 from hf_specplug.tree import DraftTree
 from hf_specplug.verify.engine import Engine
-from hf_specplug.verify.engines import EngineFactory, register_engine
 from hf_specplug.verify.outputs import Outputs
 from hf_specplug.verify.packed import PackedLinears
+from hf_specplug.verify.registry import EngineFactory, register_engine
 from hf_specplug.verify.static_forward import StaticForward
 
 PADDED_WIDTHS = (1, 8, 16, 32, 64)

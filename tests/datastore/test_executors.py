@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from hf_specplug import DEMO_MODEL
-from hf_specplug.cli.datastore_building import LOADERS
+from hf_specplug.cli.run_build import LOADERS
 from hf_specplug.datastore.building import build as build_module
 from hf_specplug.datastore.building import executors
 from hf_specplug.datastore.building.build import build

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from hf_specplug import DEMO_MODEL, attach, cli, detach
-from hf_specplug.cli import datastore_building as building
+from hf_specplug.cli import run_build
 from hf_specplug.datastore import manifest
 from hf_specplug.datastore.building.answers import PromptCorpus
 from hf_specplug.datastore.building.build import build
@@ -361,7 +361,7 @@ def test_a_store_of_a_models_answers(tmp_path: Path) -> None:
     opened.check(deep=True)
     assert opened.manifest.kind == "ngram"
     assert 100 < len(opened) <= 150
-    answer = building.answering(str(DEMO_MODEL), 30)("Add two numbers.")
+    answer = run_build.answering(str(DEMO_MODEL), 30)("Add two numbers.")
     assert tuple(answer[:NGRAM_TOKENS]) in phrases_of(opened.shards[0])
     result = specplug("build", f"{store}2", *arguments, "--engine", "ray")
     assert "cannot be combined with --engine" in result.stderr
@@ -372,7 +372,7 @@ def test_an_interrupted_conversation_goes_on(tmp_path: Path) -> None:
     interrupt = False
 
     def loaded(name: str) -> Callable[[str], list[int]]:
-        answer = building.answering(name, 20)
+        answer = run_build.answering(name, 20)
 
         def asked(prompt: str) -> list[int]:
             if interrupt:
@@ -392,8 +392,8 @@ def test_an_interrupted_conversation_goes_on(tmp_path: Path) -> None:
             from_model_outputs=str(DEMO_MODEL),
             shard_tokens=25,  # each answer is a shard
         )
-        loaders = replace(building.LOADERS, model=model)
-        store = building.build(str(tmp_path / name), files, options, "stop", loaders)
+        loaders = replace(run_build.LOADERS, model=model)
+        store = run_build.build(str(tmp_path / name), files, options, "stop", loaders)
         return [phrases_of(shard) for shard in store.shards]
 
     whole = run("whole")

@@ -118,7 +118,7 @@ def test_a_tree_without_some_tokens() -> None:
 
 
 class _Room:
-    room = 1 << 30
+    remaining = 1 << 30
 
     def __init__(self, length: int) -> None:
         self.input_ids = torch.zeros((1, length))

@@ -205,7 +205,7 @@ def drafter_of(stores: list[list[int]], text: list[int], vocab: int) -> TrigramD
     for tokens in stores:
         arrays = TrigramIndex.build(np.array(tokens, token_dtype(vocab)), vocab)
         index = TrigramIndex(arrays, vocab)
-        made.shards.append((tuple(getattr(index, name) for name in index.names), vocab))
+        made.shards.append((tuple(getattr(index, name) for name in index.array_names), vocab))
     made.begin(Context(text, vocab))
     return made
 

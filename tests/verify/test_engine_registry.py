@@ -10,9 +10,9 @@ import torch
 from hf_specplug import attach, detach
 from hf_specplug.hf.call import Call
 from hf_specplug.hf.plan import CHAIN, PLAIN, TREE, CallPlan
-from hf_specplug.verify import engines
+from hf_specplug.verify import registry
 from hf_specplug.verify.eager import EagerEngine, EagerFactory
-from hf_specplug.verify.engines import make_factories, register_engine
+from hf_specplug.verify.registry import make_factories, register_engine
 from tests.helpers.runs import chosen, plain
 from tests.helpers.zoo import make, prompt
 
@@ -30,7 +30,7 @@ class CountingEngine(EagerEngine):
 @pytest.fixture
 def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
     make_factories()
-    monkeypatch.setattr(engines, "_registry", dict(engines._registry))
+    monkeypatch.setattr(registry, "_registry", dict(registry._registry))
     steps.clear()
 
     @register_engine

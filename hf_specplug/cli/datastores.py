@@ -96,7 +96,7 @@ def build(
 ) -> None:
     """Build a datastore of texts to draft from, or continue an interrupted build."""
     with resumable("build"):
-        from hf_specplug.cli import datastore_building as building
+        from hf_specplug.cli import run_build
         from hf_specplug.cli.datastore_views import show
         from hf_specplug.datastore.building.options import BuildOptions
 
@@ -106,7 +106,7 @@ def build(
             text_field=text_field,
             dedup=dedup,
             max_tokens=max_tokens,
-            shard_tokens=building.shard_tokens(memory),
+            shard_tokens=run_build.shard_tokens(memory),
             given=given,
             engine=engine,
             workers=workers,
@@ -115,7 +115,7 @@ def build(
             layer=layer,
             index=index,
         )
-        show(building.build(out, corpus, options, on_error))
+        show(run_build.build(out, corpus, options, on_error))
 
 
 @app.command(epilog="Example: specplug append my.store more-chats.jsonl")
@@ -132,7 +132,7 @@ def append(
 ) -> None:
     """Add documents to a datastore as new shards. Readers see the old or the new state."""
     with resumable("append"):
-        from hf_specplug.cli import datastore_building as building
+        from hf_specplug.cli import run_build
         from hf_specplug.cli.datastore_views import show
         from hf_specplug.datastore.building.options import BuildOptions
 
@@ -140,12 +140,12 @@ def append(
             append=True,
             text_field=text_field,
             dedup=dedup,
-            shard_tokens=building.shard_tokens(memory),
+            shard_tokens=run_build.shard_tokens(memory),
             given=given,
             workers=workers,
             from_model_outputs=from_model_outputs,
         )
-        show(building.build(path, corpus, options, on_error))
+        show(run_build.build(path, corpus, options, on_error))
 
 
 @app.command(epilog="Example: specplug merge my.store")
@@ -158,10 +158,10 @@ def merge(
 ) -> None:
     """Join the shards of a datastore, which makes it faster. Readers are not disturbed."""
     with resumable("merge"):
-        from hf_specplug.cli import datastore_building as building
+        from hf_specplug.cli import run_build
         from hf_specplug.cli.datastore_views import show
 
-        show(building.merge(path, memory))
+        show(run_build.merge(path, memory))
 
 
 @app.command(epilog="Example: specplug info my.store --format json")
