@@ -46,8 +46,8 @@ def model() -> Iterator[Any]:
 @pytest.fixture
 def _packs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pack tiny layers too, from the first forward pass on."""
-    monkeypatch.setattr(packed, "_PATIENCE", 1)
-    monkeypatch.setattr(packed, "_GAIN", float("inf"))
+    monkeypatch.setattr(packed, "PACK_AFTER", 1)
+    monkeypatch.setattr(packed, "WORTHWHILE", float("inf"))
 
 
 packs = pytest.mark.usefixtures("_packs")
@@ -521,7 +521,7 @@ from hf_specplug.verify import packed
 from tests.verify.test_packed import patched
 from tests.helpers.zoo import make
 
-packed._PATIENCE, packed._GAIN = 1, float("inf")
+packed.PACK_AFTER, packed.WORTHWHILE = 1, float("inf")
 model, ids = make("llama"), torch.arange(3, 15)[None]
 settings = dict(max_new_tokens=24, do_sample=False)
 if sys.argv[1] == "static":

@@ -28,9 +28,13 @@ from torch import nn
 from hf_specplug import forking
 
 _TOKENS = 8  # tokens per pass for which weights are packed; from 1 to 64 it matters little
-_PATIENCE = 12  # forward passes before weights are packed: packing costs about as many
-_GAIN = 0.9  # of the plain layers' time: the most that packed ones may take to be worth the memory
 _SPARE = 2.0  # available memory required, as a multiple of the packed weights' size
+
+PACK_AFTER = 12
+"""Forward passes before weights are packed: packing costs about as many."""
+
+WORTHWHILE = 0.9
+"""The most that packed layers may take of the plain layers' time to be worth their memory."""
 
 
 class _Thread(threading.local):
@@ -73,9 +77,9 @@ class PackedLinears:
                 self._patch()
 
     def step(self) -> None:
-        """Count a forward pass that is about to run; every `_PATIENCE` passes, try to pack."""
+        """Count a forward pass that is about to run; every `PACK_AFTER` passes, try to pack."""
         passes = self._passes = self._passes + 1
-        if passes % _PATIENCE == 0 and not self._packed:
+        if passes % PACK_AFTER == 0 and not self._packed:
             self.warm()
 
     def warm(self) -> None:
@@ -249,7 +253,7 @@ def _is_faster(layers: list[nn.Linear]) -> bool:
                 )
     except (AttributeError, RuntimeError, NotImplementedError):  # torch lacks these operations
         return False
-    return packed_time < _GAIN * plain_time
+    return packed_time < WORTHWHILE * plain_time
 
 
 def _best_time(call: Any, runs: int = 4) -> float:

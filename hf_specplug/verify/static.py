@@ -24,7 +24,9 @@ from hf_specplug.verify.static_forward import StaticForward
 PADDED_WIDTHS = (1, 8, 16, 32, 64)
 """Padded widths, in tokens per forward pass; a larger tree is padded to the next power of two."""
 
-_AHEAD = 512  # cache slots allocated at first for generated tokens; the cache grows when needed
+SLOTS_AHEAD = (
+    512  # cache slots allocated at first for generated tokens; the cache grows when needed
+)
 
 
 @register_engine
@@ -108,7 +110,7 @@ class StaticEngine(Engine):
         names = (self._ids_key, position_key, self._mask_key)
         for name in (*names, "past_key_values"):
             constants.pop(name, None)
-        ahead = min(_AHEAD, max(0, self._config.max_length - self._past)) + PADDED_WIDTHS[-1]
+        ahead = min(SLOTS_AHEAD, max(0, self._config.max_length - self._past)) + PADDED_WIDTHS[-1]
         self._forward.open(
             self._model,
             self.cache,

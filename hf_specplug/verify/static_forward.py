@@ -21,7 +21,7 @@ from hf_specplug.verify.cuda_graphs import Graph, python_state
 from hf_specplug.verify.masks import SlotMasks
 from hf_specplug.verify.outputs import Outputs, pack
 
-_LEAST = 1024  # smallest capacity of the KV cache, in slots
+MIN_SLOTS = 1024  # smallest capacity of the KV cache, in slots
 
 
 _Results = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
@@ -110,7 +110,7 @@ class StaticForward:
 
     def _allocate(self, model: PreTrainedModel, cache: Any, length: int) -> None:
         """Allocate slots for `length` tokens, and discard everything captured."""
-        capacity = _LEAST
+        capacity = MIN_SLOTS
         while capacity < length:
             capacity *= 2
         self._graphs.clear()

@@ -18,7 +18,7 @@ PROGRAM = """
     from tests.clients.same import GREEDY, NEW, tiny
     from tests.helpers.zoo import prompt
 
-    packed._PATIENCE = 2
+    packed.PACK_AFTER = 2
     packed._is_faster = lambda layers: True
     model = tiny()
     inputs = prompt(model)

@@ -98,7 +98,7 @@ class _At(LogitsProcessor):  # type: ignore[misc]
 
 @pytest.mark.parametrize("how", ["deepcopy", "pickle"])
 def test_copied_while_weights_are_packed(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packed, "_PATIENCE", 2)
+    monkeypatch.setattr(packed, "PACK_AFTER", 2)
     monkeypatch.setattr(packed, "_is_faster", lambda layers: True)
     model = tiny()
     inputs = prompt(model)

@@ -105,7 +105,7 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[executors.RayExecutor]:
 def test_a_cluster_builds_the_same_files(
     tmp_path: Path, cluster: executors.RayExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build_module, "_BATCH", 300)  # many small tasks
+    monkeypatch.setattr(build_module, "BATCH", 300)  # many small tasks
     corpus = Corpus(find([str(texts(tmp_path / "texts", 40))]))
     options = BuildOptions(shard_tokens=900)
     build(tmp_path / "local", corpus, Letters(), options, stop, silent)

@@ -20,8 +20,8 @@ from tests.helpers.zoo import FAMILIES, make, prompt
 @pytest.fixture
 def _forced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pack tiny layers too, from the first forward pass on."""
-    monkeypatch.setattr(packed, "_PATIENCE", 1)
-    monkeypatch.setattr(packed, "_GAIN", float("inf"))
+    monkeypatch.setattr(packed, "PACK_AFTER", 1)
+    monkeypatch.setattr(packed, "WORTHWHILE", float("inf"))
 
 
 forced = pytest.mark.usefixtures("_forced")

@@ -177,8 +177,8 @@ def test_left_padding(name: str, runs: list[int]) -> None:
 def test_slots_grow_with_the_text(
     name: str, monkeypatch: pytest.MonkeyPatch, runs: list[int]
 ) -> None:
-    monkeypatch.setattr(forward_module, "_LEAST", 64)
-    monkeypatch.setattr(static_module, "_AHEAD", 8)
+    monkeypatch.setattr(forward_module, "MIN_SLOTS", 64)
+    monkeypatch.setattr(static_module, "SLOTS_AHEAD", 8)
     model = make(name)
     inputs = prompt(model)
     settings: dict[str, Any] = {"max_new_tokens": 300, "do_sample": False}

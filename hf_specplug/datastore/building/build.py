@@ -32,7 +32,7 @@ from hf_specplug.datastore.manifest import Manifest
 from hf_specplug.datastore.store import Datastore, require_tokenizer, tokenizer_identity
 from hf_specplug.errors import CorpusError, StoreError
 
-_BATCH = 1 << 20  # characters (or tokens, if they are known) that are tokenized at once
+BATCH = 1 << 20  # characters (or tokens, if they are known) that are tokenized at once
 
 Progress = Callable[[int, int], None]
 """Called with (documents, tokens) that have been done since the last call."""
@@ -258,13 +258,13 @@ def _bytes(document: Document) -> bytes:
 
 
 def _batches(documents: Iterable[tuple[int, Document]]) -> Iterator[Batch]:
-    """Numbered documents in batches of about `_BATCH` characters or tokens."""
+    """Numbered documents in batches of about `BATCH` characters or tokens."""
     batch: Batch = []
     size = 0
     for number, document in documents:
         batch.append((number, document))
         size += len(document)
-        if size >= _BATCH:
+        if size >= BATCH:
             yield batch
             batch, size = [], 0
     if batch:
