@@ -10,7 +10,7 @@ ARGS ?=
 help:
 	@echo "make demo       install, then plain and plugged generation side by side (offline)"
 	@echo "make test       install what tests need, run them (ARGS='-k acceptance' to choose)"
-	@echo "make quick      two cases of every test that is not slow: what to run while editing"
+	@echo "make quick      one case of each test that is not slow: what to run while editing"
 	@echo "make sweep      every text model of transformers, plain against attached (ARGS='--only llama gemma3')"
 	@echo "make docs       build the documentation into site/, warnings are errors"
 	@echo "make lint       ruff, formatting included"
