@@ -50,6 +50,10 @@ class TreeSearch(Experts):
     def _prepare(self) -> None:
         """Hook for subclasses that need further state."""
 
+    def _published(self, root: int, limit: int, depth: int, chain: bool) -> DraftTree | None:
+        """Hook for subclasses that grow the tree of a paper; None: best-first search."""
+        return None
+
     def _allocate(self, limit: int) -> None:
         capacity = 512 + 64 * limit
         self._pool = np.zeros((capacity, kernels.COLUMNS), np.int32)
@@ -83,6 +87,9 @@ class TreeSearch(Experts):
         self._grown = False
         self._asked = [e for e in self._active if ask is None or ask[e.column]]
         self.seconds = [0.0] * len(self.names)
+        published = self._published(root, limit, depth, chain)
+        if published is not None:
+            return published
         if limit < 1 or depth < 1 or not self._asked:
             return EMPTY
         if len(self._chosen) < limit:

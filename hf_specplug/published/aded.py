@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
 
-from hf_specplug.drafters.contract import NO_NOISE, Noise
 from hf_specplug.drafters.trigram import TrigramDrafter
 from hf_specplug.drafting.search import TreeSearch
 from hf_specplug.kernels import aded as kernels
@@ -29,18 +27,9 @@ class Aded(TreeSearch):
         self._nodes = np.empty((kernels.CAPACITY, kernels.ROLLOUT_COLUMNS), np.int32)
         self._numbers = np.empty((kernels.CAPACITY, 2))
 
-    def grow(
-        self,
-        root: int,
-        limit: int,
-        depth: int,
-        chain: bool = False,
-        ask: Sequence[bool] | None = None,
-        noise: Noise = NO_NOISE,
-        generator: np.random.Generator | None = None,
-    ) -> DraftTree:
+    def _published(self, root: int, limit: int, depth: int, chain: bool) -> DraftTree | None:
         if chain:
-            return super().grow(root, limit, depth, chain, ask, noise, generator)
+            return None
         for expert in self._active:
             if isinstance(expert.drafter, TrigramDrafter) and limit > 0 and depth > 0:
                 return self._drawn(expert.drafter, 1 << expert.column, root, limit, depth)

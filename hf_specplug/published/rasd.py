@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from hf_specplug.drafters.contract import NO_NOISE, Context, Drafter, Int32, Noise
+from hf_specplug.drafters.contract import Context, Drafter, Int32
 from hf_specplug.drafting.mixer import Mixer
 from hf_specplug.drafting.search import TreeSearch
 from hf_specplug.tree import DraftTree
@@ -84,18 +84,9 @@ class Rasd(TreeSearch):
         for half in self._halves:
             half.drop(drafter, error)
 
-    def grow(
-        self,
-        root: int,
-        limit: int,
-        depth: int,
-        chain: bool = False,
-        ask: Sequence[bool] | None = None,
-        noise: Noise = NO_NOISE,
-        generator: np.random.Generator | None = None,
-    ) -> DraftTree:
+    def _published(self, root: int, limit: int, depth: int, chain: bool) -> DraftTree | None:
         if chain:
-            return super().grow(root, limit, depth, chain, ask, noise, generator)
+            return None
         generated, retrieved = (
             half.grow(root, size, depth, ask=asked)
             for half, size, asked in zip(

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from hf_specplug.drafters.contract import NO_NOISE, Int32, Noise
+from hf_specplug.drafters.contract import Int32
 from hf_specplug.drafting.search import TreeSearch
 from hf_specplug.kernels.tree import PARENT, TOKEN
 from hf_specplug.tree import EMPTY, DraftTree
@@ -115,16 +115,7 @@ class StaticSearch(TreeSearch):
     ) -> Sequence[tuple[int, float]]:
         """(token, probability) pairs by rank after a node of `pool` (see `Frontier`)."""
 
-    def grow(
-        self,
-        root: int,
-        limit: int,
-        depth: int,
-        chain: bool = False,
-        ask: Sequence[bool] | None = None,
-        noise: Noise = NO_NOISE,
-        generator: np.random.Generator | None = None,
-    ) -> DraftTree:
+    def _published(self, root: int, limit: int, depth: int, chain: bool) -> DraftTree:
         expert = next((e for e in self._active if e.drafter.name == self.drafter), None)
         if expert is None or limit < 1 or depth < 1:
             return self._forget()
