@@ -197,7 +197,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, demo_model: Any, token
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "hf"))
-    monkeypatch.setattr(registry_module, "_registry", dict(registry_module.registry()))
+    monkeypatch.setattr(registry_module, "REGISTERED", registry_module.registry())
     inputs = tokenizer("def add(one, other):", return_tensors="pt")
     model = copy.deepcopy(demo_model)
     desk = Desk(tmp_path, {"model": model, "inputs": inputs, "tokenizer": tokenizer})
@@ -284,7 +284,7 @@ def test_readme_drafts(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_drafter_in_one_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry_module, "_registry", dict(registry_module._registry))
+    monkeypatch.setattr(registry_module, "REGISTERED", registry_module.registry())
     names: dict[str, Any] = {}
     python = (content for language, content in blocks("CONTRIBUTING.md") if language == "python")
     exec(next(python), names)

@@ -207,6 +207,7 @@ def stress(model: Any, all_cases: list[Case], threads: int, calls: int) -> SpecP
     return plug
 
 
+@pytest.mark.slow
 @packs
 @pytest.mark.parametrize(
     ("pack", "interval"),
@@ -226,6 +227,7 @@ def test_eight_threads(model: Any, pack: bool, interval: float) -> None:
     assert plug.stats.accepted > 0
 
 
+@pytest.mark.slow
 @packs
 def test_static_and_eager_calls_mixed(model: Any) -> None:
     plug = attach(model)
@@ -248,6 +250,7 @@ def test_sampling_by_the_shared_generator(model: Any) -> None:
     assert plug.stats.calls == 60
 
 
+@pytest.mark.slow
 @packs
 def test_memory_stays(model: Any) -> None:
     attach(model)
@@ -318,6 +321,7 @@ sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-n", "0", sys.argv[
 COPIERS = {"deepcopy": copy.deepcopy, "pickle": lambda m: pickle.loads(pickle.dumps(m))}
 
 
+@pytest.mark.slow
 @packs
 def test_a_pickle_made_during_a_packed_call() -> None:
     """Runs in a separate process: what torch.compile leaves of other tests cannot be pickled."""

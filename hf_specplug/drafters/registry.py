@@ -14,7 +14,8 @@ from hf_specplug.drafters.contract import Drafter
 from hf_specplug.errors import OptionError
 
 D = TypeVar("D", bound=type[Drafter])
-_registry: dict[str, type[Drafter]] = {}
+REGISTERED: dict[str, type[Drafter]] = {}
+"""What has been registered so far; `registry()` imports the rest first."""
 
 
 def register(cls: D) -> D:
@@ -23,17 +24,17 @@ def register(cls: D) -> D:
     Raises:
         OptionError: another class has this name.
     """
-    known = _registry.get(cls.name)
+    known = REGISTERED.get(cls.name)
     if known is not None and known.__qualname__ != cls.__qualname__:
         raise OptionError(f"two drafters are called {cls.name!r}: {known} and {cls}; rename one")
-    _registry[cls.name] = cls
+    REGISTERED[cls.name] = cls
     return cls
 
 
 def registry() -> dict[str, type[Drafter]]:
     """All drafter classes by name, those of entry points `hf_specplug.drafters` included."""
     _import_all()
-    return dict(_registry)
+    return dict(REGISTERED)
 
 
 @cache

@@ -45,14 +45,14 @@ _PROMPT, _ANSWER = 40, 700  # tokens; enough for the drafters' tables to grow
 _LONGEST = 120  # seconds that the background process may take; what it has compiled is kept
 
 
-class _Process(subprocess.Popen[bytes]):
+class CompileProcess(subprocess.Popen[bytes]):
     """A process that is deliberately never waited for."""
 
     def __del__(self) -> None:
         pass  # the base class warns if the process is still running
 
 
-_processes: list[_Process] = []
+_processes: list[CompileProcess] = []
 
 
 def built_in(drafters: Iterable[Drafter]) -> list[str]:
@@ -90,7 +90,7 @@ def start(names: Sequence[str]) -> None:
     )
     # without memory or processes left, the call compiles the kernels itself
     with contextlib.suppress(OSError):
-        process = _Process(
+        process = CompileProcess(
             [sys.executable, "-c", code, *names],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

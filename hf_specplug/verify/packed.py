@@ -115,7 +115,7 @@ class PackedLinears:
 
     def _is_worthwhile(self) -> bool:
         if self._worth is None:
-            self._worth = bool(self._layers) and _is_faster(self._layers)
+            self._worth = bool(self._layers) and is_faster(self._layers)
         if not self._worth:
             return False
         needed = sum(layer.weight.nbytes for layer in self._layers)
@@ -234,7 +234,7 @@ def _fingerprint(weight: torch.Tensor) -> int:
     return hash((xxhash.xxh3_64_intdigest(raw.data), tuple(weight.shape), str(weight.dtype)))
 
 
-def _is_faster(layers: list[nn.Linear]) -> bool:
+def is_faster(layers: list[nn.Linear]) -> bool:
     """Try packing on some layers: whether it works here, gives close results, and is faster."""
     try:
         with torch.inference_mode():

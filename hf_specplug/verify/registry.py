@@ -62,12 +62,13 @@ class EngineFactory(ABC):
 
 
 F = TypeVar("F", bound=type[EngineFactory])
-_registry: dict[str, type[EngineFactory]] = {}
+REGISTERED: dict[str, type[EngineFactory]] = {}
+"""What has been registered so far; `make_factories()` imports the rest first."""
 
 
 def register_engine(cls: F) -> F:
     """Class decorator that registers an engine under its `name`."""
-    _registry[cls.name] = cls
+    REGISTERED[cls.name] = cls
     return cls
 
 
@@ -82,5 +83,5 @@ def _import_all() -> None:
 def make_factories() -> dict[str, EngineFactory]:
     """A new factory for every engine, by name, highest priority first."""
     _import_all()
-    ordered = sorted(_registry.values(), key=lambda factory: -factory.priority)
+    ordered = sorted(REGISTERED.values(), key=lambda factory: -factory.priority)
     return {factory.name: factory() for factory in ordered}

@@ -92,6 +92,7 @@ def test_the_recorder_knows_where_tokens_came_from() -> None:
     assert sum(origin & 1 for origin in recorder.origins) == plug.stats.accepted > 0
 
 
+@pytest.mark.slow
 def test_bench_engine(tmp_path: Path) -> None:
     texts, out = tmp_path / "answers.jsonl", tmp_path / "figures.json"
     answer = "The sum of two numbers is written with a plus sign between the two numbers. " * 3
@@ -132,6 +133,7 @@ def test_bench_engine_says_what_is_wrong(tmp_path: Path, change: list[str], mess
 TOKENIZER = ["--tokenizer", str(DEMO_MODEL)]
 
 
+@pytest.mark.slow
 def test_a_store_from_the_command_line(tmp_path: Path) -> None:
     """Build, info, query, append, merge, check: as in the README."""
     corpus, store = tmp_path / "texts", str(tmp_path / "my.store")
@@ -184,6 +186,7 @@ def test_build_says_what_is_wrong(tmp_path: Path, arguments: list[str], message:
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 def test_a_command_that_failed_can_be_corrected(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('not json\n{"text": "one"}\n')
     store, corpus = str(tmp_path / "store"), str(tmp_path / "a.jsonl")
@@ -193,6 +196,7 @@ def test_a_command_that_failed_can_be_corrected(tmp_path: Path) -> None:
     assert json.loads(specplug("info", store, "--format", "json").stdout)["kind"] == "suffix"
 
 
+@pytest.mark.slow
 def test_build_skips_what_it_is_told_to_skip(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "one"}\nnot json\n{"text": "two"}\n')
     store = str(tmp_path / "store")

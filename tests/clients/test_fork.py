@@ -19,7 +19,7 @@ PROGRAM = """
     from tests.helpers.zoo import prompt
 
     packed.PACK_AFTER = 2
-    packed._is_faster = lambda layers: True
+    packed.is_faster = lambda layers: True
     model = tiny()
     inputs = prompt(model)
     settings = {"max_new_tokens": NEW, **GREEDY}

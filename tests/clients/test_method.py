@@ -99,7 +99,7 @@ class _At(LogitsProcessor):  # type: ignore[misc]
 @pytest.mark.parametrize("how", ["deepcopy", "pickle"])
 def test_copied_while_weights_are_packed(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packed, "PACK_AFTER", 2)
-    monkeypatch.setattr(packed, "_is_faster", lambda layers: True)
+    monkeypatch.setattr(packed, "is_faster", lambda layers: True)
     model = tiny()
     inputs = prompt(model)
     expected = model.generate(**inputs, max_new_tokens=NEW, **GREEDY).tolist()

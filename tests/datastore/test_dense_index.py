@@ -104,7 +104,7 @@ def test_a_flat_index_finds_what_numpy_finds() -> None:
 @pytest.mark.parametrize("name", ["auto", "SQ8", "IVF32,SQ8", "IVF32,Flat", "HNSW16"])
 def test_the_nearest_are_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As many of them as the index says."""
-    monkeypatch.setattr(module, "_MAX_EXHAUSTIVE", 1000)
+    monkeypatch.setattr(module, "MAX_EXHAUSTIVE", 1000)
     rng = np.random.default_rng(0)
     vectors = stores.unit(40, 16)[rng.integers(0, 40, 3000)] + 0.1 * rng.normal(size=(3000, 16))
     vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)

@@ -121,7 +121,7 @@ class BigramDrafter(StoreDrafter):
 def registered(monkeypatch: pytest.MonkeyPatch) -> None:
     """For the tests of this file only: others test every registered drafter."""
     for module in (kinds, drafters):
-        monkeypatch.setattr(module, "_registry", module.registry())
+        monkeypatch.setattr(module, "REGISTERED", module.registry())
     register_kind(Bigrams)
     register(BigramDrafter)
 

@@ -126,7 +126,7 @@ def mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def started(mark: Path, monkeypatch: pytest.MonkeyPatch) -> Started:
     started = Started()
-    monkeypatch.setattr(precompile, "_Process", started)
+    monkeypatch.setattr(precompile, "CompileProcess", started)
     return started
 
 

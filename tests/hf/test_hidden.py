@@ -229,7 +229,7 @@ def test_output_stays_the_same(
     inputs = prompt(model)
     expected = {how: plain(model, inputs, **{**GREEDY, **HOW[how]}) for how in KINDS}
     rows = [output[0].tolist() for output, _ in expected.values()]
-    monkeypatch.setattr(embedding, "_loaded", lambda name: model)
+    monkeypatch.setattr(embedding, "load_model", lambda name: model)
     stores: dict[str, Any] = {
         "noise": (described(signature(model)), States(32)),
         "other": (described("0" * 32), States(32)),

@@ -30,7 +30,7 @@ class CountingEngine(EagerEngine):
 @pytest.fixture
 def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
     make_factories()
-    monkeypatch.setattr(registry, "_registry", dict(registry._registry))
+    monkeypatch.setattr(registry, "REGISTERED", dict(registry.REGISTERED))
     steps.clear()
 
     @register_engine

@@ -238,6 +238,7 @@ def first_two(
     return counts.ravel(), (probs[0][:, None] * probs).ravel()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("odds", "nodes", "chain"),
     [
@@ -265,6 +266,7 @@ def test_what_an_earlier_step_drew_is_not_used_again(monkeypatch: pytest.MonkeyP
     assert verifier.accept(Outputs(torch.zeros(1, SIZE)), EMPTY, search.proposal)[0] == [0]
 
 
+@pytest.mark.slow
 def test_ranked_trees_would_not() -> None:
     """The control: the same acceptance, but with the most likely children, not drawn ones."""
     counts, expected = first_two([0.4, 0.2, 0.1, 0.1], 3, 5000, False, drawn_by=lambda _: None)

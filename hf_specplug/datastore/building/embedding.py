@@ -76,17 +76,17 @@ class Embedding:
         alone: bool = True,
     ) -> None:
         self._name, self._layer, self.transform, self._alone = model, layer, transform, alone
-        HiddenStateHook(_loaded(model), layer)
+        HiddenStateHook(load_model(model), layer)
 
     @property
     def dims(self) -> int:
         """Dimensions of a vector."""
-        config = _loaded(self._name).config.get_text_config(decoder=True)
+        config = load_model(self._name).config.get_text_config(decoder=True)
         return min(DIMS, int(config.hidden_size))
 
     def settings(self, index: str) -> dict[str, Any]:
         """The settings of the manifest; `index` is a FAISS factory string or "auto"."""
-        model = {"name": self._name, "hash": signature(_loaded(self._name))}
+        model = {"name": self._name, "hash": signature(load_model(self._name))}
         return {"model": model, "layer": self._layer, "metric": "inner_product", "index": index}
 
     def fit(self, corpus: Corpus, tokenizer: Any, max_tokens: int = 0) -> None:
@@ -112,7 +112,7 @@ class Embedding:
                     "read only once: give files instead, or use --engine local"
                 )
             return
-        longest = min(_PIECE_TOKENS, _longest(_loaded(self._name)))
+        longest = min(_PIECE_TOKENS, _longest(load_model(self._name)))
         pieces = _sampled(corpus.documents(_ignore), _SAMPLE_DOCUMENTS, max_tokens * _MAX_LETTERS)
         texts = tokenize(tokenizer, [piece[: _MAX_LETTERS * longest] for piece in pieces])
         windows = [(text[:longest].astype(np.int64), 0, 0) for text in texts if len(text)]
@@ -126,12 +126,12 @@ class Embedding:
     @staticmethod
     def release() -> None:
         """Free the memory of the model. It is loaded again when it is needed."""
-        _loaded.cache_clear()
+        load_model.cache_clear()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
     def __call__(self, tokens: NDArray[Any], vocab: int) -> Arrays:
-        windows = list(_windows(tokens, vocab, _longest(_loaded(self._name))))
+        windows = list(_windows(tokens, vocab, _longest(load_model(self._name))))
         if self.transform is None:
             states = [found for _, found in self._states(windows[: _SAMPLE_TOKENS // CONTEXT])]
             self.transform = fit_projection(np.concatenate(states))
@@ -148,7 +148,7 @@ class Embedding:
 
     def _states(self, windows: list[_Window]) -> Iterator[tuple[int, Float32]]:
         """(position in the shard, states float32[_, width]) of the wanted part of each window."""
-        model = _loaded(self._name)
+        model = load_model(self._name)
         for batch in _batches(windows):
             width = max(len(tokens) for tokens, _, _ in batch)
             ids = torch.zeros((len(batch), width), dtype=torch.int64)
@@ -165,7 +165,7 @@ class Embedding:
 
 
 @lru_cache(maxsize=1)
-def _loaded(name: str) -> Any:
+def load_model(name: str) -> Any:
     """A decoder-only model on the fastest device and in the fastest dtype."""
     if AutoConfig.from_pretrained(name).is_encoder_decoder:
         raise OptionError(f"{name} has an encoder: dense datastores support decoder-only models")

@@ -23,7 +23,9 @@ from hf_specplug.errors import StoreError
 TARGET_RECALL = 0.96
 """Recall@10 of stored vectors that a search must reach; unseen vectors then reach about 0.95."""
 
-_MAX_EXHAUSTIVE = 1 << 14  # vectors up to which a search compares all
+MAX_EXHAUSTIVE = 1 << 14
+"""Number of vectors up to which a search compares them all."""
+
 _TUNING_QUERIES = 256
 _NEAREST = 10
 _SAME = 1e-5  # cosines that differ by less count as equal
@@ -213,7 +215,7 @@ def auto_index(count: int) -> str:
         >>> auto_index(10_000), auto_index(1_000_000)
         ('SQ8', 'IVF4096,SQ8')
     """
-    if count <= _MAX_EXHAUSTIVE:
+    if count <= MAX_EXHAUSTIVE:
         return "SQ8"
     cells = 1 << round(np.log2(4.0 * np.sqrt(count)))
     return f"IVF{cells},SQ8"

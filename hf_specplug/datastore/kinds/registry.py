@@ -12,7 +12,8 @@ from hf_specplug.errors import StoreError
 
 I = TypeVar("I", bound=type[Index])  # noqa: E741
 DEFAULT_KIND = "suffix"
-_registry: dict[str, type[Index]] = {}
+REGISTERED: dict[str, type[Index]] = {}
+"""What has been registered so far; `registry()` imports the rest first."""
 
 
 def register_kind(cls: I) -> I:
@@ -21,17 +22,17 @@ def register_kind(cls: I) -> I:
     Raises:
         StoreError: another class has that name.
     """
-    known = _registry.get(cls.kind)
+    known = REGISTERED.get(cls.kind)
     if known is not None and known.__qualname__ != cls.__qualname__:
         raise StoreError(f"two kinds of datastore are called {cls.kind!r}: {known} and {cls}")
-    _registry[cls.kind] = cls
+    REGISTERED[cls.kind] = cls
     return cls
 
 
 def registry() -> dict[str, type[Index]]:
     """All index classes by kind, in alphabetical order."""
     _import_all()
-    return dict(sorted(_registry.items()))
+    return dict(sorted(REGISTERED.items()))
 
 
 @cache
