@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hf_specplug.attachment import attach, detach
     from hf_specplug.datastore.store import Datastore
     from hf_specplug.drafters.contract import Context, Drafter, Frontier, Step, TopK
     from hf_specplug.drafters.registry import register
+    from hf_specplug.entrypoints.attachment import attach, detach
+    from hf_specplug.entrypoints.installation import install, plug_of, uninstall
     from hf_specplug.errors import SpecPlugError
     from hf_specplug.plug import SpecPlug
     from hf_specplug.telemetry.stats import Stats
@@ -38,9 +39,12 @@ _HOME = {
     "Stats": "telemetry.stats",
     "Step": "drafters.contract",
     "TopK": "drafters.contract",
-    "attach": "attachment",
-    "detach": "attachment",
+    "attach": "entrypoints.attachment",
+    "detach": "entrypoints.attachment",
+    "install": "entrypoints.installation",
+    "plug_of": "entrypoints.installation",
     "register": "drafters.registry",
+    "uninstall": "entrypoints.installation",
 }
 
 __all__ = [
@@ -57,7 +61,10 @@ __all__ = [
     "TopK",
     "attach",
     "detach",
+    "install",
+    "plug_of",
     "register",
+    "uninstall",
 ]
 
 

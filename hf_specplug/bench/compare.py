@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 from hf_specplug import DEMO_MODEL
-from hf_specplug.attachment import attach
 from hf_specplug.bench import environment
 from hf_specplug.bench.ablation import ablation
 from hf_specplug.bench.generation import first_difference, generate
@@ -23,6 +22,7 @@ from hf_specplug.bench.prompts import Question, load
 from hf_specplug.bench.results import begun, merged, middle_length, names, new
 from hf_specplug.bench.widths import milliseconds
 from hf_specplug.datastore.opening import open_all
+from hf_specplug.entrypoints.attachment import attach
 from hf_specplug.errors import RecordingError
 from hf_specplug.hf import loading
 from hf_specplug.hf.prompts import prompt_ids, remaining_tokens

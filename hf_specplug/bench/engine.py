@@ -12,9 +12,9 @@ from torch.nn.attention.flex_attention import flex_attention
 from torch.utils.benchmark import Timer
 from transformers import AttentionInterface, PreTrainedModel
 
-from hf_specplug.attachment import attach
 from hf_specplug.bench.methods import Method, make
 from hf_specplug.bench.widths import step_milliseconds
+from hf_specplug.entrypoints.attachment import attach
 from hf_specplug.hf import loading
 from hf_specplug.hf.attention import folded_attention
 from hf_specplug.replay.progress import Progress, silent

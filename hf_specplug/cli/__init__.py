@@ -4,6 +4,7 @@ from hf_specplug.cli import (  # noqa: F401
     bench,
     datastores,
     decoding,
+    run_program,
 )
 from hf_specplug.cli.app import app
 

@@ -12,7 +12,6 @@ from rich.table import Table
 from rich.text import Text
 
 from hf_specplug import DEMO_MODEL
-from hf_specplug.attachment import attach
 from hf_specplug.bench.demo import (
     PENALTY,
     PROMPTS,
@@ -23,6 +22,7 @@ from hf_specplug.bench.demo import (
 )
 from hf_specplug.bench.generation import Generation
 from hf_specplug.cli import console
+from hf_specplug.entrypoints.attachment import attach
 from hf_specplug.hf import loading
 
 STYLES = {"context": "bold green", "recycling": "bold magenta", "both": "bold yellow"}

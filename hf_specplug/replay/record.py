@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from hf_specplug.attachment import attach
 from hf_specplug.drafters.contract import TopK
+from hf_specplug.entrypoints.attachment import attach
 from hf_specplug.errors import RecordingError
 from hf_specplug.hf import loading
 from hf_specplug.hf.adapter import vocab_size

@@ -13,10 +13,8 @@ from transformers import PreTrainedModel
 
 from hf_specplug.datastore.store import Datastore
 from hf_specplug.drafters.contract import Drafter
+from hf_specplug.entrypoints.routing import route
 from hf_specplug.errors import OptionError
-from hf_specplug.hf.adapter import BaseStreamer
-from hf_specplug.hf.call_settings import ask_for_cache, build_stop_strings, left_to_transformers
-from hf_specplug.hf.compiling import many_recompiles
 from hf_specplug.plug import DEFAULT_DRAFTERS, SpecPlug
 
 
@@ -60,35 +58,7 @@ class _AttachedGenerate(_Attached):
     name = "generate"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with many_recompiles():
-            return self._generate(*args, **kwargs)
-
-    def _generate(self, *args: Any, **kwargs: Any) -> Any:
-        model, plug = self.model, self.plug
-        generate = type(model).generate
-        if "assistant" in kwargs:
-            plug = _checked_assistant(kwargs.pop("assistant"))
-        if len(args) > 1:
-            bound = inspect.signature(generate).bind(model, *args, **kwargs)
-            kwargs = dict(list(bound.arguments.items())[1:])
-            kwargs.update(kwargs.pop("kwargs", {}))
-            args = ()
-        if isinstance(kwargs.get("assistant_model"), SpecPlug):
-            plug = kwargs.pop("assistant_model")
-        if isinstance(kwargs.get("custom_generate"), SpecPlug):
-            plug = kwargs.pop("custom_generate")
-        if plug is not self.plug and plug is not None and kwargs.get("custom_generate"):
-            kwargs["assistant"] = plug  # another decoding method was requested: it gets the plug
-        if plug is None or kwargs.get("custom_generate") is not None:
-            return generate(model, *args, **kwargs)
-        reason = left_to_transformers(model, kwargs)
-        if reason:
-            plug.record_fallback(reason)
-            return generate(model, *args, **kwargs)
-        ask_for_cache(model, kwargs)
-        build_stop_strings(model, kwargs)
-        kwargs["custom_generate"] = _Run(plug, kwargs.get("streamer"))
-        return generate(model, *args, **kwargs)
+        return route(type(self.model).generate, self.model, self.plug, args, kwargs)
 
 
 class _AttachedBatching(_Attached):
@@ -104,34 +74,6 @@ class _AttachedBatching(_Attached):
 
 
 _METHODS = (_AttachedGenerate, _AttachedBatching)
-
-
-class _Run:
-    """The plug for one call, with the streamer that `generate` does not pass to a callable."""
-
-    def __init__(self, plug: SpecPlug, streamer: BaseStreamer | None) -> None:
-        self._plug = plug
-        self._streamer = streamer
-
-    def __call__(
-        self,
-        model: PreTrainedModel,
-        input_ids: torch.Tensor,
-        inputs_tensor: torch.Tensor | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        return self._plug.run(
-            model, input_ids, inputs_tensor=inputs_tensor, streamer=self._streamer, **kwargs
-        )
-
-
-def _checked_assistant(assistant: Any) -> Any:
-    if assistant is not None and not isinstance(assistant, SpecPlug):
-        raise OptionError(
-            "assistant takes a SpecPlug, or None for plain decoding, "
-            f"not {type(assistant).__name__}; a draft model goes to assistant_model"
-        )
-    return assistant
 
 
 def attach(
@@ -163,7 +105,7 @@ def attach(
         model.generate(**inputs, max_new_tokens=256)
         print(plug.stats)
     """
-    inner = _unwrapped(model)
+    inner = unwrapped(model)
     if not isinstance(inner, torch.nn.Module) or not hasattr(type(inner), "generate"):
         raise OptionError(
             f"attach takes a transformers model with generate, not {type(model).__name__}"
@@ -181,7 +123,7 @@ def attach(
 
 def detach(model: Any) -> None:
     """Undo `attach` and restore the instance. Does nothing on a model without a plug."""
-    inner = _unwrapped(model)
+    inner = unwrapped(model)
     for method in _METHODS:
         attached = vars(inner).get(method.name)
         if isinstance(attached, _Attached):
@@ -190,15 +132,21 @@ def detach(model: Any) -> None:
                 vars(inner)[method.name] = attached.before
 
 
-def _unwrapped(model: Any) -> Any:
+def attached_plug(model: Any) -> SpecPlug | None:
+    """The plug that is attached to a model, which is not wrapped in another; else None."""
+    attached = getattr(model, "__dict__", {}).get("generate")
+    return attached.plug if isinstance(attached, _Attached) else None
+
+
+def unwrapped(model: Any) -> Any:
     """The inner model, whose `generate` runs in the end."""
     if not isinstance(model, torch.nn.Module):
         return model
     if isinstance(model, DistributedDataParallel):
-        return _unwrapped(model.module)
+        return unwrapped(model.module)
     adapted: Any = getattr(model, "get_base_model", None)  # PEFT
     if adapted is not None:
-        return _unwrapped(adapted())
+        return unwrapped(adapted())
     generate = None if hasattr(type(model), "generate") else getattr(model, "generate", None)
     owner = getattr(generate, "__self__", None)  # torch.compile's modules and FSDP pass it on
-    return _unwrapped(owner) if isinstance(owner, torch.nn.Module) else model
+    return unwrapped(owner) if isinstance(owner, torch.nn.Module) else model
