@@ -28,6 +28,9 @@ __version__ = "0.1.0"
 DEMO_MODEL = Path(__file__).parent / "demo_model"
 """The built-in model of `specplug demo`: a folder in the format of `save_pretrained`."""
 
+CUSTOM_GENERATE = Path(__file__).parent / "entrypoints" / "custom_generate"
+"""A folder for `generate(custom_generate=...)`, which is also a repository for the Hub."""
+
 _HOME = {
     "Context": "drafters.contract",
     "Datastore": "datastore.store",
@@ -48,6 +51,7 @@ _HOME = {
 }
 
 __all__ = [
+    "CUSTOM_GENERATE",
     "DEMO_MODEL",
     "Context",
     "Datastore",

@@ -31,7 +31,7 @@ from markdown_it.token import Token
 from typer.testing import CliRunner
 
 import hf_specplug
-from hf_specplug import DEMO_MODEL, SpecPlug
+from hf_specplug import CUSTOM_GENERATE, DEMO_MODEL, SpecPlug
 from hf_specplug.cli import app
 from hf_specplug.datastore.building.growing import GrowingStore
 from hf_specplug.drafters import registry as registry_module
@@ -54,7 +54,10 @@ NOT_RUN = {
     "make demo": ".ci/run does",
     "make test": "it runs this test",
     'push_to_hub("my.store", "me/mine", private=True)': "the Hub; test_growing.py does",
-    "hf upload me/specplug examples/custom_generate .": "the Hub",
+    "hf upload me/specplug $(specplug path custom_generate) .": "the Hub",
+    "specplug run transformers serve": "a server; tests/clients/test_run.py does",
+    "specplug run -m lm_eval --model hf --model_args pretrained=./my-model --tasks gsm8k "
+    "--batch_size 1": "a package of its own; tests/clients/test_run.py does",
     "RAY_ADDRESS=auto specplug build big.store --engine ray --tokenizer ./my-model "
     "corpus/*.parquet": "a cluster; tests/datastore/test_engines.py does on this machine",
 }
@@ -65,6 +68,12 @@ SMALLER = {
     "bench engine": ["--per-task", "1", "--tokens", "48", "--contexts", "64"],
 }
 """Options that make a command faster, added to those of the page."""
+
+SCRIPT = """
+from transformers import pipeline
+
+print(pipeline("text-generation", "./my-model")("def add(a, b):", max_new_tokens=24))
+"""
 
 Block = tuple[str, str]
 """(language, content)"""
@@ -121,7 +130,8 @@ class Desk:
         self.names = names
         self._built: set[str] = set()
         (folder / "my-model").symlink_to(DEMO_MODEL)
-        shutil.copytree(ROOT / "examples" / "custom_generate", folder / "me" / "specplug")
+        shutil.copytree(CUSTOM_GENERATE, folder / "me" / "specplug")
+        (folder / "my_script.py").write_text(SCRIPT)
         (folder / "src").mkdir()
         for module in (textwrap, shlex):
             (folder / "src" / f"{module.__name__}.py").write_text(inspect.getsource(module))
@@ -164,7 +174,9 @@ class Desk:
             if words[2] in self._built:
                 shutil.rmtree(words[2])
             self._built.add(words[2])
-        if words[0] == "specplug":
+        if words[:2] == ["specplug", "run"]:  # it replaces the process that runs it
+            subprocess.run([sys.executable, "-m", "hf_specplug.cli", *words[1:]], check=True)
+        elif words[0] == "specplug":
             quicker = SMALLER.get(words[1], SMALLER.get(" ".join(words[1:3]), []))
             result = CliRunner().invoke(app, words[1:] + quicker)
             assert result.exit_code == 0, f"{shlex.join(words)}\n{result.output}"
@@ -493,7 +505,7 @@ def test_every_folder_of_the_package_is_explained() -> None:
     tree = listings()[0]
     assert set(re.findall(r"^  (\w+)/ +\S", tree, re.MULTILINE)) == FOLDERS | {"demo_model"}
     for path in (ROOT / "hf_specplug").glob("*.py"):
-        if path.name in ("attachment.py", "plug.py", "session.py", "decode.py", "tree.py"):
+        if path.name in ("plug.py", "session.py", "decode.py", "tree.py"):
             assert re.search(rf"^  {path.name} +\S", tree, re.MULTILINE)
 
 

@@ -1,4 +1,4 @@
-"""`examples/custom_generate`, loaded by transformers as it loads a repository of the Hub."""
+"""The folder `custom_generate`, loaded by transformers as it loads a repository of the Hub."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import yaml
 from transformers import AutoModelForCausalLM, StaticCache, dynamic_module_utils
 
 import hf_specplug
-from hf_specplug import DEMO_MODEL, SpecPlug, attach, detach
+from hf_specplug import CUSTOM_GENERATE, DEMO_MODEL, SpecPlug, attach, detach
 from hf_specplug.errors import OptionError, StoreError
 from tests.helpers.oracle import Replay
 from tests.helpers.runs import new_tokens, plain
@@ -27,7 +27,7 @@ from tests.helpers.zoo import make, prompt
 from tests.test_generate import Recorder, question
 
 ROOT = Path(__file__).parent.parent
-SOURCE = ROOT / "examples" / "custom_generate"
+SOURCE = CUSTOM_GENERATE
 SETTINGS: dict[str, Any] = {"max_new_tokens": 30, "do_sample": False}
 
 

@@ -175,11 +175,12 @@ def _project(requirement: str) -> str:
 @slow
 def test_the_repository_of_the_hub_says_what_is_missing(source: Path, tmp_path: Path) -> None:
     environment = make_environment(tmp_path)
-    result = inside(environment, "python", "-c", HUB, source / "examples" / "custom_generate")
+    result = inside(environment, "python", "-c", HUB, source / FOLDER)
     assert "ImportError" in result.stderr
     assert "hf_specplug. Run `pip install hf_specplug`" in result.stderr
 
 
+FOLDER = "hf_specplug/entrypoints/custom_generate"
 HUB = """
 import sys, torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -207,7 +208,7 @@ def test_the_wheel_runs_where_nothing_else_is(installed: Path, source: Path) -> 
     assert "identical" in result.stdout
     assert "DIFFERENT" not in result.stdout
     assert "accept length" in result.stdout
-    result = inside(installed, "python", "-c", HUB, source / "examples" / "custom_generate")
+    result = inside(installed, "python", "-c", HUB, source / FOLDER)
     assert result.stdout == "True\n", result.stderr
 
 

@@ -63,10 +63,10 @@ def path(
     custom_generate is a decoding method for `generate(custom_generate=FOLDER,
     trust_remote_code=True)`, and a repository for the Hub.
     """
-    from hf_specplug.entrypoints import launch
+    from hf_specplug import CUSTOM_GENERATE
     from hf_specplug.errors import OptionError
 
     with friendly("path"):
         if name != "custom_generate":
             raise OptionError(f"there is a folder custom_generate, not {name!r}")
-        typer.echo(launch.CUSTOM_GENERATE)
+        typer.echo(CUSTOM_GENERATE)

@@ -21,9 +21,6 @@ from hf_specplug.drafting.budget import check_nodes
 from hf_specplug.entrypoints.program import SETTINGS
 from hf_specplug.errors import OptionError
 
-CUSTOM_GENERATE = Path(__file__).parent / "custom_generate"
-"""A decoding method for `generate(custom_generate=FOLDER)`: a repository as it is on the Hub."""
-
 
 def run(arguments: Sequence[str], module: bool, options: dict[str, Any], report: str | None) -> int:
     """Run a program with drafting installed; on POSIX systems it replaces this process.

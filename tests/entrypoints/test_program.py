@@ -14,8 +14,7 @@ from typing import Any
 
 import pytest
 
-from hf_specplug import DEMO_MODEL
-from hf_specplug.entrypoints.launch import CUSTOM_GENERATE
+from hf_specplug import CUSTOM_GENERATE, DEMO_MODEL
 
 GENERATES = f"""
     import sys, torch
