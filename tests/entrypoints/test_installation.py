@@ -290,6 +290,6 @@ def test_pipelines(demo_model: Any, tokenizer: Any) -> None:
     pipe = pipeline("text-generation", model=model, tokenizer=tokenizer)
     settings = {"max_new_tokens": 40, "do_sample": False}
     expected = pipe("def add(a, b):\n", **settings)
-    install(default=True)
+    install(default=True, nodes=16)
     assert pipe("def add(a, b):\n", **settings) == expected
     assert plug_of(model).stats.accept_length > 1  # type: ignore[union-attr]
