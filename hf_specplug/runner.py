@@ -159,6 +159,7 @@ class Runner:
     ) -> Any:
         """Run the decoding loop until `verifier` is finished; returns the KV cache."""
         stats, lock = Stats(calls=1), self._ensemble.lock
+        stats.engines[f"{plan.mode}, {plan.engine}"] += 1
         engine = session.engine(call, plan)
         budget = session.budget(plan, len(drafter_set.drafters), drafter_set.number)
         try:
