@@ -43,7 +43,7 @@ def audit(
 ) -> None:
     """Compare plain and drafted generate token by token: an identity certificate.
 
-    Greedy, sampled with several seeds, and with each logits processor of transformers. The exit
+    Greedy, sampled with several seeds, and with the logits processors of transformers. The exit
     code is 1 if a token differs in float32 or float64, or in lower precision where rounding does
     not explain it; it is 2 if nothing can be compared. Attach the page to a bug report.
     """
