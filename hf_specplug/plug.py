@@ -11,7 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from weakref import ref
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import (
     GenerationConfig,
     LogitsProcessorList,
@@ -22,14 +24,13 @@ from transformers import (
 from hf_specplug.datastore.building.growing import GrowingStore
 from hf_specplug.datastore.opening import open_all
 from hf_specplug.datastore.store import Datastore
-from hf_specplug.drafters.contract import Context, Drafter
+from hf_specplug.drafters.contract import Drafter
 from hf_specplug.drafters.registry import create, hidden_layer
 from hf_specplug.drafting import precompile
-from hf_specplug.drafting.assisted import AssistedCandidates
-from hf_specplug.drafting.budget import Budget, check_nodes
+from hf_specplug.drafting.assisted import AssistedCandidates, AssistedRequest
+from hf_specplug.drafting.budget import check_nodes
 from hf_specplug.drafting.ensemble import Ensemble
 from hf_specplug.drafting.mixer import Mixer
-from hf_specplug.drafting.search import TreeSearch
 from hf_specplug.errors import OptionError
 from hf_specplug.hf import adapter
 from hf_specplug.hf.adapter import BaseStreamer, CandidateGenerator
@@ -43,7 +44,7 @@ from hf_specplug.verify.rejection import verifier_class
 logger = logging.getLogger("hf_specplug")
 
 DEFAULT_DRAFTERS = ("context", "recycling", "stand", "gumbel")
-_OF_THIS_PROCESS = frozenset({"_paths", "_tokenizer", "_model"})
+_OF_THIS_PROCESS = frozenset({"_requests", "_tokenizer", "_model"})
 
 
 class SpecPlug(AssistedCandidates, CandidateGenerator):  # type: ignore[misc]
@@ -173,6 +174,7 @@ class SpecPlug(AssistedCandidates, CandidateGenerator):  # type: ignore[misc]
         **model_kwargs: Any,
     ) -> Any:
         """Decode one call. The arguments are those of transformers' decoding methods."""
+        self._end_request()  # of this thread's assisted loop: it has ended, too
         return self._runner.run(
             Call(model, input_ids, generation_config, model_kwargs),
             logits_processor,
@@ -282,14 +284,10 @@ class SpecPlug(AssistedCandidates, CandidateGenerator):  # type: ignore[misc]
         """
         self._ensemble.load_state(path)
 
-    def _begin_path(self, context: Context) -> tuple[TreeSearch, Any]:
-        # transformers' own loop does not show the target's outputs
-        drafters = self._ensemble.without_outputs()
-        mixer = Mixer([drafter.name for drafter in drafters])
-        return self._runner.begin_search(context, drafters, mixer), self._ensemble.lock
-
-    def _max_path(self) -> int:
-        return Budget(self.nodes).limit
+    def _begin_request(
+        self, tokens: NDArray[np.int64], vocab_size: int | None
+    ) -> AssistedRequest | None:
+        return self._runner.begin_request(tokens, vocab_size, self.model)
 
     def __repr__(self) -> str:
         return f"SpecPlug(drafters={[d.name for d in self.drafters]}, nodes={self.nodes!r})"

@@ -9,12 +9,15 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 
 from hf_specplug.datastore.building.growing import GrowingStore
 from hf_specplug.decode import Decoding, decode
-from hf_specplug.drafters.contract import Context, Drafter
+from hf_specplug.drafters.contract import Context, Drafter, TopK, as_text
 from hf_specplug.drafters.registry import hidden_layer
+from hf_specplug.drafting.assisted import AssistedRequest
+from hf_specplug.drafting.budget import Budget
 from hf_specplug.drafting.drafter_sets import DrafterSet
 from hf_specplug.drafting.ensemble import Ensemble
 from hf_specplug.drafting.mixer import Mixer
@@ -23,14 +26,20 @@ from hf_specplug.hf import adapter, suppressed
 from hf_specplug.hf.adapter import BaseStreamer
 from hf_specplug.hf.call import Call
 from hf_specplug.hf.plan import CHAIN, PLAIN, CallPlan
+from hf_specplug.hf.prompts import remaining_tokens
 from hf_specplug.published import search_class
 from hf_specplug.session import Session
-from hf_specplug.telemetry.history import History
+from hf_specplug.telemetry.history import CheckedStep, History
 from hf_specplug.telemetry.stats import Stats
+from hf_specplug.tree import DraftTree
 from hf_specplug.verify.acceptance import Verifier
+from hf_specplug.verify.outputs import Outputs
 from hf_specplug.verify.rejection import verifier_class
 
 logger = logging.getLogger("hf_specplug")
+
+_OF_THIS_PROCESS = frozenset({"sessions", "_budgets", "history", "growing"})
+_UNLIMITED = 1 << 31  # tokens, for a text of an unknown model
 
 
 class Runner:
@@ -67,12 +76,13 @@ class Runner:
     def _begin_process(self) -> None:
         """Set the attributes that belong to this process or to a call in progress."""
         self.sessions: WeakKeyDictionary[PreTrainedModel, Session] = WeakKeyDictionary()
+        self._budgets: dict[tuple[int, int, int], Budget] = {}  # of the assisted loop
         self.history: History | None = None
         self.growing: GrowingStore | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         own = vars(self).items()
-        return {key: value for key, value in own if key not in ("sessions", "history", "growing")}
+        return {key: value for key, value in own if key not in _OF_THIS_PROCESS}
 
     def __setstate__(self, saved: dict[str, Any]) -> None:
         for key, value in saved.items():
@@ -135,9 +145,8 @@ class Runner:
     def _context(self, call: Call, inputs: torch.Tensor | None, session: Session) -> Context:
         """The text to draft from. Ids that are not tokens of the text are -1."""
         vocab, excluded = adapter.vocab_size(call.model), suppressed.tokens(call.model)
-        tokens = adapter.text_of(call, inputs)
-        tokens[(tokens < 0) | (tokens >= vocab) | np.isin(tokens, list(excluded))] = -1
-        return Context(tokens.astype(np.int32), vocab, session.signature(call.model), excluded)
+        tokens = as_text(adapter.text_of(call, inputs), vocab, excluded)
+        return Context(tokens, vocab, session.signature(call.model), excluded)
 
     def _decode(
         self,
@@ -150,6 +159,7 @@ class Runner:
     ) -> Any:
         """Run the decoding loop until `verifier` is finished; returns the KV cache."""
         stats, lock = Stats(calls=1), self._ensemble.lock
+        stats.engines[f"{plan.mode}, {plan.engine}"] += 1
         engine = session.engine(call, plan)
         budget = session.budget(plan, len(drafter_set.drafters), drafter_set.number)
         try:
@@ -166,6 +176,50 @@ class Runner:
             with lock:
                 self._stats.add(stats)
             engine.close()
+
+    def begin_request(
+        self, tokens: NDArray[np.int64], vocab_size: int | None, model: PreTrainedModel | None
+    ) -> AssistedRequest | None:
+        """Begin a request of transformers' own assisted loop; None if nothing can be drafted.
+
+        Args:
+            tokens: int64[n], the text so far.
+            vocab_size: the width of the model's scores; None if none have been seen.
+            model: the model that the plug is attached to, if any.
+        """
+        if model is not None and vocab_size not in (None, adapter.vocab_size(model)):
+            model = None  # the scores are those of another model
+        if vocab_size is None and model is not None:
+            vocab_size = adapter.vocab_size(model)
+        if vocab_size is None:
+            return None
+        drafter_set = self._acquire()
+        if drafter_set is None:
+            return None
+        excluded = frozenset[int]() if model is None else suppressed.tokens(model)
+        context = Context(as_text(tokens, vocab_size, excluded), vocab_size, "", excluded)
+        search = self.begin_search(context, drafter_set.drafters, drafter_set.mixer)
+        history = self.history = History(search.names)
+        key = vocab_size, drafter_set.number, len(search.names)
+        budget = self._budgets.setdefault(key, Budget(self._nodes, len(search.names)))
+
+        def report(root: int, tree: DraftTree, visited: Any, emitted: Any) -> None:
+            with self._ensemble.lock:
+                self._stats.calls += not history.count
+                self._stats.observe(tree, visited, search.names)
+            history.append(CheckedStep(root, tree, visited, emitted))
+
+        room = _UNLIMITED if model is None else remaining_tokens(model, tokens.tolist())
+        return AssistedRequest(
+            context,
+            search,
+            budget,
+            self._ensemble,
+            drafter_set,
+            len(tokens) + room,
+            _likeliest,
+            report,
+        )
 
     def begin_search(
         self, context: Context, drafters: list[Drafter], mixer: Mixer, stats: Stats | None = None
@@ -198,3 +252,9 @@ class Runner:
         if kind not in self._warned:
             self._warned.add(kind)
             logger.warning(message, exc_info=error)
+
+
+def _likeliest(scores: torch.Tensor) -> TopK:
+    """The likeliest tokens by processed scores [T, V], without those that processors excluded."""
+    topk = Outputs(scores).topk()
+    return TopK(np.where(topk.probs > 0, topk.ids, -1), topk.probs)

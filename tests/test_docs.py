@@ -64,6 +64,7 @@ NOT_RUN = {
 """Commands, or lines of snippets, that do not run here: the reason, or the test that runs them."""
 
 SMALLER = {
+    "audit": ["--tokens", "8", "--seeds", "1"],
     "demo": ["--tokens", "24", "--no-store"],
     "bench engine": ["--per-task", "1", "--tokens", "48", "--contexts", "64"],
 }

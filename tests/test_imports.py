@@ -31,6 +31,7 @@ LAYERS = [
     ["entrypoints"],
     ["replay"],
     ["bench"],
+    ["audit"],
     ["cli"],
 ]
 """Rooms, and the story's files: each may import what stands in its own line or above it."""

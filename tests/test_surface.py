@@ -15,13 +15,12 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 from transformers import AutoModelForCausalLM, GenerationConfig, pipeline
-from transformers.generation.candidate_generator import CandidateGenerator
 
 from hf_specplug import SpecPlug, attach, detach
 from hf_specplug.drafters.registry import create
 from hf_specplug.errors import OptionError, StateError
 from tests.helpers.oracle import Replay
-from tests.helpers.runs import new_tokens, plain
+from tests.helpers.runs import Counting, new_tokens, plain
 from tests.helpers.zoo import FAMILIES, prompt
 
 SETTINGS: dict[str, Any] = {"max_new_tokens": 30, "do_sample": False}
@@ -203,67 +202,10 @@ def test_two_calls_at_once(model: Any, expected: Any) -> None:
     assert plug.stats.calls == 6
 
 
-def test_in_transformers_own_assisted_loop(model: Any, expected: Any) -> None:
-    inputs = prompt(model)
-    reference = expected[0][inputs["input_ids"].shape[1] :]
-    counted = []
-    for drafter in (Replay(reference, siblings=0), Replay(reference, wrong=lambda p: True), None):
-        plug = SpecPlug(drafters=drafter or ["context"])
-        assert isinstance(plug, CandidateGenerator)
-        count = _Counting(model)
-        model._get_candidate_generator = lambda plug=plug, **kwargs: plug
-        output = model.generate(**inputs, **SETTINGS, prompt_lookup_num_tokens=3)
-        counted.append(count.forwards)
-        count.remove()
-        assert output.tolist() == expected
-    del model._get_candidate_generator
-    assert counted[0] <= 5
-    assert counted[1] == 30
-
-
-class _Counting:
-    """Counts forward passes until `remove` is called."""
-
-    def __init__(self, model: Any) -> None:
-        self.forwards = 0
-        self._hook = model.register_forward_hook(self)
-
-    def __call__(self, *arguments: Any) -> None:
-        self.forwards += 1
-
-    def remove(self) -> None:
-        self._hook.remove()
-
-
-def test_candidates_are_one_chain_after_the_text() -> None:
-    plug = SpecPlug(drafters=["context"])
-    ids = torch.tensor([[5, 6, 7, 8, 9, 5, 6]])
-    out, logits = plug.get_candidates(ids)
-    assert logits is None
-    assert out[0].tolist()[: ids.shape[1] + 3] == [5, 6, 7, 8, 9, 5, 6, 7, 8, 9]
-    longer = torch.cat([ids, torch.tensor([[7, 3, 5]])], dim=1)
-    out, _ = plug.get_candidates(longer)
-    assert out[0, longer.shape[1]] == 6
-    fresh, _ = SpecPlug(drafters=["context"]).get_candidates(longer)
-    assert out.tolist() == fresh.tolist()
-    other, _ = plug.get_candidates(torch.tensor([[1, 2, 1]]))  # an unrelated text
-    assert other[0, 3] == 2
-
-
-def test_candidates_leave_what_recycling_learned(model: Any) -> None:
-    plug = attach(model)
-    model.generate(**prompt(model), **SETTINGS)
-    before = plug.drafters[1].state_dict()["ids"].copy()
-    out, _ = plug.get_candidates(torch.tensor([[5, 6, 7, 8, 9, 5, 6]]))
-    assert out[0, 7:10].tolist() == [7, 8, 9]
-    assert not plug.stats.dropped
-    assert np.array_equal(plug.drafters[1].state_dict()["ids"], before)
-
-
 def test_a_hook_counts_fewer_forward_passes(model: Any, expected: Any) -> None:
     inputs = prompt(model)
     attach(model, drafters=Replay(new_tokens(torch.tensor(expected), 30), siblings=0), nodes=32)
-    count = _Counting(model)
+    count = Counting(model)
     model.generate(**inputs, **SETTINGS)  # runs the trial that a model with a hook needs
     before = count.forwards
     model.generate(**inputs, **SETTINGS)

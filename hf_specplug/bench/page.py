@@ -2,32 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from html import escape
-from pathlib import Path
 
-from hf_specplug.bench import figures
+from hf_specplug.bench import figures, html
 from hf_specplug.bench.methods import PLAIN
 from hf_specplug.bench.results import Results, methods, middle_length, names, notes, summary
 from hf_specplug.bench.tables import contributions, overall, spec_bench, title
 from hf_specplug.telemetry import plots
-
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1f2429; --paper: #fff; --line: #d5d9de; --soft: #5c6670; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e3e7ea; --paper: #15191d; --line: #3a4249; --soft: #9aa5ae; }
-}
-body { max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color: var(--ink);
-  background: var(--paper); font: 15px/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.5rem; margin-bottom: 0.2rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
-p, li, footer { color: var(--soft); } p strong { color: var(--ink); }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: 0.3rem 0.7rem; border-bottom: 1px solid var(--line); text-align: right; }
-th { font-weight: 600; vertical-align: bottom; }
-th:first-child, td:first-child { text-align: left; }
-figure { margin: 1rem 0; } code { font-size: 0.9em; }
-""".strip()
 
 
 def check(path: str) -> None:
@@ -48,9 +29,9 @@ def write(path: str, results: Results) -> None:
         PlotError: matplotlib is not installed.
         OSError: the file cannot be written.
     """
-    parts = [_head(results), _table(*overall(results))]
+    parts = [_head(results), html.table(*overall(results))]
     parts += [f"<p>{escape(line)}</p>" for line in notes(results)]
-    parts += ["<h2>As Spec-Bench counts</h2>", _table(*spec_bench(results))]
+    parts += ["<h2>As Spec-Bench counts</h2>", html.table(*spec_bench(results))]
     parts.append(
         _figure(figures.by_task(results), "Speed by task, as a multiple of plain decoding")
     )
@@ -58,7 +39,7 @@ def write(path: str, results: Results) -> None:
     if results["milliseconds"]:
         parts.append("<h2>Cost of a forward pass, and what each drafter contributes</h2>")
         if results["ablation"]:
-            parts.append(_table(*contributions(results)))
+            parts.append(html.table(*contributions(results)))
         parts.append(
             _figure(
                 figures.cost_and_contributions(results),
@@ -70,26 +51,7 @@ def write(path: str, results: Results) -> None:
         parts.append(_figure(plots.stats_figure(stats), f"What {method} drafted and accepted"))
     parts.append(_differences(results))
     parts.append(_how(results))
-    name = escape(results["arguments"]["model"])
-    text = (
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>specplug bench: {name}</title>\n<style>\n{_STYLE}\n</style>\n</head>\n<body>\n"
-        + "\n".join(parts)
-        + "\n</body>\n</html>\n"
-    )
-    Path(path).write_text(text, encoding="utf-8")
-
-
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
-    )
-    return (
-        f'<div class="wide"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-    )
+    html.write(path, f"specplug bench: {results['arguments']['model']}", parts)
 
 
 def _figure(figure: object, name: str) -> str:
@@ -128,7 +90,7 @@ def _differences(results: Results) -> str:
     return (
         "<h2>Not identical</h2>\n<p>Every token is chosen from the model's own scores. A forward "
         "pass over several tokens rounds them differently, which can decide near-ties.</p>\n"
-        + _table(columns, rows)
+        + html.table(columns, rows)
     )
 
 

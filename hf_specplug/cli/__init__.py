@@ -1,6 +1,7 @@
 """The `specplug` command; each file registers a group of commands."""
 
 from hf_specplug.cli import (  # noqa: F401
+    audit,
     bench,
     datastores,
     decoding,

@@ -30,22 +30,22 @@ def root(
 
 
 @contextmanager
-def friendly(command: str) -> Iterator[None]:
-    """Print errors as one line, and exit with code 1."""
+def friendly(command: str, code: int = 1) -> Iterator[None]:
+    """Print errors as one line, and exit with `code`."""
     from hf_specplug.errors import SpecPlugError
 
     try:
         yield
     except (SpecPlugError, OSError) as error:
         typer.echo(f"specplug {command}: {error}", err=True)
-        raise typer.Exit(1) from error
+        raise typer.Exit(code) from error
 
 
 @contextmanager
-def resumable(command: str, again: bool = True) -> Iterator[None]:
+def resumable(command: str, again: bool = True, code: int = 1) -> Iterator[None]:
     """Like `friendly`; exit with code 130 if interrupted. `again`: the command can be continued."""
     try:
-        with friendly(command):
+        with friendly(command, code):
             yield
     except KeyboardInterrupt as error:
         then = "; the same command continues" if again else ""

@@ -36,7 +36,7 @@ def compare(
         int, typer.Option(min=0, help="Prompts of each task, spread over the file; 0: all.")
     ] = 0,
     tokens: Annotated[int, typer.Option(min=2, help="Maximum length of an answer.")] = 128,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
     temperature: Annotated[
         float, typer.Option(min=0.0, help="Of sampling, with the same seeds; 0: greedy.")
     ] = 0.0,
@@ -97,7 +97,7 @@ def engine(
     texts: Annotated[str, typer.Option(help='JSON lines with "task", "prompt" and "response".')],
     per_task: Annotated[int, typer.Option(min=1, help="Answers per task.")] = 2,
     tokens: Annotated[int, typer.Option(min=2, help="Maximum length of an answer.")] = 160,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "bfloat16",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "bfloat16",
     contexts: Annotated[
         str, typer.Option(help="Tokens before a timed forward pass, with commas.")
     ] = "512,4096",

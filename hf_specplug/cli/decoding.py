@@ -20,7 +20,7 @@ def demo(
         typer.Option(help="A prompt; may be repeated (default: a handful, built in)."),
     ] = None,
     tokens: Annotated[int, typer.Option(min=2, help="Maximum length of an answer.")] = 192,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: as torch chooses.")] = 0,
     color: Annotated[bool, typer.Option(help="Colour the text by drafter.")] = True,
     store: Annotated[

@@ -83,6 +83,12 @@ class Context:
         self._length = end
 
 
+def as_text(tokens: NDArray[np.int64], vocab_size: int, suppressed: Iterable[int]) -> Int32:
+    """Token ids int64[n] as drafters see them: -1 if suppressed or not in [0, vocab_size)."""
+    excluded = (tokens < 0) | (tokens >= vocab_size) | np.isin(tokens, list(suppressed))
+    return np.where(excluded, -1, tokens).astype(np.int32)
+
+
 Noise = tuple[NDArray[np.float64], int]
 """Known sampling noise: see `Frontier.noise`."""
 

@@ -58,11 +58,6 @@ class Ensemble:
         """Return the set of a call that has ended."""
         self._sets.release(drafter_set)
 
-    def without_outputs(self) -> list[Drafter]:
-        """New drafters for one call, without those that need outputs of the target."""
-        with self.lock:
-            return [drafter.for_another_call() for drafter in self.drafters if not drafter.needs]
-
     def add_stores(self, stores: Iterable[Datastore]) -> None:
         """Add datastores to the drafters that read their kinds; missing drafters are created."""
         with self.lock:

@@ -39,6 +39,7 @@ class Stats:
         drafted_by: draft tokens by drafter; a token that two drafters proposed counts for both.
         accepted_by: accepted tokens by drafter, counted likewise.
         seconds: by phase: prefill, draft, verify (the forward pass), accept, observe.
+        engines: "mode, engine", such as "tree, eager" -> calls that were drafted so.
         captured: forward passes that were captured or compiled, for this and later calls.
         capture_seconds: what capturing took, in seconds; it is part of "verify".
         fallbacks: reason -> calls that ran as chain or plain because of it.
@@ -63,6 +64,7 @@ class Stats:
     drafted_by: Counter[str] = field(default_factory=Counter)
     accepted_by: Counter[str] = field(default_factory=Counter)
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
+    engines: Counter[str] = field(default_factory=Counter)
     captured: int = 0
     capture_seconds: float = 0.0
     fallbacks: Counter[str] = field(default_factory=Counter)
@@ -152,7 +154,7 @@ class Stats:
         counters = ("calls", "forwards", "tokens", "drafted", "accepted", "captured")
         for name in (*counters, "capture_seconds"):
             setattr(self, name, getattr(self, name) + getattr(call, name))
-        for name in ("lengths", "widths", "drafted_by", "accepted_by", "fallbacks"):
+        for name in ("lengths", "widths", "drafted_by", "accepted_by", "engines", "fallbacks"):
             getattr(self, name).update(getattr(call, name))
         for phase, seconds in call.seconds.items():
             self.seconds[phase] += seconds
@@ -180,6 +182,7 @@ class Stats:
             "drafted_by": dict(self.drafted_by),
             "accepted_by": dict(self.accepted_by),
             "seconds": dict(self.seconds),
+            "engines": dict(self.engines),
             "prepared": self.captured,
             "preparing": self.capture_seconds,
             "fallbacks": dict(self.fallbacks),
@@ -208,6 +211,7 @@ class Stats:
         if self.captured:
             text = f"{self.captured} forward passes in {self.capture_seconds:.1f} s, once"
             rows.append(("captured", text))
+        rows += [("engine", f"{count} x {name}") for name, count in self.engines.items()]
         rows += [("fallback", f"{count} x {why}") for why, count in self.fallbacks.items()]
         rows += [("dropped", f"{name}: {why}") for name, why in self.dropped.items()]
         return rows

@@ -337,7 +337,7 @@ def test_one_line_says_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyP
         (["--model", broken], "cannot be loaded"),
         (["--prompts", tmp_path / "nowhere.jsonl"], "nowhere.jsonl"),
         (["--methods", "eagle"], "methods are plain"),
-        (["--dtype", "int8"], "must be float32, bfloat16 or float16"),
+        (["--dtype", "int8"], "must be float32, bfloat16, float16 or float64"),
         (["--datastore", tmp_path], "datastore"),
         (["--out", tmp_path / "no" / "out.json"], "out.json"),
         (["--tokens", "100000"], "no prompt leaves the model room"),

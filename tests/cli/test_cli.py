@@ -28,7 +28,7 @@ def specplug(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 COMMANDS = ["demo", "record", "simulate", "tune-tree", "learn-priors", "bench", "bench report"]
-COMMANDS += ["bench engine", "build", "append", "merge", "info", "check", "query"]
+COMMANDS += ["bench engine", "audit", "build", "append", "merge", "info", "check", "query"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -64,7 +64,7 @@ def test_demo() -> None:
 
 def test_bad_input_is_one_friendly_line(tmp_path: Path) -> None:
     for arguments, message in (
-        (["--dtype", "int8"], "must be float32, bfloat16 or float16"),
+        (["--dtype", "int8"], "must be float32, bfloat16, float16 or float64"),
         (["--model", str(tmp_path / "nowhere")], "nowhere"),
     ):
         result = specplug("demo", *arguments)
@@ -114,7 +114,7 @@ def test_bench_engine(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (["--dtype", "int8"], "float32, bfloat16 or float16"),
+        (["--dtype", "int8"], "float32, bfloat16, float16 or float64"),
         (["--contexts", "12,many"], "numbers of tokens"),
         (["--tokens", "400"], "no answer of 96 tokens"),
         (["--texts", "nowhere.jsonl"], "nowhere.jsonl"),

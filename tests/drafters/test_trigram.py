@@ -325,8 +325,7 @@ def test_state_comes_back_and_copies_read_the_same_store(tmp_path: Path) -> None
     assert not len(made.state_dict()["keys"])
 
 
-def test_a_call_without_a_known_vocabulary_clears_nothing() -> None:
-    """The assisted loop of transformers begins with 2^31 - 1 ids: in a copy, that is harmless."""
+def test_a_copy_for_another_vocabulary_clears_nothing() -> None:
     made = taught()
     state = made.state_dict()
     other = made.for_another_call()

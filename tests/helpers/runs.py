@@ -42,6 +42,20 @@ def plugged(
         detach(model)
 
 
+class Counting:
+    """Counts forward passes until `remove` is called."""
+
+    def __init__(self, model: Any) -> None:
+        self.forwards = 0
+        self._hook = model.register_forward_hook(self)
+
+    def __call__(self, *arguments: Any) -> None:
+        self.forwards += 1
+
+    def remove(self) -> None:
+        self._hook.remove()
+
+
 def chosen(model: Any, inputs: dict[str, Any], **settings: Any) -> CallPlan:
     """The plan of a call: its mode, and the reason if that is not a tree."""
 

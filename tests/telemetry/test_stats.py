@@ -55,6 +55,7 @@ def test_calls_add_up() -> None:
             stats.observe(draft, visited, ["a", "b"])
             stats.seconds["draft"] += 1.0
             stats.fallbacks["reason"] += number
+            stats.engines["tree, eager"] += number
             stats.dropped["a"] = f"error {number}"
         added.add(call)
     assert added == together
@@ -85,8 +86,10 @@ def test_of_a_real_call() -> None:
     assert stats.drafted_by == stats.accepted_by == {"replay": 24}
     assert set(stats.seconds) == {"prefill", "draft", "verify", "accept", "observe"}
     assert all(seconds > 0 for seconds in stats.seconds.values())
+    assert stats.engines == {"tree, eager": 1}
     again = json.loads(json.dumps(stats.to_dict()))
     assert again["accept_length"] == 4.0
+    assert again["engines"] == {"tree, eager": 1}
     text = repr(stats)
     assert "32 / 8" in text
     assert "4.00 tokens per forward" in text

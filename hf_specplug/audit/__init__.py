@@ -1,0 +1,1 @@
+"""`specplug audit`: whether drafted generation gives the tokens of plain `generate` here."""
