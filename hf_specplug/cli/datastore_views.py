@@ -25,6 +25,7 @@ def describe(store: Datastore) -> dict[str, Any]:
         "kind": store.manifest.kind,
         "tokens": len(store),
         "documents": store.documents,
+        "documents left out": store.manifest.left_out,
         "shards": len(store.shards),
         "bytes": store.bytes,
         "vocabulary": store.manifest.vocab_size,
