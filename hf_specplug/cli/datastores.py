@@ -167,13 +167,21 @@ def merge(
         str | None,
         typer.Option(help="Memory to use at most, such as 8G.", show_default="no limit"),
     ] = None,
+    corpus: Annotated[
+        str | None,
+        typer.Option(
+            metavar="STORE",
+            help="A datastore that holds the whole corpus: phrases are counted again, over its "
+            "texts (kinds phrases and ngram).",
+        ),
+    ] = None,
 ) -> None:
     """Join the shards of a datastore, which makes it faster. Readers are not disturbed."""
     with resumable("merge"):
         from hf_specplug.cli import run_build
         from hf_specplug.cli.datastore_views import show
 
-        show(run_build.merge(path, memory))
+        show(run_build.merge(path, memory, corpus))
 
 
 @app.command(epilog="Example: specplug info my.store --format json")

@@ -54,11 +54,10 @@ class Datastore:
         kind = index_class(self.manifest.kind)
         if missing := set(kind.array_names) - set(shard.arrays):
             raise StoreError(f"{self.path}: a shard has no {', '.join(sorted(missing))}")
-        for name in kind.verify_on_open:
+        names = [*kind.array_names, *(n for n in kind.optional_arrays if n in shard.arrays)]
+        for name in set(kind.verify_on_open).intersection(names):
             arrays.verify(self.path, shard.arrays[name])
-        opened = {
-            name: arrays.open_array(self.path, shard.arrays[name]) for name in kind.array_names
-        }
+        opened = {name: arrays.open_array(self.path, shard.arrays[name]) for name in names}
         try:
             return kind(opened, self.manifest.vocab_size)
         except StoreError as error:

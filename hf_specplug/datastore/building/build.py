@@ -6,7 +6,6 @@ manifest; an interrupted build continues after the last listed shard.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,29 +13,21 @@ from typing import Any
 
 import numpy as np
 import xxhash
-from numpy.typing import NDArray
 
 from hf_specplug.datastore import manifest
 from hf_specplug.datastore.building.corpus import STDIN, Corpus, Document
 from hf_specplug.datastore.building.executors import Batch, Executor, IndexBuilder, LocalExecutor
-from hf_specplug.datastore.building.folder import (
-    exclusive_writer,
-    refuse_foreign,
-    remove_unlisted,
-    write_shard,
-)
-from hf_specplug.datastore.building.leave_out import LeaveOut
+from hf_specplug.datastore.building.folder import exclusive_writer, refuse_foreign
+from hf_specplug.datastore.building.leave_out import LeaveOut, decoded
 from hf_specplug.datastore.building.options import BuildOptions
+from hf_specplug.datastore.building.shard_writer import Progress, ShardWriter
 from hf_specplug.datastore.kinds.contract import NO_SETTINGS, token_dtype
 from hf_specplug.datastore.kinds.registry import index_class
 from hf_specplug.datastore.manifest import Manifest
-from hf_specplug.datastore.store import Datastore, require_tokenizer, tokenizer_identity
+from hf_specplug.datastore.store import require_tokenizer, tokenizer_identity
 from hf_specplug.errors import CorpusError, StoreError
 
 BATCH = 1 << 20  # characters (or tokens, if they are known) that are tokenized at once
-
-Progress = Callable[[int, int], None]
-"""Called with (documents, tokens) that have been done since the last call."""
 
 
 def build(
@@ -80,7 +71,7 @@ def build(
     with exclusive_writer(folder):
         state = _begin(folder, corpus, tokenizer, options, dict(settings), leave_out)
         if state.build:
-            shards = _ShardWriter(folder, state, executor or LocalExecutor(), options, builder)
+            shards = ShardWriter(folder, state, executor or LocalExecutor(), options, builder)
             state = _add(shards, corpus, tokenizer, options, on_error, progress, leave_out)
     return state
 
@@ -149,7 +140,7 @@ def _saved(folder: Path, state: Manifest) -> Manifest:
 
 
 def _add(
-    shards: _ShardWriter,
+    shards: ShardWriter,
     corpus: Corpus,
     tokenizer: Any,
     options: BuildOptions,
@@ -171,17 +162,19 @@ def _add(
     most = options.max_tokens or (1 << 62)
     buffer = np.empty(options.shard_tokens, token_dtype(state.vocab_size))
     filled = documents = 0
+    strings: list[str] = []
     found = corpus.documents(on_error)
     documents_left = _new_documents(found, read, options.dedup, leave_out, left_out)
     for batch, rows in shards.executor.tokenize(tokenizer, _batches(documents_left)):
-        for (number, _), row in zip(batch, rows, strict=True):
+        for (number, document), row in zip(batch, rows, strict=True):
             if leave_out and not corpus.holds_texts and leave_out.matches(row):
                 left_out.add(number)
                 row = row[:0]
             row = row[: max(0, min(options.shard_tokens, most - written) - 1)]
             if filled + len(row) + 1 > options.shard_tokens:
-                shards.add(buffer[:filled], documents, done())
+                shards.add(buffer[:filled], documents, done(), strings)
                 filled = documents = 0
+                strings = []
             read = number
             if len(row):
                 buffer[filled : filled + len(row)] = row
@@ -189,78 +182,14 @@ def _add(
                 filled += len(row) + 1
                 written += len(row) + 1
                 documents += 1
+                if options.given:
+                    known = corpus.holds_texts and isinstance(document, str)
+                    strings.append(str(document) if known else decoded(tokenizer, row))
             progress(1, len(row) + 1)
         if written >= most - 1:
             break
-    shards.add(buffer[:filled], documents, done())
-    return shards.finish(done()["left_out"])
-
-
-class _ShardWriter:
-    """Writes shards in order. Earlier ones may still be indexed while the next one is filled."""
-
-    def __init__(
-        self,
-        folder: Path,
-        state: Manifest,
-        executor: Executor,
-        options: BuildOptions,
-        builder: IndexBuilder | None,
-    ) -> None:
-        self.state, self.executor = state, executor
-        self._folder = folder
-        self._index = index_class(state.kind)
-        build = self._index.build_given if options.given else self._index.build
-        self._builder = builder or build
-        self._pending: deque[Callable[[], None]] = deque()
-        self._count = len(state.shards)
-
-    def add(self, tokens: NDArray[Any], documents: int, done: dict[str, int]) -> None:
-        """Take over a filled shard.
-
-        Args:
-            tokens: int[n], the documents, each with its separator.
-            documents: number of documents in it.
-            done: what is done of the corpus once it is written: "documents", "tokens", and how
-                many of the documents were "left_out".
-        """
-        if not len(tokens):
-            return
-        size = len(tokens)
-        arrays = self.executor.start_index(self._builder, tokens.copy(), self.state.vocab_size)
-        number = self._count
-        self._count += 1
-
-        def write() -> None:
-            shard = write_shard(self._folder, number, arrays(), documents, size)
-            build = {**self.state.build, **done}
-            self.state = self.state.with_shards((*self.state.shards, shard), build)
-            manifest.save(self._folder, self.state)
-
-        self._pending.append(write)
-        while len(self._pending) > self.executor.max_pending:
-            self._pending.popleft()()
-
-    def finish(self, left_out: int) -> Manifest:
-        """Write the pending shards, join them if the kind asks for it, and end the build.
-
-        Args:
-            left_out: documents that were left out.
-        """
-        while self._pending:
-            self._pending.popleft()()
-        begin = int(self.state.build["shards"])
-        before, new = self.state.shards[:begin], self.state.shards[begin:]
-        if self._index.join_after_build and new:
-            parts = Datastore(self._folder).shards[begin:]
-            index = self._index.join(parts, self.state.vocab_size, self.state.settings)
-            documents, tokens = sum(s.documents for s in new), sum(s.tokens for s in new)
-            new = (write_shard(self._folder, self._count, index, documents, tokens),)
-        total = self.state.left_out + left_out
-        self.state = replace(self.state.with_shards((*before, *new), {}), left_out=total)
-        manifest.save(self._folder, self.state)
-        remove_unlisted(self._folder)
-        return self.state
+    shards.add(buffer[:filled], documents, done(), strings)
+    return shards.finish(done()["left_out"], progress)
 
 
 def _new_documents(

@@ -16,11 +16,12 @@ from hf_specplug.datastore.building.answers import (
     PromptCorpus,
     ReadPrompts,
 )
-from hf_specplug.datastore.building.build import Progress, build
+from hf_specplug.datastore.building.build import build
 from hf_specplug.datastore.building.corpus import Corpus
 from hf_specplug.datastore.building.executors import EXECUTORS, LOCAL, Executor
 from hf_specplug.datastore.building.leave_out import LeaveOut, read_strings
 from hf_specplug.datastore.building.options import BuildOptions
+from hf_specplug.datastore.building.shard_writer import Progress
 from hf_specplug.datastore.building.store_corpus import StoreCorpus
 from hf_specplug.datastore.kinds import faiss_index
 from hf_specplug.datastore.kinds.contract import NO_SETTINGS
