@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ class Datastore:
         path: the folder.
         manifest: the manifest that was read.
         shards: one mapped index per shard. Their values are not checked; see `check`.
+        tokenizer: the model's tokenizer, if `with_tokenizer` has compared it; otherwise None.
 
     Raises:
         StoreError: the folder is not a datastore, is damaged, or has an unsupported format.
@@ -38,6 +40,8 @@ class Datastore:
         Traceback (most recent call last):
         hf_specplug.errors.StoreError: no-such-folder is not a datastore: it has no specplug.json...
     """
+
+    tokenizer: Any = None
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
@@ -106,6 +110,17 @@ class Datastore:
     def require_tokenizer(self, tokenizer: Any) -> None:
         """Raise StoreError unless `tokenizer` has the token ids of this datastore."""
         require_tokenizer(self.path, self.manifest, tokenizer_identity(tokenizer))
+
+    def with_tokenizer(self, tokenizer: Any) -> Datastore:
+        """This datastore with its tokenizer, so that its texts can be compared with others.
+
+        Raises:
+            StoreError: `tokenizer` has other token ids.
+        """
+        self.require_tokenizer(tokenizer)
+        twin = copy.copy(self)
+        twin.tokenizer = tokenizer
+        return twin
 
 
 def tokenizer_identity(tokenizer: Any) -> dict[str, str]:

@@ -198,6 +198,11 @@ class PhraseIndex(_Phrases):
         pairs = zip(self.phrases(), self._given.tolist(), strict=True)
         return {_key(phrase) for phrase, is_given in pairs if is_given}
 
+    @property
+    def has_strings(self) -> bool:
+        """Whether it has the texts of given phrases."""
+        return self._strings is not None
+
     def strings(self) -> list[str]:
         """The texts of given phrases. Raises StoreError if they are damaged."""
         return [] if self._strings is None else unpack_strings(self._strings)
