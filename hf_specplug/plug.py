@@ -61,8 +61,8 @@ class SpecPlug(AssistedCandidates, CandidateGenerator):  # type: ignore[misc]
         pack: on a CPU, keep a second copy of the weights in a layout that is faster for a few
             tokens, if memory allows. False saves this memory, or measures drafting alone.
         datastores: datastores to draft from: folders made by `specplug build`, or opened stores.
-        tokenizer: the model's tokenizer, to refuse datastores of another tokenizer and to show
-            traces.
+        tokenizer: the model's tokenizer, to refuse datastores of another tokenizer, to match given
+            passages as text, and to show traces.
         published: "aded", "rasd", "stand" or "token-recycling" drafts as that paper does.
         verification: how sampled text is verified. "seeded" gives the tokens that plain `generate`
             draws with the same seed. "rejection" draws drafts and tokens from the same distribution

@@ -16,7 +16,7 @@ else:
 
 PACKAGE = Path(hf_specplug.__file__).parent
 ROOT = Path(__file__).parent.parent
-MODULES = {"faiss-cpu": "faiss"}
+MODULES = {"faiss-cpu": "faiss", "pyahocorasick": "ahocorasick"}
 """Modules of projects, where the name differs."""
 
 EXTRAS = ("ray", "corpora", "plot")

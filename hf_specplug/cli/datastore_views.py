@@ -12,7 +12,7 @@ from rich.tree import Tree
 
 from hf_specplug.datastore.store import Datastore
 from hf_specplug.drafters.contract import Context, Step
-from hf_specplug.drafters.store_drafter import reader
+from hf_specplug.drafters.store_drafter import new_readers
 from hf_specplug.drafting.mixer import Mixer
 from hf_specplug.drafting.search import TreeSearch
 from hf_specplug.errors import OptionError
@@ -25,6 +25,7 @@ def describe(store: Datastore) -> dict[str, Any]:
         "kind": store.manifest.kind,
         "tokens": len(store),
         "documents": store.documents,
+        "documents left out": store.manifest.left_out,
         "shards": len(store.shards),
         "bytes": store.bytes,
         "vocabulary": store.manifest.vocab_size,
@@ -78,21 +79,23 @@ def _continuations(
     from hf_specplug.hf import loading
 
     tokenizer = loading.tokenizer(tokenizer_name or store.manifest.tokenizer["name"])
-    store.require_tokenizer(tokenizer)
+    store = store.with_tokenizer(tokenizer)
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     vocab = store.manifest.vocab_size
-    drafter = reader(store.manifest.kind)
-    drafter.add(store)
-    search = TreeSearch([drafter], Mixer([drafter.name]), vocab, _raise)
+    drafters = new_readers(store)
+    search = TreeSearch(drafters, Mixer([drafter.name for drafter in drafters]), vocab, _raise)
     context = Context(np.array(ids, np.int32), vocab)
-    drafter.begin(context)
-    if "hidden" in drafter.needs and len(ids) > 1:
+    for drafter in drafters:
+        drafter.begin(context)
+    if any("hidden" in drafter.needs for drafter in drafters) and len(ids) > 1:
         from hf_specplug.datastore.building.embedding import Embedding
 
         settings = store.manifest.settings
         embedding = Embedding(tokenizer_name or settings["model"]["name"], settings["layer"])
         known, last = context.tokens[:-1], context.tokens[-1:]
-        drafter.observe(Step.of_text(known, 0, [], last, None, embedding.state(known)))
+        step = Step.of_text(known, 0, [], last, None, embedding.state(known))
+        for drafter in drafters:
+            drafter.observe(step)
     tree = search.grow(context.last, nodes, nodes)
     return [
         {"parent": int(parent), "text": tokenizer.decode([int(token)]), "probability": float(prob)}

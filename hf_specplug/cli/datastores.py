@@ -40,6 +40,14 @@ FromModel = Annotated[
         '"prompt".',
     ),
 ]
+LeaveOut = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="Leave out every document that contains one of these strings: one per line, a JSON "
+        'list (.json), or prompts (.jsonl with "prompt" or "turns").',
+    ),
+]
 Form = Annotated[str, typer.Option("--format", help="table or json.")]
 Folder = Annotated[str, typer.Argument(metavar="PATH", help="Folder of the datastore.")]
 
@@ -93,6 +101,7 @@ def build(
     ] = "local",
     given: Given = False,
     from_model_outputs: FromModel = None,
+    leave_out: LeaveOut = None,
 ) -> None:
     """Build a datastore of texts to draft from, or continue an interrupted build."""
     with resumable("build"):
@@ -114,6 +123,7 @@ def build(
             model=model,
             layer=layer,
             index=index,
+            leave_out=leave_out,
         )
         show(run_build.build(out, corpus, options, on_error))
 
@@ -129,6 +139,7 @@ def append(
     on_error: OnError = "stop",
     given: Given = False,
     from_model_outputs: FromModel = None,
+    leave_out: LeaveOut = None,
 ) -> None:
     """Add documents to a datastore as new shards. Readers see the old or the new state."""
     with resumable("append"):
@@ -144,6 +155,7 @@ def append(
             given=given,
             workers=workers,
             from_model_outputs=from_model_outputs,
+            leave_out=leave_out,
         )
         show(run_build.build(path, corpus, options, on_error))
 
@@ -155,13 +167,21 @@ def merge(
         str | None,
         typer.Option(help="Memory to use at most, such as 8G.", show_default="no limit"),
     ] = None,
+    corpus: Annotated[
+        str | None,
+        typer.Option(
+            metavar="STORE",
+            help="A datastore that holds the whole corpus: phrases are counted again, over its "
+            "texts (kinds phrases and ngram).",
+        ),
+    ] = None,
 ) -> None:
     """Join the shards of a datastore, which makes it faster. Readers are not disturbed."""
     with resumable("merge"):
         from hf_specplug.cli import run_build
         from hf_specplug.cli.datastore_views import show
 
-        show(run_build.merge(path, memory))
+        show(run_build.merge(path, memory, corpus))
 
 
 @app.command(epilog="Example: specplug info my.store --format json")

@@ -19,7 +19,6 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from hf_specplug.datastore.building import build as building
 from hf_specplug.datastore.building import job
 from hf_specplug.datastore.building import merge as merging
 from hf_specplug.datastore.building.answers import Answer
@@ -28,6 +27,7 @@ from hf_specplug.datastore.building.options import (
     BuildOptions,
     shard_tokens_for,
 )
+from hf_specplug.datastore.building.shard_writer import Progress as Report
 from hf_specplug.datastore.store import Datastore
 from hf_specplug.errors import CorpusError, OptionError
 from hf_specplug.hf import loading
@@ -103,11 +103,11 @@ def build(
     return store
 
 
-def merge(folder: str, memory: str | None) -> Datastore:
-    """Join the shards of a datastore, as large as `memory` allows."""
+def merge(folder: str, memory: str | None, corpus: str | None = None) -> Datastore:
+    """Join the shards of a datastore, as large as `memory` allows; see `building.merge`."""
     most = shard_tokens_for(1 << 62) if memory is None else shard_tokens(memory)
     with _progress(Console(stderr=True), "shards") as progress:
-        merging.merge(Path(folder), most, progress)
+        merging.merge(Path(folder), most, progress, None if corpus is None else Path(corpus))
     return Datastore(folder)
 
 
@@ -140,7 +140,7 @@ class _TokenRate(ProgressColumn):
 
 
 @contextmanager
-def _progress(console: Console, what: str, total: int | None = None) -> Iterator[building.Progress]:
+def _progress(console: Console, what: str, total: int | None = None) -> Iterator[Report]:
     """A progress bar; yields what advances it."""
     columns = SpinnerColumn(), MofNCompleteColumn(), TextColumn(what), _TokenRate()
     times = TimeElapsedColumn(), TimeRemainingColumn()

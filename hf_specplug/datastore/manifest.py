@@ -54,6 +54,7 @@ class Manifest:
         build: source and progress of an unfinished build; empty if the datastore is finished.
         settings: what else defines the indexes, if the kind has settings; see its
             `check_settings`.
+        left_out: number of documents that were left out because of what they contain.
     """
 
     kind: str
@@ -62,6 +63,7 @@ class Manifest:
     shards: tuple[Shard, ...] = ()
     build: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+    left_out: int = 0
 
     def with_shards(self, shards: tuple[Shard, ...], build: dict[str, Any]) -> Manifest:
         """The same datastore with other shards and build progress."""
@@ -118,6 +120,7 @@ def load(folder: Path) -> Manifest:
             tuple(_shard(shard) for shard in raw["shards"]),
             raw["build"],
             kinds[raw["kind"]].check_settings(raw.get("settings", {})),
+            _integer(raw.get("left_out", 0), 0, _MAX_ITEMS),
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise StoreError(f"{path} cannot be used: {type(error).__name__}: {error}") from error

@@ -25,10 +25,9 @@ def open_all(
         StoreError: one cannot be opened, or was built with another tokenizer.
     """
     opened = [store if isinstance(store, Datastore) else _open(store) for store in stores]
-    if tokenizer is not None:
-        for store in opened:
-            store.require_tokenizer(tokenizer)
-    return opened
+    if tokenizer is None:
+        return opened
+    return [store.with_tokenizer(tokenizer) for store in opened]
 
 
 def _open(path: str | os.PathLike[str]) -> Datastore:

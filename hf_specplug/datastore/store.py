@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ class Datastore:
         path: the folder.
         manifest: the manifest that was read.
         shards: one mapped index per shard. Their values are not checked; see `check`.
+        tokenizer: the model's tokenizer, if `with_tokenizer` has compared it; otherwise None.
 
     Raises:
         StoreError: the folder is not a datastore, is damaged, or has an unsupported format.
@@ -38,6 +40,8 @@ class Datastore:
         Traceback (most recent call last):
         hf_specplug.errors.StoreError: no-such-folder is not a datastore: it has no specplug.json...
     """
+
+    tokenizer: Any = None
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
@@ -54,11 +58,10 @@ class Datastore:
         kind = index_class(self.manifest.kind)
         if missing := set(kind.array_names) - set(shard.arrays):
             raise StoreError(f"{self.path}: a shard has no {', '.join(sorted(missing))}")
-        for name in kind.verify_on_open:
+        names = [*kind.array_names, *(n for n in kind.optional_arrays if n in shard.arrays)]
+        for name in set(kind.verify_on_open).intersection(names):
             arrays.verify(self.path, shard.arrays[name])
-        opened = {
-            name: arrays.open_array(self.path, shard.arrays[name]) for name in kind.array_names
-        }
+        opened = {name: arrays.open_array(self.path, shard.arrays[name]) for name in names}
         try:
             return kind(opened, self.manifest.vocab_size)
         except StoreError as error:
@@ -107,6 +110,17 @@ class Datastore:
     def require_tokenizer(self, tokenizer: Any) -> None:
         """Raise StoreError unless `tokenizer` has the token ids of this datastore."""
         require_tokenizer(self.path, self.manifest, tokenizer_identity(tokenizer))
+
+    def with_tokenizer(self, tokenizer: Any) -> Datastore:
+        """This datastore with its tokenizer, so that its texts can be compared with others.
+
+        Raises:
+            StoreError: `tokenizer` has other token ids.
+        """
+        self.require_tokenizer(tokenizer)
+        twin = copy.copy(self)
+        twin.tokenizer = tokenizer
+        return twin
 
 
 def tokenizer_identity(tokenizer: Any) -> dict[str, str]:

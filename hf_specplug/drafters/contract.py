@@ -265,6 +265,10 @@ class Drafter(ABC):
         vars(twin).update(vars(self))
         return twin
 
+    def reads(self, store: Any) -> bool:
+        """Whether it can draft from a datastore: by default, from those of its `kinds`."""
+        return store.manifest.kind in self.kinds
+
     def add(self, store: Any) -> None:
         """Read this datastore as well. Raises OptionError if it is of another kind."""
         raise OptionError(f"drafter {self.name!r} reads no datastores")

@@ -86,25 +86,27 @@ def plain_arrays(index: Any, *names: str) -> tuple[NDArray[Any], ...]:
 
 
 def give(stores: Iterable[Datastore], drafters: Iterable[Drafter]) -> None:
-    """Add each store to every drafter that reads its kind."""
+    """Add each store to every drafter that reads it."""
     for drafter in drafters:
         for store in stores:
-            if store.manifest.kind in drafter.kinds:
+            if drafter.reads(store):
                 drafter.add(store)
 
 
-def reader(kind: str) -> StoreDrafter:
-    """A new drafter that reads stores of this kind.
+def new_readers(store: Datastore) -> list[StoreDrafter]:
+    """New drafters that have this store, one of each class that reads it.
 
     Raises:
         OptionError: none does.
     """
-    for _, drafter in sorted(registry().items()):
-        if issubclass(drafter, StoreDrafter) and kind in drafter.kinds:
-            return drafter()
-    raise OptionError(f"no drafter reads datastores of kind {kind!r}")
+    classes = (cls for _, cls in sorted(registry().items()) if issubclass(cls, StoreDrafter))
+    made = [drafter for drafter in (cls() for cls in classes) if drafter.reads(store)]
+    if not made:
+        raise OptionError(f"no drafter reads datastores of kind {store.manifest.kind!r}")
+    give([store], made)
+    return made
 
 
 def readers(stores: Iterable[Datastore]) -> list[str]:
     """The names of the drafters that read these stores, each name once."""
-    return list(dict.fromkeys(reader(store.manifest.kind).name for store in stores))
+    return list(dict.fromkeys(drafter.name for store in stores for drafter in new_readers(store)))

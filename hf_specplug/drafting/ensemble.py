@@ -9,7 +9,7 @@ from typing import Any
 from hf_specplug.datastore.store import Datastore
 from hf_specplug.drafters.contract import Drafter
 from hf_specplug.drafters.registry import create
-from hf_specplug.drafters.store_drafter import reader
+from hf_specplug.drafters.store_drafter import give, new_readers
 from hf_specplug.drafting import state
 from hf_specplug.drafting.drafter_sets import DrafterSet, DrafterSets
 from hf_specplug.drafting.mixer import Mixer
@@ -65,15 +65,12 @@ class Ensemble:
                 self._add_store(store)
 
     def _add_store(self, store: Datastore) -> None:
-        kind = store.manifest.kind
-        for drafter in self.drafters:
-            if kind in drafter.kinds:
-                drafter.add(store)
-                self.drafters = [*self.drafters]  # a new list: drafter sets must be made again
-                return
-        new = reader(kind)
-        new.add(store)
-        self.drafters = create([*self.drafters, new])
+        present = [drafter for drafter in self.drafters if drafter.reads(store)]
+        if present:
+            give([store], present)
+            self.drafters = [*self.drafters]  # a new list: drafter sets must be made again
+            return
+        self.drafters = create([*self.drafters, *new_readers(store)])
         learned = self.mixer.state_dict()
         self.mixer = Mixer([drafter.name for drafter in self.drafters])
         self.mixer.load_state_dict(learned)

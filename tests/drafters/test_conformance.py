@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 import tempfile
 from functools import cache
@@ -12,6 +13,9 @@ import numpy as np
 import pytest
 import torch
 
+from hf_specplug.datastore.building.build import build
+from hf_specplug.datastore.building.corpus import Corpus
+from hf_specplug.datastore.building.options import BuildOptions
 from hf_specplug.datastore.store import Datastore
 from hf_specplug.drafters.contract import (
     MAX_CHILDREN,
@@ -28,6 +32,7 @@ from hf_specplug.drafting.search import TreeSearch
 from hf_specplug.hf.hidden_states import signature
 from tests.drafters.test_dense import States, dense_store, described
 from tests.helpers.runs import new_tokens, plain, plugged
+from tests.helpers.stores import Words, silent, stop
 from tests.helpers.stores import make as make_store
 from tests.helpers.zoo import make, prompt
 
@@ -50,9 +55,24 @@ def store(kind: str, letters: int) -> Datastore:
     return Datastore(folder / "store")
 
 
+@cache
+def passages(letters: int) -> Datastore:
+    """Given passages, one that begins with each token, with their tokenizer."""
+    folder, words = Path(tempfile.mkdtemp()), Words(letters)
+    rng = np.random.default_rng(0)
+    rows = [[first, *rng.integers(0, letters, 5).tolist()] for first in range(letters)]
+    lines = [json.dumps({"text": words.decode(row)}) for row in rows]
+    (folder / "given.jsonl").write_text("\n".join(lines))
+    corpus = Corpus((str(folder / "given.jsonl"),))
+    build(folder / "store", corpus, words, BuildOptions("phrases", given=True), stop, silent)
+    return Datastore(folder / "store").with_tokenizer(words)
+
+
 def new(name: str, letters: int = 12) -> Drafter:
     """A drafter that has something to draft from."""
     (drafter,) = create([name])
+    if name == "passages":
+        drafter.add(passages(letters))
     for kind in sorted(drafter.kinds):
         drafter.add(store(kind, letters))
     return drafter

@@ -97,27 +97,47 @@ def test_the_most_common_grams() -> None:
     assert phrases_of(index) == {(1, 2, 3, 4, 5): 2, (2, 3, 4, 5, 6): 1}
 
 
-def index_of(phrases: dict[Phrase, int], vocab: int = 50, kind: Any = PhraseIndex) -> Any:
-    """The index of some phrases, sorted."""
+def index_of(phrases: dict[Phrase, int], given: set[Phrase] | None = None) -> Any:
+    """The index of some phrases, sorted; as version 0.1 wrote it, unless `given` is not None."""
     rows = sorted(phrases)
     arrays = {
         "tokens": np.array([token for row in rows for token in row], np.uint16),
         "offsets": np.cumsum([0, *map(len, rows)]).astype(np.uint32),
         "counts": np.array([phrases[row] for row in rows], np.uint32),
     }
-    return kind(arrays, vocab)
+    if given is not None:
+        arrays["given"] = np.array([row in given for row in rows], np.uint8)
+    return PhraseIndex(arrays, 50)
+
+
+def given_of(index: Any) -> set[Phrase]:
+    """The phrases that were given."""
+    return {tuple(np.frombuffer(key, ">u4").tolist()) for key in index.given()}
 
 
 def test_join_adds_up_and_keeps_what_saves_most(monkeypatch: pytest.MonkeyPatch) -> None:
-    one = index_of({(1, 2): 3, (4, 5, 6): 9, (7, 7): (1 << 32) - 1})
-    other = index_of({(1, 2): 4, (8, 9): GIVEN_COUNT, (7, 7): 5})
+    one = index_of({(1, 2): 3, (4, 5, 6): 9, (7, 7): (1 << 32) - 1}, set())
+    other = index_of({(1, 2): 4, (8, 9): 1, (7, 7): 5}, {(8, 9)})
     joined = PhraseIndex(PhraseIndex.join([one, other], 50), 50)
     joined.check(50)
-    whole = {(1, 2): 7, (4, 5, 6): 9, (7, 7): (1 << 32) - 1, (8, 9): GIVEN_COUNT}
+    whole = {(1, 2): 7, (4, 5, 6): 9, (7, 7): (1 << 32) - 1, (8, 9): 1}
     assert phrases_of(joined) == whole
+    assert given_of(joined) == {(8, 9)}
     monkeypatch.setattr(PhraseIndex, "most", 3)
     small = PhraseIndex(PhraseIndex.join([one, other], 50), 50)
     assert phrases_of(small) == {row: whole[row] for row in whole if row != (1, 2)}
+
+
+def test_given_phrases_of_version_0_1() -> None:
+    """They counted 2^20 times; what else was counted in the same store is kept."""
+    old = index_of({(1, 2): 3, (4, 5, 6): GIVEN_COUNT, (7, 7): 2 * GIVEN_COUNT + 5})
+    assert phrases_of(old) == {(1, 2): 3, (4, 5, 6): 1, (7, 7): 7}
+    assert given_of(old) == {(4, 5, 6), (7, 7)}
+    assert old.strings() == []
+    old.check(50)
+    arrays = {name: getattr(old, name) for name in old.array_names}
+    with pytest.raises(StoreError, match="2 marks of 3 phrases"):
+        PhraseIndex({**arrays, "given": np.zeros(2, np.uint8)}, 50)
 
 
 def test_no_index_grows_beyond_its_size(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -137,7 +157,6 @@ def test_no_index_grows_beyond_its_size(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert len(PhraseIndex.build_given(given, 96)["counts"]) == 40
     make(tmp_path / "store", texts(tmp_path / "texts"), shard_tokens=300, kind="ngram")
     drafter = PhrasesDrafter([tmp_path / "store"])
-    assert len(Datastore(tmp_path / "store").shards) > 4
     drafter.begin(Context([], 96))
     assert len(drafter._nodes) <= 40 * NGRAM_TOKENS + 1
 
@@ -215,18 +234,24 @@ def test_given_phrases_are_drafted_to_their_end(tmp_path: Path, count: int) -> N
         BuildOptions(kind="ngram", given=True)
 
 
-def test_given_phrases_survive_what_is_mined(tmp_path: Path) -> None:
+def test_given_phrases_survive_what_is_mined(tmp_path: Path, monkeypatch: Any) -> None:
     store = given_store(tmp_path, [5, 6, 7], [8])
+    (opened,) = Datastore(store).shards
+    assert phrases_of(opened) == {(5, 6, 7): 1}  # one token is no phrase
+    assert opened.strings() == [chr(965) + chr(966) + chr(967), chr(968)]
     make(store, texts(tmp_path / "texts", 30), append=True, kind="phrases")
-    opened = Datastore(store)
-    given = phrases_of(opened.shards[0])
-    assert given == {(5, 6, 7): GIVEN_COUNT}  # one token is no phrase
-    assert len(opened.shards[1].counts) > 5
-    both = phrases_of(opened.shards[0]) | phrases_of(opened.shards[1])
+    mined = phrases_of(Datastore(store).shards[1])
+    assert len(mined) > 5
     merge(store, 1 << 20, silent)
     merged = Datastore(store)
     merged.check(deep=True)
-    assert [phrases_of(shard) for shard in merged.shards] == [both]
+    assert [phrases_of(shard) for shard in merged.shards] == [{(5, 6, 7): 1} | mined]
+    assert given_of(merged.shards[0]) == {(5, 6, 7)}
+    assert merged.shards[0].strings() == opened.strings()
+    monkeypatch.setattr(PhraseIndex, "most", 2)
+    common = index_of({(1, 2, 3, 4): 1000, (2, 3, 4, 5): 2000}, set())
+    joined = PhraseIndex(PhraseIndex.join([opened, common], 50), 50)
+    assert phrases_of(joined) == {(5, 6, 7): 1, (2, 3, 4, 5): 2000}
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3", "t5"])
@@ -397,10 +422,11 @@ def test_an_interrupted_conversation_goes_on(tmp_path: Path) -> None:
         return [phrases_of(shard) for shard in store.shards]
 
     whole = run("whole")
-    assert len(whole) == 3
+    assert len(whole) == 1
     interrupt = True
     with pytest.raises(KeyboardInterrupt):
         run("broken")
+    assert len(Datastore(tmp_path / "broken").shards) == 1  # of one answer
     assert run("broken") == whole
     assert len(questions) == 3 + 2  # the second answer was not written yet
     corpora = [PromptCorpus(("a",), model=name, read=lambda path: ()) for name in "bcc"]

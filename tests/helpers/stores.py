@@ -47,6 +47,18 @@ class Letters:
         return {"input_ids": [[token % self._size for token in row] for row in rows]}
 
 
+class Words(Letters):
+    """A tokenizer with one token per word of four characters: `w07 ` is 7."""
+
+    name_or_path = "words"
+
+    def __call__(self, texts: list[str], **_: Any) -> dict[str, list[list[int]]]:
+        return {"input_ids": [[int(word[1:]) for word in text.split()] for text in texts]}
+
+    def decode(self, ids: list[int], **_: Any) -> str:
+        return "".join(f"w{token:02d} " for token in ids)
+
+
 def stop(error: CorpusError) -> None:
     raise error
 

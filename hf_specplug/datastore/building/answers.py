@@ -40,8 +40,8 @@ class PromptCorpus(Corpus):
     read: ReadPrompts = field(kw_only=True)
 
     @property
-    def repeatable(self) -> bool:
-        return False  # the datastore will hold answers, not these texts
+    def holds_texts(self) -> bool:
+        return False  # the datastore will hold the answers
 
     def fingerprint(self) -> str:
         return f"{super().fingerprint()} {self.model}"

@@ -6,7 +6,6 @@ manifest; an interrupted build continues after the last listed shard.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,28 +13,21 @@ from typing import Any
 
 import numpy as np
 import xxhash
-from numpy.typing import NDArray
 
 from hf_specplug.datastore import manifest
 from hf_specplug.datastore.building.corpus import STDIN, Corpus, Document
 from hf_specplug.datastore.building.executors import Batch, Executor, IndexBuilder, LocalExecutor
-from hf_specplug.datastore.building.folder import (
-    exclusive_writer,
-    refuse_foreign,
-    remove_unlisted,
-    write_shard,
-)
+from hf_specplug.datastore.building.folder import exclusive_writer, refuse_foreign
+from hf_specplug.datastore.building.leave_out import LeaveOut, decoded
 from hf_specplug.datastore.building.options import BuildOptions
+from hf_specplug.datastore.building.shard_writer import Progress, ShardWriter
 from hf_specplug.datastore.kinds.contract import NO_SETTINGS, token_dtype
 from hf_specplug.datastore.kinds.registry import index_class
 from hf_specplug.datastore.manifest import Manifest
-from hf_specplug.datastore.store import Datastore, require_tokenizer, tokenizer_identity
+from hf_specplug.datastore.store import require_tokenizer, tokenizer_identity
 from hf_specplug.errors import CorpusError, StoreError
 
 BATCH = 1 << 20  # characters (or tokens, if they are known) that are tokenized at once
-
-Progress = Callable[[int, int], None]
-"""Called with (documents, tokens) that have been done since the last call."""
 
 
 def build(
@@ -48,6 +40,7 @@ def build(
     executor: Executor | None = None,
     builder: IndexBuilder | None = None,
     settings: Mapping[str, Any] = NO_SETTINGS,
+    leave_out: LeaveOut | None = None,
 ) -> Manifest:
     """Build a datastore from a corpus, continue an interrupted build, or append shards.
 
@@ -56,12 +49,13 @@ def build(
         corpus: the documents.
         tokenizer: the model's tokenizer.
         options: see `BuildOptions`. Names in it (`tokenizer`, `engine`, `model`,
-            `from_model_outputs`) are not resolved here; `job.prepare` does that.
+            `from_model_outputs`, `leave_out`) are not resolved here; `job.prepare` does that.
         on_error: called with the error of each file or line that cannot be read; it may raise.
         progress: called with (documents, tokens) that have been read since the last call.
         executor: where to tokenize and index; this process by default.
         builder: builds the index of a shard; by default that of the kind.
         settings: settings of the kind, for the manifest.
+        leave_out: finds the documents that stay out.
 
     Raises:
         StoreError: the folder holds another datastore or other files.
@@ -75,26 +69,33 @@ def build(
     folder = Path(folder)
     refuse_foreign(folder)
     with exclusive_writer(folder):
-        state = _begin(folder, corpus, tokenizer, options, dict(settings))
+        state = _begin(folder, corpus, tokenizer, options, dict(settings), leave_out)
         if state.build:
-            shards = _ShardWriter(folder, state, executor or LocalExecutor(), options, builder)
-            state = _add(shards, corpus, tokenizer, options, on_error, progress)
+            shards = ShardWriter(folder, state, executor or LocalExecutor(), options, builder)
+            state = _add(shards, corpus, tokenizer, options, on_error, progress, leave_out)
     return state
 
 
 def _begin(
-    folder: Path, corpus: Corpus, tokenizer: Any, options: BuildOptions, settings: dict[str, Any]
+    folder: Path,
+    corpus: Corpus,
+    tokenizer: Any,
+    options: BuildOptions,
+    settings: dict[str, Any],
+    leave_out: LeaveOut | None,
 ) -> Manifest:
     """The manifest to continue from. Its `build` has the source and the progress."""
     identity = tokenizer_identity(tokenizer)
     begun = manifest.load(folder) if (folder / manifest.NAME).exists() else None
     if begun is not None and len(begun.shards) == begun.build.get("shards"):
         begun = _without_build(begun, options)
+    plan = [options.shard_tokens, options.max_tokens, options.dedup, options.given]
     build = {
         "corpus": corpus.fingerprint(),
-        "plan": [options.shard_tokens, options.max_tokens, options.dedup, options.given],
+        "plan": plan if leave_out is None else [*plan, leave_out.fingerprint],
         "documents": 0,
         "tokens": 0,
+        "left_out": 0,
         "shards": 0 if begun is None else len(begun.shards),
     }
     if begun is None:
@@ -139,27 +140,41 @@ def _saved(folder: Path, state: Manifest) -> Manifest:
 
 
 def _add(
-    shards: _ShardWriter,
+    shards: ShardWriter,
     corpus: Corpus,
     tokenizer: Any,
     options: BuildOptions,
     on_error: Callable[[CorpusError], None],
     progress: Progress,
+    leave_out: LeaveOut | None,
 ) -> Manifest:
     """Read, tokenize and write shard by shard."""
     state = shards.state
     read = int(state.build["documents"])
     written = int(state.build["tokens"])
+    before = int(state.build.get("left_out", 0))
+    left_out: set[int] = set()  # numbers of documents, which may be read ahead
+
+    def done() -> dict[str, int]:
+        now = before + sum(number <= read for number in left_out)
+        return {"documents": read, "tokens": written, "left_out": now}
+
     most = options.max_tokens or (1 << 62)
     buffer = np.empty(options.shard_tokens, token_dtype(state.vocab_size))
     filled = documents = 0
-    documents_left = _new_documents(corpus.documents(on_error), read, options.dedup)
+    strings: list[str] = []
+    found = corpus.documents(on_error)
+    documents_left = _new_documents(found, read, options.dedup, leave_out, left_out)
     for batch, rows in shards.executor.tokenize(tokenizer, _batches(documents_left)):
-        for (number, _), row in zip(batch, rows, strict=True):
+        for (number, document), row in zip(batch, rows, strict=True):
+            if leave_out and not corpus.holds_texts and leave_out.matches(row):
+                left_out.add(number)
+                row = row[:0]
             row = row[: max(0, min(options.shard_tokens, most - written) - 1)]
             if filled + len(row) + 1 > options.shard_tokens:
-                shards.add(buffer[:filled], documents, read, written)
+                shards.add(buffer[:filled], documents, done(), strings)
                 filled = documents = 0
+                strings = []
             read = number
             if len(row):
                 buffer[filled : filled + len(row)] = row
@@ -167,79 +182,27 @@ def _add(
                 filled += len(row) + 1
                 written += len(row) + 1
                 documents += 1
+                if options.given:
+                    known = corpus.holds_texts and isinstance(document, str)
+                    strings.append(str(document) if known else decoded(tokenizer, row))
             progress(1, len(row) + 1)
         if written >= most - 1:
             break
-    shards.add(buffer[:filled], documents, read, written)
-    return shards.finish()
-
-
-class _ShardWriter:
-    """Writes shards in order. Earlier ones may still be indexed while the next one is filled."""
-
-    def __init__(
-        self,
-        folder: Path,
-        state: Manifest,
-        executor: Executor,
-        options: BuildOptions,
-        builder: IndexBuilder | None,
-    ) -> None:
-        self.state, self.executor = state, executor
-        self._folder = folder
-        self._index = index_class(state.kind)
-        build = self._index.build_given if options.given else self._index.build
-        self._builder = builder or build
-        self._pending: deque[Callable[[], None]] = deque()
-        self._count = len(state.shards)
-
-    def add(self, tokens: NDArray[Any], documents: int, read: int, written: int) -> None:
-        """Take over a filled shard.
-
-        Args:
-            tokens: int[n], the documents, each with its separator.
-            documents: number of documents in it.
-            read: documents of the corpus that are done once it is written.
-            written: tokens of the corpus that are done once it is written.
-        """
-        if not len(tokens):
-            return
-        size = len(tokens)
-        arrays = self.executor.start_index(self._builder, tokens.copy(), self.state.vocab_size)
-        number = self._count
-        self._count += 1
-
-        def write() -> None:
-            shard = write_shard(self._folder, number, arrays(), documents, size)
-            build = {**self.state.build, "documents": read, "tokens": written}
-            self.state = self.state.with_shards((*self.state.shards, shard), build)
-            manifest.save(self._folder, self.state)
-
-        self._pending.append(write)
-        while len(self._pending) > self.executor.max_pending:
-            self._pending.popleft()()
-
-    def finish(self) -> Manifest:
-        """Write the pending shards, join them if the kind asks for it, and end the build."""
-        while self._pending:
-            self._pending.popleft()()
-        begin = int(self.state.build["shards"])
-        before, new = self.state.shards[:begin], self.state.shards[begin:]
-        if self._index.join_after_build and new:
-            parts = Datastore(self._folder).shards[begin:]
-            index = self._index.join(parts, self.state.vocab_size, self.state.settings)
-            documents, tokens = sum(s.documents for s in new), sum(s.tokens for s in new)
-            new = (write_shard(self._folder, self._count, index, documents, tokens),)
-        self.state = self.state.with_shards((*before, *new), {})
-        manifest.save(self._folder, self.state)
-        remove_unlisted(self._folder)
-        return self.state
+    shards.add(buffer[:filled], documents, done(), strings)
+    return shards.finish(done()["left_out"], progress)
 
 
 def _new_documents(
-    documents: Iterator[Document], done: int, dedup: bool
+    documents: Iterator[Document],
+    done: int,
+    dedup: bool,
+    leave_out: LeaveOut | None,
+    left_out: set[int],
 ) -> Iterator[tuple[int, Document]]:
-    """(number from 1, document) of those after the first `done`; repeated ones are emptied."""
+    """(number from 1, document) of those after the first `done`.
+
+    Repeated ones are emptied, and so are those to leave out, whose numbers `left_out` receives.
+    """
     seen: set[bytes] = set()
     for number, document in enumerate(documents, start=1):
         if dedup:
@@ -248,6 +211,9 @@ def _new_documents(
                 document = document[:0]
             seen.add(digest)
         if number > done:
+            if leave_out and leave_out.matches(document):
+                left_out.add(number)
+                document = document[:0]
             yield number, document
 
 

@@ -46,9 +46,14 @@ class Corpus:
     text_field: str = "text"
 
     @property
+    def holds_texts(self) -> bool:
+        """Whether its documents are the texts that the datastore will hold."""
+        return True
+
+    @property
     def repeatable(self) -> bool:
         """Whether it can be read twice and holds the texts that the datastore will hold."""
-        return STDIN not in self.files
+        return self.holds_texts and STDIN not in self.files
 
     def fingerprint(self) -> str:
         """A hash of names, sizes and times of the files: 32 hexadecimal digits."""

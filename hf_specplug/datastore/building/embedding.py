@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from hf_specplug.datastore.building.corpus import Corpus, Document
 from hf_specplug.datastore.building.executors import tokenize
+from hf_specplug.datastore.building.leave_out import LeaveOut
 from hf_specplug.datastore.kinds.contract import Arrays
 from hf_specplug.datastore.kinds.dense import DenseIndex
 from hf_specplug.datastore.kinds.projection import DIMS, Float32, fit_projection, project
@@ -89,7 +90,13 @@ class Embedding:
         model = {"name": self._name, "hash": signature(load_model(self._name))}
         return {"model": model, "layer": self._layer, "metric": "inner_product", "index": index}
 
-    def fit(self, corpus: Corpus, tokenizer: Any, max_tokens: int = 0) -> None:
+    def fit(
+        self,
+        corpus: Corpus,
+        tokenizer: Any,
+        max_tokens: int = 0,
+        leave_out: LeaveOut | None = None,
+    ) -> None:
         """Fit the projection to a sample of documents from the whole corpus, unless there is one.
 
         The corpus is read once more for this. If it cannot be read twice, or its texts are not
@@ -99,6 +106,7 @@ class Embedding:
             corpus: the documents.
             tokenizer: the model's tokenizer.
             max_tokens: tokens of the corpus that are indexed; 0: all.
+            leave_out: finds the documents that are not indexed.
 
         Raises:
             CorpusError: the first shard cannot be used, since several processes make shards.
@@ -113,7 +121,10 @@ class Embedding:
                 )
             return
         longest = min(_PIECE_TOKENS, _longest(load_model(self._name)))
-        pieces = _sampled(corpus.documents(_ignore), _SAMPLE_DOCUMENTS, max_tokens * _MAX_LETTERS)
+        documents = corpus.documents(_ignore)
+        if leave_out is not None:
+            documents = (each for each in documents if not leave_out.matches(each))
+        pieces = _sampled(documents, _SAMPLE_DOCUMENTS, max_tokens * _MAX_LETTERS)
         texts = tokenize(tokenizer, [piece[: _MAX_LETTERS * longest] for piece in pieces])
         windows = [(text[:longest].astype(np.int64), 0, 0) for text in texts if len(text)]
         enough = (

@@ -16,10 +16,12 @@ from hf_specplug.datastore.building.answers import (
     PromptCorpus,
     ReadPrompts,
 )
-from hf_specplug.datastore.building.build import Progress, build
+from hf_specplug.datastore.building.build import build
 from hf_specplug.datastore.building.corpus import Corpus
 from hf_specplug.datastore.building.executors import EXECUTORS, LOCAL, Executor
+from hf_specplug.datastore.building.leave_out import LeaveOut, read_strings
 from hf_specplug.datastore.building.options import BuildOptions
+from hf_specplug.datastore.building.shard_writer import Progress
 from hf_specplug.datastore.building.store_corpus import StoreCorpus
 from hf_specplug.datastore.kinds import faiss_index
 from hf_specplug.datastore.kinds.contract import NO_SETTINGS
@@ -57,6 +59,7 @@ class BuildJob:
         tokenizer: the model's tokenizer.
         options: the options, completed by recipe and existing datastore.
         embedding: makes the vectors of a dense datastore, otherwise None.
+        leave_out: finds the documents that stay out, otherwise None.
         executor: where to tokenize and index; None before `setup`.
     """
 
@@ -66,6 +69,7 @@ class BuildJob:
     options: BuildOptions
     loaders: Loaders
     embedding: Embedding | None = None
+    leave_out: LeaveOut | None = None
     executor: Executor | None = None
 
     def setup(self) -> None:
@@ -78,7 +82,7 @@ class BuildJob:
         """
         options = self.options
         if self.embedding is not None:
-            self.embedding.fit(self.corpus, self.tokenizer, options.max_tokens)
+            self.embedding.fit(self.corpus, self.tokenizer, options.max_tokens, self.leave_out)
             if options.engine != LOCAL:  # workers load models of their own
                 self.embedding.release()
         if options.from_model_outputs is not None:
@@ -100,6 +104,7 @@ class BuildJob:
             self.executor,
             embedding,
             settings,
+            self.leave_out,
         )
         return Datastore(self.folder)
 
@@ -135,8 +140,13 @@ def prepare(folder: Path, sources: list[str], options: BuildOptions, loaders: Lo
     if (answering := options.from_model_outputs) is not None:
         corpus = PromptCorpus(corpus.files, model=answering, read=loaders.read_prompts)
         options = replace(options, shard_tokens=min(options.shard_tokens, ANSWER_SHARD_TOKENS))
+    leave_out = None
+    if options.leave_out is not None:
+        leave_out = LeaveOut(read_strings(options.leave_out, loaders.read_prompts), made)
+        if isinstance(corpus, (StoreCorpus, PromptCorpus)):
+            leave_out.require_decoding()
     embedding, options = _embedding(folder, options)
-    return BuildJob(folder, corpus, made, options, loaders, embedding)
+    return BuildJob(folder, corpus, made, options, loaders, embedding, leave_out)
 
 
 def _as_existing(options: BuildOptions, known: Manifest) -> BuildOptions:

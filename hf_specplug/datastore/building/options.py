@@ -37,6 +37,7 @@ class BuildOptions:
         model: name of the model whose hidden states are indexed (kind "dense").
         layer: decoder layer of these states, from 0; -1: the last one.
         index: FAISS factory string, or "auto" (kind "dense").
+        leave_out: file of strings; documents that contain one of them are left out.
 
     Raises:
         StoreError: an unknown kind, or a value that is out of range or does not fit the kind.
@@ -61,6 +62,7 @@ class BuildOptions:
     model: str | None = None
     layer: int = LAST_LAYER
     index: str = AUTO
+    leave_out: str | None = None
 
     def __post_init__(self) -> None:
         index = self.index_class

@@ -6,6 +6,7 @@
     text_field = "messages"
     max_tokens = 10_000_000
     dedup = true
+    leave_out = "benchmark.jsonl"
 
 Paths are relative to the recipe; `{stdlib}` is the Python standard library of the interpreter.
 """
@@ -31,6 +32,7 @@ _KEYS = {
     "text_field": str,
     "max_tokens": int,
     "dedup": bool,
+    "leave_out": str,
 }
 
 
@@ -61,6 +63,7 @@ def load(sources: list[str], options: BuildOptions) -> tuple[Corpus, BuildOption
             text_field=raw.get("text_field", options.text_field),
             max_tokens=options.max_tokens or raw.get("max_tokens", 0),
             dedup=options.dedup or raw.get("dedup", False),
+            leave_out=options.leave_out or _optional_place(raw.get("leave_out"), path.parent),
         )
         return Corpus(find(places), options.text_field), options
     if is_store(sources):
@@ -76,6 +79,10 @@ def _place(text: str, folder: Path) -> str:
     if text == STDIN or text.startswith(HUB_SCHEME) or Path(text).is_absolute():
         return text
     return str(folder / text)
+
+
+def _optional_place(text: str | None, folder: Path) -> str | None:
+    return None if text is None else str(folder / text)
 
 
 def _parse(path: Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -29,23 +29,27 @@ class Index(ABC):
         kind: name in the manifest and in `specplug build --kind`.
         summary: one line about it, for `specplug build --help`.
         array_names: names of the arrays that make up an index.
+        optional_arrays: names of arrays that an index may have besides.
         verify_on_open: names of the arrays whose checksums are compared when a shard is opened.
         merge_into_one: whether `specplug merge` joins all shards into one, whatever their size.
         join_after_build: whether a build ends by joining the shards that it wrote into one.
         keeps_texts: whether an index has the whole corpus as `tokens`: int[n], each document
             followed by the id `vocab`. If so, a datastore can be the corpus of another one.
         accepts_given: whether `build_given` is implemented (`specplug build --given`).
+        recounts: whether a build ends by `recount`; see there.
         needs_model: whether only a model's hidden states make an index (`specplug build --model`).
     """
 
     kind: ClassVar[str]
     summary: ClassVar[str]
     array_names: ClassVar[tuple[str, ...]]
+    optional_arrays: ClassVar[tuple[str, ...]] = ()
     verify_on_open: ClassVar[tuple[str, ...]] = ()
     merge_into_one: ClassVar[bool] = True
     join_after_build: ClassVar[bool] = False
     keeps_texts: ClassVar[bool] = False
     accepts_given: ClassVar[bool] = False
+    recounts: ClassVar[bool] = False
     needs_model: ClassVar[bool] = False
 
     @classmethod
@@ -76,9 +80,27 @@ class Index(ABC):
             settings: those of the manifest.
         """
 
+    @classmethod
+    def recount(
+        cls,
+        arrays: Arrays,
+        texts: Iterable[NDArray[Any]],
+        vocab: int,
+        progress: Callable[[int], None],
+    ) -> Arrays:
+        """Replace the counts of a joined index by those over whole texts.
+
+        Args:
+            arrays: what `join` returned.
+            texts: int[_], the tokens of all shards, as `build` received them.
+            vocab: number of token ids.
+            progress: called with the tokens that have been searched since the last call.
+        """
+        return arrays
+
     @abstractmethod
     def __init__(self, arrays: Arrays, vocab: int) -> None:
-        """Open the arrays of a shard, mapped from disk.
+        """Open the arrays of a shard, mapped from disk; optional ones where they exist.
 
         Only dtypes and shapes are checked here. Values are not: code that reads them must not
         trust them.

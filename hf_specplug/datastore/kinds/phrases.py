@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -19,7 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hf_specplug.datastore.kinds.contract import NO_SETTINGS, Arrays, Index, require, token_dtype
+from hf_specplug.datastore.kinds.counting import occurrences
 from hf_specplug.datastore.kinds.registry import register_kind
+from hf_specplug.datastore.kinds.strings import STRINGS, pack_strings, unpack_strings
 from hf_specplug.errors import StoreError
 from hf_specplug.kernels import repeats as kernels
 from hf_specplug.kernels.phrases import MAX_PHRASE
@@ -38,7 +40,7 @@ PIECE_OVERLAP = 8
 """Tokens shared by consecutive pieces of a phrase longer than `MAX_PHRASE`."""
 
 GIVEN_COUNT = 1 << 20
-"""Occurrences counted for a given phrase, so that it is kept and ranks above mined ones."""
+"""What a given phrase counted for each time in stores of version 0.1, which had no `given`."""
 
 NGRAM_TOKENS = 5
 """Tokens of an n-gram, as in the paper."""
@@ -51,12 +53,16 @@ class _Phrases(Index):
 
     - `tokens` uint16 or uint32 by vocabulary, `offsets` uint32[n + 1]: phrase i is
       `tokens[offsets[i] : offsets[i + 1]]`;
-    - `counts` uint32[n]: occurrences of each phrase.
+    - `counts` uint32[n]: occurrences of each phrase in the whole corpus.
 
-    At most `most` phrases are kept: those with the largest length times count.
+    At most `most` phrases are kept: those with the largest length times count. A build mines each
+    shard alone, joins what it found, and then counts these phrases in all texts: what is rare in
+    each shard is not lost.
     """
 
     array_names: ClassVar[tuple[str, ...]] = ("tokens", "offsets", "counts")
+    join_after_build: ClassVar[bool] = True
+    recounts: ClassVar[bool] = True
     most: ClassVar[int]
     lengths: ClassVar[tuple[int, int]]
 
@@ -80,18 +86,40 @@ class _Phrases(Index):
         for part in parts:
             for phrase, count in zip(part.phrases(), part.counts.tolist(), strict=True):
                 counts[_key(phrase)] += count
-        return cls._kept(counts, vocab)
+        return cls._kept(counts, vocab, frozenset().union(*(part.given() for part in parts)))
 
     @classmethod
-    def _kept(cls, counts: Counter[bytes], vocab: int) -> Arrays:
-        best = sorted(counts, key=lambda phrase: (-len(phrase) * counts[phrase], phrase))
-        kept = sorted(best[: cls.most])
+    def recount(
+        cls,
+        arrays: Arrays,
+        texts: Iterable[NDArray[Any]],
+        vocab: int,
+        progress: Callable[[int], None],
+    ) -> Arrays:
+        index = cls(arrays, vocab)
+        phrases = list(index.phrases())
+        counts = occurrences(phrases, texts, progress)
+        keys = (_key(phrase) for phrase in phrases)
+        found = {key: count for key, count in zip(keys, counts.tolist(), strict=True) if count}
+        return cls._kept(Counter(found), vocab, index.given())
+
+    @classmethod
+    def _kept(cls, counts: Counter[bytes], vocab: int, given: Set[bytes] = frozenset()) -> Arrays:
+        """The arrays of the phrases that are kept, those that were given before others."""
+
+        def rank(phrase: bytes) -> tuple[bool, int, bytes]:
+            return phrase not in given, -len(phrase) * counts[phrase], phrase
+
+        kept = sorted(sorted(counts, key=rank)[: cls.most])
         lengths = [0, *(len(phrase) // 4 for phrase in kept)]
-        return {
+        arrays = {
             "tokens": np.frombuffer(b"".join(kept), ">u4").astype(token_dtype(vocab)),
             "offsets": np.cumsum(lengths).astype(np.uint32),
             "counts": np.array([min(counts[each], _MAX_COUNT) for each in kept], np.uint32),
         }
+        if given:
+            arrays["given"] = np.array([phrase in given for phrase in kept], np.uint8)
+        return arrays
 
     def __init__(self, arrays: Arrays, vocab: int) -> None:
         require(arrays, tokens=token_dtype(vocab), offsets=np.uint32, counts=np.uint32)
@@ -107,6 +135,10 @@ class _Phrases(Index):
         tokens, offsets = self.tokens.view(np.ndarray), self.offsets.tolist()
         for begin, end in pairwise(offsets):
             yield tokens[begin : min(end, begin + MAX_PHRASE)]
+
+    def given(self) -> set[bytes]:
+        """The phrases that were given rather than found, as `_key` encodes them."""
+        return set()
 
     def check(self, vocab: int) -> None:
         least, most = self.lengths
@@ -128,7 +160,11 @@ class _Phrases(Index):
 class PhraseIndex(_Phrases):
     """The maximal repeats of a corpus, except those of which a longer one occurs almost as often.
 
-    A repeat of more than `MAX_PHRASE` tokens is kept in pieces that overlap.
+    A repeat of more than `MAX_PHRASE` tokens is kept in pieces that overlap. Phrases that were
+    given are kept whatever their counts. A store that has any has two further arrays:
+
+    - `given` uint8[n]: whether each phrase was given;
+    - `strings` uint8[_]: the given texts (see `kinds.strings`), to be matched as text.
 
     Example:
         in a corpus of files that all begin with the same licence header, the header is a phrase.
@@ -138,8 +174,42 @@ class PhraseIndex(_Phrases):
     kind: ClassVar[str] = "phrases"
     summary: ClassVar[str] = "long passages that repeat, or with --given each document as one"
     accepts_given: ClassVar[bool] = True
+    optional_arrays: ClassVar[tuple[str, ...]] = ("given", STRINGS)
+    verify_on_open: ClassVar[tuple[str, ...]] = (STRINGS,)
     most: ClassVar[int] = 50_000
     lengths: ClassVar[tuple[int, int]] = (2, MAX_PHRASE)
+
+    def __init__(self, arrays: Arrays, vocab: int) -> None:
+        super().__init__(arrays, vocab)
+        self._strings = arrays.get(STRINGS)
+        if self._strings is not None:
+            require(arrays, strings=np.uint8)
+        if "given" in arrays:
+            require(arrays, given=np.uint8)
+            self._given = arrays["given"] != 0
+        else:  # version 0.1
+            self._given = self.counts >= GIVEN_COUNT
+            times, mined = np.divmod(self.counts, GIVEN_COUNT)
+            self.counts = np.where(self._given, times + mined, self.counts).astype(np.uint32)
+        if len(self._given) != len(self.counts):
+            raise StoreError(f"{len(self._given):,} marks of {len(self.counts):,} phrases")
+
+    def given(self) -> set[bytes]:
+        pairs = zip(self.phrases(), self._given.tolist(), strict=True)
+        return {_key(phrase) for phrase, is_given in pairs if is_given}
+
+    @property
+    def has_strings(self) -> bool:
+        """Whether it has the texts of given phrases."""
+        return self._strings is not None
+
+    def strings(self) -> list[str]:
+        """The texts of given phrases. Raises StoreError if they are damaged."""
+        return [] if self._strings is None else unpack_strings(self._strings)
+
+    def check(self, vocab: int) -> None:
+        super().check(vocab)
+        self.strings()
 
     @classmethod
     def _found(cls, text: Any, suffixes: Any, shared: Any, vocab: int) -> Counter[bytes]:
@@ -164,8 +234,27 @@ class PhraseIndex(_Phrases):
         for document in np.split(tokens, np.flatnonzero(tokens == vocab) + 1):
             for piece in _pieces(document[document < vocab]):
                 if len(piece) >= cls.lengths[0]:
-                    counts[_key(piece)] += GIVEN_COUNT
-        return cls._kept(counts, vocab)
+                    counts[_key(piece)] += 1
+        return cls._kept(counts, vocab, counts.keys())
+
+    @classmethod
+    def join(
+        cls, parts: Sequence[Any], vocab: int, settings: Mapping[str, Any] = NO_SETTINGS
+    ) -> Arrays:
+        strings = [string for part in parts for string in part.strings()][: cls.most]
+        packed = {STRINGS: pack_strings(strings)} if strings else {}
+        return super().join(parts, vocab, settings) | packed
+
+    @classmethod
+    def recount(
+        cls,
+        arrays: Arrays,
+        texts: Iterable[NDArray[Any]],
+        vocab: int,
+        progress: Callable[[int], None],
+    ) -> Arrays:
+        kept = {STRINGS: arrays[STRINGS]} if STRINGS in arrays else {}
+        return super().recount(arrays, texts, vocab, progress) | kept
 
 
 @register_kind
