@@ -6,6 +6,7 @@
 <!-- trees -->                      a trace, as notebooks show it
 <!-- bench docs/bench/x.json -->    the tables of what `specplug bench --out` wrote
 <!-- rivals docs/bench/x.json -->   a table of what `tests.benchmarks.rivals --out` wrote
+<!-- papers docs/bench/papers.json -->   the table of what `tests.benchmarks.papers --out` wrote
 <!-- file CHANGELOG.md -->           a file, or with `#Heading` a section of it
 ![words](picture.svg)               the picture itself, so that it follows the page's colours
 """
@@ -139,6 +140,44 @@ def rivals(name: str) -> str:
     return _table(["method", *columns, "µs per step at 16", "p99"], rows)
 
 
+CLAIMS = {
+    "rest": "REST (2311.08252)|1.62 to 2.36x on 7B and 13B models",
+    "dresd": "DReSD (2502.15572)|87 % more acceptance and 65 % more accepted tokens than REST",
+    "token-recycling": "Token Recycling (2408.08696)|about 2x; 30 % more than train-free methods",
+    "aded": "ADED (2407.12021)|up to 2.5x",
+    "hierarchy": "Hierarchy Drafting (2502.05609)|faster than other database drafting",
+    "stand": "STAND (2506.04708)|2.5 to 2.9x with 16 samples of a question",
+    "rasd": "RASD (2503.03434)|faster than the draft model's or the retrieved tree alone",
+}
+"""Each paper and what it claims, on GPUs and with large models."""
+
+
+def papers(name: str) -> str:
+    """By paper: its claim, and tokens per forward pass as published / ours."""
+    results = json.loads((ROOT / name).read_text(encoding="utf-8"))["results"]
+    sizes = [("own", 16), ("own", 32), ("others", 16), ("others", 32), ("own", None)]
+    rows = []
+    for paper, claim in CLAIMS.items():
+        cells = claim.split("|")
+        for whose, nodes in sizes:
+            forms = [row for row in results[whose]["forms"] if row["paper"] == paper]
+            pair = [row for row in forms if row["nodes"] == (nodes or forms[-1]["nodes"])]
+            size = "" if nodes else f" ({pair[0]['nodes']})"
+            shown = " / ".join(f"{row['tokens_per_step']:.2f}" for row in pair)
+            known = nodes or pair[0]["nodes"] not in (16, 32)
+            cells.append(shown + size if known else "")
+        rows.append(cells)
+    for names in ("context+recycling+stand", "all"):
+        forms = {whose: of["forms"] for whose, of in results.items()}
+        rows.append([f"**{names}, mixed**", ""])
+        for whose, nodes in sizes:
+            mixed = [row for row in forms[whose] if row["paper"] is None and row["nodes"] == nodes]
+            found = mixed and mixed[names == "all"]
+            rows[-1].append(f"**{found['tokens_per_step']:.2f}**" if found else "")
+    columns = [f"{whose} answers, {nodes} nodes" for whose, nodes in sizes[:-1]]
+    return _table(["paper", "claims", *columns, "own answers, the paper's size"], rows)
+
+
 def _table(columns: list[str], rows: list[list[str]]) -> str:
     lines = [columns, ["---"] + ["---:"] * (len(columns) - 1), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
@@ -183,5 +222,6 @@ SOURCES: dict[str, Callable[..., str]] = {
     "trees": trees,
     "bench": bench,
     "rivals": rivals,
+    "papers": papers,
     "file": included,
 }

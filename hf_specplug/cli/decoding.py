@@ -95,7 +95,10 @@ def simulate(
     ] = False,
     published: Annotated[
         str | None,
-        typer.Option(help="Also draft as a paper does: aded, rasd, stand, token-recycling."),
+        typer.Option(
+            help="Also draft as a paper does: aded, dresd, hierarchy, rasd, rest, stand, "
+            "token-recycling."
+        ),
     ] = None,
     calibration: Annotated[
         bool, typer.Option(help="Print predicted and realised acceptance.")
