@@ -7,6 +7,7 @@
 <!-- bench docs/bench/x.json -->    the tables of what `specplug bench --out` wrote
 <!-- rivals docs/bench/x.json -->   a table of what `tests.benchmarks.rivals --out` wrote
 <!-- papers docs/bench/papers.json -->   the table of what `tests.benchmarks.papers --out` wrote
+<!-- answers docs/bench/papers.json -->  of the same, single drafters on own and others' answers
 <!-- file CHANGELOG.md -->           a file, or with `#Heading` a section of it
 ![words](picture.svg)               the picture itself, so that it follows the page's colours
 """
@@ -151,31 +152,70 @@ CLAIMS = {
 }
 """Each paper and what it claims, on GPUs and with large models."""
 
+PAPERS_SIZE = {
+    "rest": 65,
+    "dresd": 101,
+    "token-recycling": 81,
+    "aded": 65,
+    "hierarchy": 29,
+    "stand": 81,
+}
+"""Tokens that a forward pass of each paper checks, as far as it is known."""
+
 
 def papers(name: str) -> str:
     """By paper: its claim, and tokens per forward pass as published / ours."""
     results = json.loads((ROOT / name).read_text(encoding="utf-8"))["results"]
-    sizes = [("own", 16), ("own", 32), ("others", 16), ("others", 32), ("own", None)]
+    sizes = [("own", 16), ("own", 32), ("others", 16), ("others", 32), ("own", 0)]
     rows = []
     for paper, claim in CLAIMS.items():
         cells = claim.split("|")
         for whose, nodes in sizes:
             forms = [row for row in results[whose]["forms"] if row["paper"] == paper]
-            pair = [row for row in forms if row["nodes"] == (nodes or forms[-1]["nodes"])]
-            size = "" if nodes else f" ({pair[0]['nodes']})"
+            pair = [row for row in forms if row["nodes"] == (nodes or PAPERS_SIZE.get(paper))]
             shown = " / ".join(f"{row['tokens_per_step']:.2f}" for row in pair)
-            known = nodes or pair[0]["nodes"] not in (16, 32)
-            cells.append(shown + size if known else "")
+            cells.append(shown if nodes or not pair else f"{shown} ({pair[0]['nodes']})")
         rows.append(cells)
-    for names in ("context+recycling+stand", "all"):
-        forms = {whose: of["forms"] for whose, of in results.items()}
-        rows.append([f"**{names}, mixed**", ""])
-        for whose, nodes in sizes:
-            mixed = [row for row in forms[whose] if row["paper"] is None and row["nodes"] == nodes]
-            found = mixed and mixed[names == "all"]
-            rows[-1].append(f"**{found['tokens_per_step']:.2f}**" if found else "")
+    for label, found in _mixed(results).items():
+        cells = [f"**{found[of]:.2f}**" if of in found else "" for of in sizes]
+        rows.append([label, "", *cells])
     columns = [f"{whose} answers, {nodes} nodes" for whose, nodes in sizes[:-1]]
     return _table(["paper", "claims", *columns, "own answers, the paper's size"], rows)
+
+
+def _mixed(results: dict[str, Any]) -> dict[str, dict[tuple[str, int], float]]:
+    """By label, tokens per forward pass of several drafters mixed, by answers and size."""
+    found: dict[str, dict[tuple[str, int], float]] = {}
+    for whose, of in results.items():
+        for row in of["forms"]:
+            if row["paper"] is None:
+                names = row["form"].split("+")
+                label = f"ours, {', '.join(f'`{name}`' for name in names)}"
+                key = whose, row["nodes"]
+                found.setdefault(label, {})[key] = row["tokens_per_step"]
+    return found
+
+
+def answers(name: str) -> str:
+    """Tokens per forward pass on the model's own answers beside others', of one drafter each."""
+    results = json.loads((ROOT / name).read_text(encoding="utf-8"))["results"]
+    sizes = [(whose, nodes) for whose in results for nodes in (16, 32)]
+    found: dict[str, dict[tuple[str, int], float]] = {}
+    for whose, nodes in sizes:
+        for row in results[whose]["forms"]:
+            if row["nodes"] == nodes:
+                label = f"`{row['form']}` alone"
+                if row["published"]:
+                    label = CLAIMS[row["form"]].split(" (")[0] + ", as published"
+                if "+" not in label:
+                    found.setdefault(label, {})[whose, nodes] = row["tokens_per_step"]
+    rows = [[label, *(f"{of[size]:.2f}" for size in sizes)] for label, of in found.items()]
+    rows += [
+        [f"**{label}**", *(f"**{of[size]:.2f}**" for size in sizes)]
+        for label, of in _mixed(results).items()
+    ]
+    columns = [f"{whose} answers, {nodes} nodes" for whose, nodes in sizes]
+    return _table(["tokens per forward pass", *columns], rows)
 
 
 def _table(columns: list[str], rows: list[list[str]]) -> str:
@@ -223,5 +263,6 @@ SOURCES: dict[str, Callable[..., str]] = {
     "bench": bench,
     "rivals": rivals,
     "papers": papers,
+    "answers": answers,
     "file": included,
 }

@@ -156,12 +156,13 @@ class Comparison:
             Timed.reset()
             search = Timed
         result = self._replayed(recording, METHODS[paper][0], nodes, search)
-        figures = {"form": paper, "nodes": nodes, **summary(result)}
+        figures = {"form": paper, "published": True, "nodes": nodes, **summary(result)}
         return {**figures, **(Timed.figures() if paper == "hierarchy" else {})}
 
     def ours(self, recording: Recording, names: tuple[str, ...], nodes: int) -> dict[str, Any]:
         result = self._replayed(recording, names, nodes, TreeSearch)
-        return {"form": "+".join(names), "nodes": nodes, **summary(result)}
+        form = "+".join(names)
+        return {"form": form, "published": False, "nodes": nodes, **summary(result)}
 
     def compared(self, recording: Recording) -> list[dict[str, Any]]:
         """Every form at every size."""
