@@ -8,6 +8,7 @@
 <!-- rivals docs/bench/x.json -->   a table of what `tests.benchmarks.rivals --out` wrote
 <!-- papers docs/bench/papers.json -->   the table of what `tests.benchmarks.papers --out` wrote
 <!-- answers docs/bench/papers.json -->  of the same, single drafters on own and others' answers
+<!-- sequence docs/bench/papers.json --> of the same, how often Hierarchy Drafting asks each level
 <!-- file CHANGELOG.md -->           a file, or with `#Heading` a section of it
 ![words](picture.svg)               the picture itself, so that it follows the page's colours
 """
@@ -146,9 +147,9 @@ CLAIMS = {
     "dresd": "DReSD (2502.15572)|87 % more accepted than REST, 19 % faster",
     "token-recycling": "Token Recycling (2408.08696)|about 2x; 30 % more than train-free methods",
     "aded": "ADED (2407.12021)|up to 2.5x",
-    "hierarchy": "Hierarchy Drafting (2502.05609)|ahead of other database drafting (no figure in its abstract)",
+    "hierarchy": "Hierarchy Drafting (2502.05609)|ahead of other databases (no figure in abstract)",
     "stand": "STAND (2506.04708)|60 to 65 % less latency with 16 samples of a question",
-    "rasd": "RASD (2503.03434)|best on document QA, summaries and code (no figure in its abstract)",
+    "rasd": "RASD (2503.03434)|best on document QA and code (no figure in abstract)",
 }
 """Each paper and what it claims, on GPUs and with large models."""
 
@@ -218,6 +219,20 @@ def answers(name: str) -> str:
     return _table(["tokens per forward pass", *columns], rows)
 
 
+def sequence(name: str) -> str:
+    """How often Hierarchy Drafting asks each level at 32 nodes, and the time that this saves."""
+    results = json.loads((ROOT / name).read_text(encoding="utf-8"))["results"]
+    rows = []
+    for whose, of in results.items():
+        forms = [row for row in of["forms"] if row["form"] == "hierarchy" and row["nodes"] == 32]
+        asked = forms[0]["share of steps that asked each level"]
+        shares = [f"{100 * share:.0f} %" for share in asked]
+        spent, whole = forms[0]["us_per_step"], forms[0]["us_per_step if all were asked"]
+        rows.append([f"{whose} answers", *shares, f"{spent / whole:.2f}"])
+    levels = ["this text", "the model's 5-grams", "the corpus"]
+    return _table(["steps that ask", *levels, "time of look-ups, relative to asking all"], rows)
+
+
 def _table(columns: list[str], rows: list[list[str]]) -> str:
     lines = [columns, ["---"] + ["---:"] * (len(columns) - 1), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
@@ -264,5 +279,6 @@ SOURCES: dict[str, Callable[..., str]] = {
     "rivals": rivals,
     "papers": papers,
     "answers": answers,
+    "sequence": sequence,
     "file": included,
 }
