@@ -164,6 +164,9 @@ PAPERS_SIZE = {
 """Tokens that a forward pass of each paper checks, as far as it is known."""
 
 
+WHOSE = {"own": "own", "others": "others'"}
+
+
 def papers(name: str) -> str:
     """By paper: its claim, and tokens per forward pass as published / ours."""
     results = json.loads((ROOT / name).read_text(encoding="utf-8"))["results"]
@@ -180,7 +183,7 @@ def papers(name: str) -> str:
     for label, found in _mixed(results).items():
         cells = [f"**{found[of]:.2f}**" if of in found else "" for of in sizes]
         rows.append([label, "", *cells])
-    columns = [f"{whose} answers, {nodes} nodes" for whose, nodes in sizes[:-1]]
+    columns = [f"{WHOSE[whose]} answers, {nodes} nodes" for whose, nodes in sizes[:-1]]
     return _table(["paper", "claims", *columns, "own answers, the paper's size"], rows)
 
 
@@ -215,7 +218,7 @@ def answers(name: str) -> str:
         [f"**{label}**", *(f"**{of[size]:.2f}**" for size in sizes)]
         for label, of in _mixed(results).items()
     ]
-    columns = [f"{whose} answers, {nodes} nodes" for whose, nodes in sizes]
+    columns = [f"{WHOSE[whose]} answers, {nodes} nodes" for whose, nodes in sizes]
     return _table(["tokens per forward pass", *columns], rows)
 
 
@@ -228,7 +231,7 @@ def sequence(name: str) -> str:
         asked = forms[0]["share of steps that asked each level"]
         shares = [f"{100 * share:.0f} %" for share in asked]
         spent, whole = forms[0]["us_per_step"], forms[0]["us_per_step if all were asked"]
-        rows.append([f"{whose} answers", *shares, f"{spent / whole:.2f}"])
+        rows.append([f"{WHOSE[whose]} answers", *shares, f"{spent / whole:.2f}"])
     levels = ["this text", "the model's 5-grams", "the corpus"]
     return _table(["steps that ask", *levels, "time of look-ups, relative to asking all"], rows)
 
