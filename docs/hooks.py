@@ -6,6 +6,9 @@
 <!-- trees -->                      a trace, as notebooks show it
 <!-- bench docs/bench/x.json -->    the tables of what `specplug bench --out` wrote
 <!-- rivals docs/bench/x.json -->   a table of what `tests.benchmarks.rivals --out` wrote
+<!-- papers docs/bench/papers.json -->   the table of what `tests.benchmarks.papers --out` wrote
+<!-- answers docs/bench/papers.json -->  of the same, single drafters on own and others' answers
+<!-- sequence docs/bench/papers.json --> of the same, how often Hierarchy Drafting asks each level
 <!-- file CHANGELOG.md -->           a file, or with `#Heading` a section of it
 ![words](picture.svg)               the picture itself, so that it follows the page's colours
 """
@@ -139,6 +142,100 @@ def rivals(name: str) -> str:
     return _table(["method", *columns, "µs per step at 16", "p99"], rows)
 
 
+CLAIMS = {
+    "rest": "REST (2311.08252)|1.62 to 2.36x on 7B and 13B models",
+    "dresd": "DReSD (2502.15572)|87 % more accepted than REST, 19 % faster",
+    "token-recycling": "Token Recycling (2408.08696)|about 2x; 30 % more than train-free methods",
+    "aded": "ADED (2407.12021)|up to 2.5x",
+    "hierarchy": "Hierarchy Drafting (2502.05609)|ahead of other databases (no figure in abstract)",
+    "stand": "STAND (2506.04708)|60 to 65 % less latency with 16 samples of a question",
+    "rasd": "RASD (2503.03434)|best on document QA and code (no figure in abstract)",
+}
+"""Each paper and what it claims, on GPUs and with large models."""
+
+PAPERS_SIZE = {
+    "rest": 65,
+    "dresd": 101,
+    "token-recycling": 81,
+    "aded": 65,
+    "hierarchy": 29,
+    "stand": 81,
+}
+"""Tokens that a forward pass of each paper checks, as far as it is known."""
+
+
+WHOSE = {"own": "own", "others": "others'"}
+
+
+def papers(name: str) -> str:
+    """By paper: its claim, and tokens per forward pass as published / ours."""
+    results = json.loads((ROOT / name).read_text(encoding="utf-8"))["results"]
+    sizes = [("own", 16), ("own", 32), ("others", 16), ("others", 32), ("own", 0)]
+    rows = []
+    for paper, claim in CLAIMS.items():
+        cells = claim.split("|")
+        for whose, nodes in sizes:
+            forms = [row for row in results[whose]["forms"] if row["paper"] == paper]
+            pair = [row for row in forms if row["nodes"] == (nodes or PAPERS_SIZE.get(paper))]
+            shown = " / ".join(f"{row['tokens_per_step']:.2f}" for row in pair)
+            cells.append(shown if nodes or not pair else f"{shown} ({pair[0]['nodes']})")
+        rows.append(cells)
+    for label, found in _mixed(results).items():
+        cells = [f"**{found[of]:.2f}**" if of in found else "" for of in sizes]
+        rows.append([label, "", *cells])
+    columns = [f"{WHOSE[whose]} answers, {nodes} nodes" for whose, nodes in sizes[:-1]]
+    return _table(["paper", "claims", *columns, "own answers, the paper's size"], rows)
+
+
+def _mixed(results: dict[str, Any]) -> dict[str, dict[tuple[str, int], float]]:
+    """By label, tokens per forward pass of several drafters mixed, by answers and size."""
+    found: dict[str, dict[tuple[str, int], float]] = {}
+    for whose, of in results.items():
+        for row in of["forms"]:
+            if row["paper"] is None:
+                names = row["form"].split("+")
+                label = f"ours, {', '.join(f'`{name}`' for name in names)}"
+                key = whose, row["nodes"]
+                found.setdefault(label, {})[key] = row["tokens_per_step"]
+    return found
+
+
+def answers(name: str) -> str:
+    """Tokens per forward pass on the model's own answers beside others', of one drafter each."""
+    results = json.loads((ROOT / name).read_text(encoding="utf-8"))["results"]
+    sizes = [(whose, nodes) for whose in results for nodes in (16, 32)]
+    found: dict[str, dict[tuple[str, int], float]] = {}
+    for whose, nodes in sizes:
+        for row in results[whose]["forms"]:
+            if row["nodes"] == nodes:
+                label = f"`{row['form']}` alone"
+                if row["published"]:
+                    label = CLAIMS[row["form"]].split(" (")[0] + ", as published"
+                if "+" not in label:
+                    found.setdefault(label, {})[whose, nodes] = row["tokens_per_step"]
+    rows = [[label, *(f"{of[size]:.2f}" for size in sizes)] for label, of in found.items()]
+    rows += [
+        [f"**{label}**", *(f"**{of[size]:.2f}**" for size in sizes)]
+        for label, of in _mixed(results).items()
+    ]
+    columns = [f"{WHOSE[whose]} answers, {nodes} nodes" for whose, nodes in sizes]
+    return _table(["tokens per forward pass", *columns], rows)
+
+
+def sequence(name: str) -> str:
+    """How often Hierarchy Drafting asks each level at 32 nodes, and the time that this saves."""
+    results = json.loads((ROOT / name).read_text(encoding="utf-8"))["results"]
+    rows = []
+    for whose, of in results.items():
+        forms = [row for row in of["forms"] if row["form"] == "hierarchy" and row["nodes"] == 32]
+        asked = forms[0]["share of steps that asked each level"]
+        shares = [f"{100 * share:.0f} %" for share in asked]
+        spent, whole = forms[0]["us_per_step"], forms[0]["us_per_step if all were asked"]
+        rows.append([f"{WHOSE[whose]} answers", *shares, f"{spent / whole:.2f}"])
+    levels = ["this text", "the model's 5-grams", "the corpus"]
+    return _table(["steps that ask", *levels, "time of look-ups, relative to asking all"], rows)
+
+
 def _table(columns: list[str], rows: list[list[str]]) -> str:
     lines = [columns, ["---"] + ["---:"] * (len(columns) - 1), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
@@ -183,5 +280,8 @@ SOURCES: dict[str, Callable[..., str]] = {
     "trees": trees,
     "bench": bench,
     "rivals": rivals,
+    "papers": papers,
+    "answers": answers,
+    "sequence": sequence,
     "file": included,
 }

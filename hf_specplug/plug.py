@@ -63,10 +63,11 @@ class SpecPlug(AssistedCandidates, CandidateGenerator):  # type: ignore[misc]
         datastores: datastores to draft from: folders made by `specplug build`, or opened stores.
         tokenizer: the model's tokenizer, to refuse datastores of another tokenizer, to match given
             passages as text, and to show traces.
-        published: "aded", "rasd", "stand" or "token-recycling" drafts as that paper does.
+        published: "aded", "dresd", "hierarchy", "rasd", "rest", "stand" or "token-recycling" drafts
+            as that paper does.
         verification: how sampled text is verified. "seeded" gives the tokens that plain `generate`
             draws with the same seed. "rejection" draws drafts and tokens from the same distribution
-            with other random numbers.
+            with other random numbers; of the papers' drafts, it takes those of "stand".
 
     Attributes:
         stats: counts of drafted and accepted tokens, and times, since the last `stats.reset()`.

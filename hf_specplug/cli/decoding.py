@@ -95,7 +95,7 @@ def simulate(
     ] = False,
     published: Annotated[
         str | None,
-        typer.Option(help="Also draft as a paper does: aded, rasd, stand, token-recycling."),
+        typer.Option(help="Also draft as a paper does: rest, rasd, stand, or another one's name."),
     ] = None,
     calibration: Annotated[
         bool, typer.Option(help="Print predicted and realised acceptance.")

@@ -159,6 +159,34 @@ class DenseDrafter(StoreDrafter):
         )
         return self._out[:rows]
 
+    def nearest(self, neighbours: int, length: int) -> list[Int32]:
+        """What followed the stored states that are closest to the target's last one.
+
+        Args:
+            neighbours: states to retrieve, from all shards together.
+            length: tokens to read after each, fewer where its document ends.
+
+        Returns:
+            int32[<= length] per neighbour, the closest first; none if no state is known.
+
+        Raises:
+            StoreError: the states have another width than those of a datastore.
+        """
+        found: list[tuple[float, Int32]] = []
+        for (shard, tokens), vocab in zip(self._shards, self._vocabs, strict=True):
+            vector = None if self._state is None else self._vector(shard, self._state)
+            if vector is None:
+                continue
+            near, places = shard.search(vector, neighbours)
+            for cosine, place in zip(near.tolist(), places.tolist(), strict=True):
+                if place >= 0 and cosine > -2.0:
+                    row = tokens[place + 1 : place + 1 + length].astype(np.int64)
+                    ends = np.flatnonzero(row >= vocab)
+                    row = row[: ends[0]] if len(ends) else row
+                    found.append((cosine, row.astype(np.int32)))
+        found.sort(key=lambda one: -one[0])
+        return [row for _, row in found[:neighbours]]
+
     def _retrieve(self, root: int) -> None:
         """Search for the last hidden state, once, and read what follows all pointers."""
         if self._state is not None:

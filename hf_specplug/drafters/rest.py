@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hf_specplug.datastore.store import Datastore
 from hf_specplug.drafters.contract import Context, Frontier, Int32, Step
@@ -20,6 +21,9 @@ from hf_specplug.drafters.priors import learned
 from hf_specplug.drafters.registry import register
 from hf_specplug.drafters.store_drafter import StoreDrafter, plain_arrays
 from hf_specplug.kernels import retrieval as kernels
+
+Shard = tuple[NDArray[Any], NDArray[Any], int]
+"""Tokens, their suffix array, and the vocabulary size: higher ids separate documents."""
 
 
 @register
@@ -48,6 +52,11 @@ class RestDrafter(StoreDrafter):
         self._shards: list[_Matches] = []
         self._reset()
         super().__init__(stores, tokenizer)
+
+    @property
+    def shards(self) -> list[Shard]:
+        """The shards of all stores."""
+        return [(matches.tokens, matches.suffixes, matches.vocab) for matches in self._shards]
 
     def _reset(self) -> None:
         """Forget the text."""
@@ -109,8 +118,8 @@ class _Matches:
     """One shard with the matches of the text, and of the paths of a tree, in it."""
 
     def __init__(self, shard: Any, vocab: int) -> None:
-        self.tokens, self._suffixes = plain_arrays(shard, "tokens", "suffixes")
-        self._vocab = vocab
+        self.tokens, self.suffixes = plain_arrays(shard, "tokens", "suffixes")
+        self.vocab = vocab
         self._allocate(512)
 
     def _allocate(self, capacity: int) -> None:
@@ -131,7 +140,7 @@ class _Matches:
 
     def advance(self, tokens: Int32) -> None:
         self._longest[0] = kernels.advance(
-            self.tokens, self._suffixes, self._low[0], self._high[0], tokens
+            self.tokens, self.suffixes, self._low[0], self._high[0], tokens
         )
 
     def expand(self, frontier: Frontier, limit: int, ends: Int32, out: Int32) -> None:
@@ -141,8 +150,8 @@ class _Matches:
             self._low[0], self._high[0], self._longest[0] = low, high, longest
         kernels.expand(
             self.tokens,
-            self._suffixes,
-            self._vocab,
+            self.suffixes,
+            self.vocab,
             self._low,
             self._high,
             self._longest,

@@ -30,7 +30,8 @@ class TreeSearch(Experts):
         on_error: called once with a drafter that broke its contract, and the exception.
     """
 
-    drafter: ClassVar[str | None] = None  # name of the only drafter used; None: all
+    uses: ClassVar[tuple[str, ...]] = ()  # names of the drafters used; (): all
+    stochastic: ClassVar[bool] = True  # whether `grow` can draw children from a `generator`
 
     def __init__(
         self,
@@ -50,9 +51,22 @@ class TreeSearch(Experts):
     def _prepare(self) -> None:
         """Hook for subclasses that need further state."""
 
-    def _published(self, root: int, limit: int, depth: int, chain: bool) -> DraftTree | None:
+    def _published(
+        self,
+        root: int,
+        limit: int,
+        depth: int,
+        chain: bool,
+        generator: np.random.Generator | None,
+    ) -> DraftTree | None:
         """Hook for subclasses that grow the tree of a paper; None: best-first search."""
         return None
+
+    def _admitted(self, rows: Int32) -> Int32:
+        """The rows of a drafter that may be drafted."""
+        for token in self._suppressed:
+            rows = rows[rows[:, 1] != token]
+        return rows
 
     def _allocate(self, limit: int) -> None:
         capacity = 512 + 64 * limit
@@ -87,7 +101,7 @@ class TreeSearch(Experts):
         self._grown = False
         self._asked = [e for e in self._active if ask is None or ask[e.column]]
         self.seconds = [0.0] * len(self.names)
-        published = self._published(root, limit, depth, chain)
+        published = self._published(root, limit, depth, chain, generator)
         if published is not None:
             return published
         if limit < 1 or depth < 1 or not self._asked:
@@ -169,9 +183,7 @@ class TreeSearch(Experts):
                 start = time.perf_counter()
                 rows = drafter.expand(frontier)
                 self.seconds[expert.column] += time.perf_counter() - start
-                rows = checked_rows(rows, len(frontier.nodes))
-                for token in self._suppressed:
-                    rows = rows[rows[:, 1] != token]
+                rows = self._admitted(checked_rows(rows, len(frontier.nodes)))
                 grown = kernels.insert(
                     self._pool,
                     self._probs,

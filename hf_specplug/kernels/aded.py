@@ -1,7 +1,8 @@
 """ADED's draft maker: a tree search by random rollouts, whose most visited paths are the draft.
 
 After Liu et al. 2024, arXiv 2407.12021: a Monte Carlo tree search over a tri-gram distribution,
-with the constants of the authors' code.
+with the constants of the authors' code. The distribution is a corpus's, to which a constant is
+added for what the text confirms.
 
 The search tree is `nodes` int32[capacity, ROLLOUT_COLUMNS] and `numbers` float64[capacity, 2].
 Node 0 is the end of the text; the children of a node are consecutive rows.
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hf_specplug.kernels import trigram
+from hf_specplug.kernels import successors, trigram
 from hf_specplug.kernels._njit import njit
 
 (
@@ -39,22 +40,52 @@ ITERATIONS, LENGTH, PREFIXES = 150, 4, 24
 
 _C1, _C2 = 32.0, 8.0  # of the exploration term
 
+ADDED, MOST = 0.04, 3.0
+"""Added to P(token | pair) each time that the text confirms it; the most that P can become."""
+
 CAPACITY = 1 + ITERATIONS * trigram.CANDIDATES + PREFIXES
 
-_add, _distribution = trigram.add, trigram.distribution
+_add, _find, _longer = trigram.add, successors.find, successors.longer
+_EMPTY_GRAM = successors.EMPTY_GRAM
 _CANDIDATES, _MAX_COUNTED = trigram.CANDIDATES, trigram.MAX_COUNTED
 
 
 @njit
-def _lookup(shards, table, first, second, tokens, counts, probs, live):
-    """The distribution after a pair: see `kernels.trigram.distribution`."""
+def raised(shards, table, first, second, tokens, counts, probs):
+    """P(token | pair) of a corpus, plus `ADDED` for each time that the text confirmed it.
+
+    Args:
+        shards: see `search`.
+        table: (keys, ids, weights) of a table of `kernels.successors`; weights count.
+        first, second: the pair; -1 = none.
+        tokens, counts, probs: int32[CANDIDATES], int64[MAX_COUNTED], float64[CANDIDATES]; the first
+            and the last receive the tokens and their probabilities, which add up to any sum.
+
+    Returns:
+        The number of tokens.
+    """
     keys, ids, weights = table
     known, total = 0, np.int64(0)
     for arrays, vocab in shards:
         known, total = _add(arrays, vocab, first, second, known, total, tokens, counts)
-    return _distribution(
-        keys, ids, weights, first, second, known, total, tokens, counts, probs, live
-    )
+    for place in range(known):
+        probs[place] = counts[place] / max(total, 1)
+    pair = _longer(_longer(np.uint64(_EMPTY_GRAM), second), first)
+    row = _find(keys, pair) if first >= 0 and second >= 0 else -1
+    corpus = known
+    for i in range(ids.shape[1] if row >= 0 else 0):
+        token = ids[row, i]
+        if token < 0:
+            break
+        place = 0
+        while place < corpus and tokens[place] != token:
+            place += 1
+        if place == corpus:
+            place = known
+            tokens[place], probs[place] = token, 0.0
+            known += 1
+        probs[place] = min(MOST, probs[place] + ADDED * weights[row, i])
+    return known
 
 
 @njit
@@ -109,7 +140,7 @@ def search(shards, table, before, root, rng, nodes, numbers):
 
     Args:
         shards: a tuple of (arrays, vocab), as `TrigramDrafter.shards` lists them; at least one.
-        table: (keys, ids, weights) of a table of `kernels.successors`.
+        table: see `raised`.
         before, root: the last two tokens of the text; -1 = none.
         rng: a numpy Generator.
         nodes, numbers: receive the tree; `CAPACITY` rows.
@@ -118,7 +149,7 @@ def search(shards, table, before, root, rng, nodes, numbers):
         The number of nodes.
     """
     tokens, counts = np.empty(_CANDIDATES, np.int32), np.empty(_MAX_COUNTED, np.int64)
-    probs, live = np.empty(_CANDIDATES), np.empty(_CANDIDATES)
+    probs = np.empty(_CANDIDATES)
     nodes[0, :] = 0
     numbers[0, :] = 0.0
     size = 1
@@ -130,7 +161,7 @@ def search(shards, table, before, root, rng, nodes, numbers):
             value += numbers[node, ROLLOUT_PROB]
         first, second = _pair(nodes, node, before, root)
         for depth in range(nodes[node, ROLLOUT_DEPTH], LENGTH):
-            found = _lookup(shards, table, first, second, tokens, counts, probs, live)
+            found = raised(shards, table, first, second, tokens, counts, probs)
             if found == 0:
                 break
             if depth == nodes[node, ROLLOUT_DEPTH]:
@@ -171,9 +202,9 @@ def _extension(shards, table, before, root, nodes, numbers, size, node):
             numbers[first : first + nodes[node, ROLLOUT_COUNT], ROLLOUT_PROB]
         ), size
     tokens, counts = np.empty(_CANDIDATES, np.int32), np.empty(_MAX_COUNTED, np.int64)
-    probs, live = np.empty(_CANDIDATES), np.empty(_CANDIDATES)
+    probs = np.empty(_CANDIDATES)
     first, second = _pair(nodes, node, before, root)
-    found = _lookup(shards, table, first, second, tokens, counts, probs, live)
+    found = raised(shards, table, first, second, tokens, counts, probs)
     if found == 0:
         return -1, size
     place = np.argmax(probs[:found])

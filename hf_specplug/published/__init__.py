@@ -7,15 +7,21 @@ from hf_specplug.drafters.registry import create
 from hf_specplug.drafting.search import TreeSearch
 from hf_specplug.errors import OptionError
 from hf_specplug.published.aded import Aded
+from hf_specplug.published.dresd import Dresd
+from hf_specplug.published.hierarchy import Hierarchy
 from hf_specplug.published.rasd import Rasd
+from hf_specplug.published.rest import Rest
 from hf_specplug.published.stand import Stand
 from hf_specplug.published.token_recycling import TokenRecycling
 
 PUBLISHED: dict[str, type[TreeSearch]] = {
     "aded": Aded,
-    "token-recycling": TokenRecycling,
+    "dresd": Dresd,
+    "hierarchy": Hierarchy,
     "rasd": Rasd,
+    "rest": Rest,
     "stand": Stand,
+    "token-recycling": TokenRecycling,
 }
 
 
@@ -35,7 +41,7 @@ def search_class(published: str | None) -> type[TreeSearch]:
 
 
 def completed(drafters: list[Drafter], published: str | None) -> list[Drafter]:
-    """The drafters, with the one that a paper's search drafts from added if it is missing.
+    """The drafters, with those that a paper's search drafts from added if they are missing.
 
     Raises:
         OptionError: there is no published search with this name.
@@ -44,7 +50,6 @@ def completed(drafters: list[Drafter], published: str | None) -> list[Drafter]:
         >>> [drafter.name for drafter in completed([], "token-recycling")]
         ['recycling']
     """
-    needed = search_class(published).drafter
-    if needed is not None and needed not in [drafter.name for drafter in drafters]:
-        return create([*drafters, needed])
-    return drafters
+    known = [drafter.name for drafter in drafters]
+    missing = [name for name in search_class(published).uses if name not in known]
+    return create([*drafters, *missing]) if missing else drafters

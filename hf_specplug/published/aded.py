@@ -2,47 +2,90 @@
 
 from __future__ import annotations
 
+import time
 from typing import ClassVar
 
 import numpy as np
 
+from hf_specplug.drafters.contract import Context, Int32, Step
+from hf_specplug.drafters.successor_table import SuccessorTable
 from hf_specplug.drafters.trigram import TrigramDrafter
-from hf_specplug.drafting.search import TreeSearch
 from hf_specplug.kernels import aded as kernels
+from hf_specplug.kernels import trigram
+from hf_specplug.published.paper import PaperSearch
 from hf_specplug.tree import EMPTY, DraftTree
 
+RECENT = 16
+"""The tri-grams of the last so many tokens are raised in every step."""
 
-class Aded(TreeSearch):
+_ROWS = 1 << 14  # pairs of tokens of a text that can be raised
+
+
+class Aded(PaperSearch):
     """Searches the tri-gram distribution by 150 random rollouts and drafts the most visited paths.
 
-    It uses the drafter "trigram" alone. The random numbers come from a generator of its own, with
-    the same seed in every request, so that drafts are reproducible. The search is compiled once for
-    each number of shards.
+    The distribution is the corpus's, plus 0.04 for each time that a tri-gram was among the last 16
+    tokens of a step (the drafter "trigram" mixes two distributions instead). A probability can thus
+    grow to `kernels.aded.MOST`, and a tri-gram counts again in every step while it is recent. What
+    is added is forgotten after the request; the authors' code keeps it as long as the process runs.
+
+    The random numbers come from a generator of its own, with the same seed in every request, so
+    that drafts are reproducible. The search is compiled once for each number of shards.
     """
 
-    drafter: ClassVar[str] = "trigram"
+    uses: ClassVar[tuple[str, ...]] = ("trigram",)
 
     def _prepare(self) -> None:
+        super()._prepare()
         self._rng = np.random.default_rng(0)
         self._nodes = np.empty((kernels.CAPACITY, kernels.ROLLOUT_COLUMNS), np.int32)
         self._numbers = np.empty((kernels.CAPACITY, 2))
 
-    def _published(self, root: int, limit: int, depth: int, chain: bool) -> DraftTree | None:
+    def begin(self, context: Context) -> None:
+        super().begin(context)
+        self._context = context
+        self._added = SuccessorTable(_ROWS, trigram.SUCCESSORS, float("inf"))
+
+    def observe(self, step: Step) -> None:
+        """Tri-grams are raised when a tree is grown."""
+
+    def _published(
+        self,
+        root: int,
+        limit: int,
+        depth: int,
+        chain: bool,
+        generator: np.random.Generator | None,
+    ) -> DraftTree | None:
         if chain:
             return None
-        for expert in self._active:
-            if isinstance(expert.drafter, TrigramDrafter) and limit > 0 and depth > 0:
-                return self._drawn(expert.drafter, 1 << expert.column, root, limit, depth)
-        return EMPTY
+        expert = self._expert("trigram")
+        if expert is None or limit < 1 or depth < 1:
+            return EMPTY
+        drafter, column = expert
+        start = time.perf_counter()
+        recent = self._context.tokens[-RECENT:]
+        self._raise(recent)
+        before = int(recent[-2]) if len(recent) > 1 else -1
+        tree = self._drawn(drafter, 1 << column, before, root, limit, depth)
+        self.seconds[column] = time.perf_counter() - start
+        return tree
+
+    def _raise(self, recent: Int32) -> None:
+        """Count the tri-grams of the last tokens once more."""
+        table = self._added
+        table.make_room(len(recent))
+        tail = np.full(2, -1, np.int32)
+        table.clock = trigram.learn(*table.arrays, table.clock, tail, recent, 1.0)
 
     def _drawn(
-        self, drafter: TrigramDrafter, source: int, root: int, limit: int, depth: int
+        self, drafter: TrigramDrafter, source: int, before: int, root: int, limit: int, depth: int
     ) -> DraftTree:
-        table = drafter.table
+        table = self._added
         state = (
             tuple(drafter.shards) or (_nothing(),),
             (table.keys, table.ids, table.weights),
-            int(drafter.tail[0]),
+            before,
             root,
         )
         nodes, numbers = self._nodes, self._numbers

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import heapq
+import time
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from hf_specplug.drafters.contract import Int32
-from hf_specplug.drafting.search import TreeSearch
 from hf_specplug.kernels.tree import PARENT, TOKEN
+from hf_specplug.published.paper import PaperSearch
 from hf_specplug.tree import EMPTY, DraftTree
 
 Shape = tuple[Int32, Int32]
@@ -85,29 +86,29 @@ def depths(parents: Int32) -> Int32:
     return np.array(found, np.int32)
 
 
-class StaticSearch(TreeSearch):
+class StaticSearch(PaperSearch):
     """Fills a static tree from one drafter, regardless of `limit`.
 
     Attributes:
-        drafter: the name of the drafter.
         draft: the last tree.
         filled: intp[len(draft)], its nodes in the shape.
+        candidates: by parent (0 = the root, i + 1 = node i of the shape) what `ranked` returned.
     """
 
-    drafter: ClassVar[str]
-
     def _prepare(self) -> None:
+        super()._prepare()
         self._shape = self.shape()
         self._forget()
 
     def _forget(self) -> DraftTree:
         self.draft, self.filled = EMPTY, np.empty(0, np.intp)
+        self.candidates: dict[int, Sequence[tuple[int, float]]] = {}
         return self.draft
 
     @classmethod
     @abstractmethod
     def shape(cls) -> Shape:
-        """The shape of the tree."""
+        """The shape of the tree. The ranks of siblings are 0, 1, ..., without gaps."""
 
     @abstractmethod
     def ranked(
@@ -115,28 +116,39 @@ class StaticSearch(TreeSearch):
     ) -> Sequence[tuple[int, float]]:
         """(token, probability) pairs by rank after a node of `pool` (see `Frontier`)."""
 
-    def _published(self, root: int, limit: int, depth: int, chain: bool) -> DraftTree:
-        expert = next((e for e in self._active if e.drafter.name == self.drafter), None)
+    def _published(
+        self,
+        root: int,
+        limit: int,
+        depth: int,
+        chain: bool,
+        generator: np.random.Generator | None,
+    ) -> DraftTree:
+        self._forget()
+        expert = self._expert(self.uses[0])
         if expert is None or limit < 1 or depth < 1:
-            return self._forget()
+            return self.draft
+        drafter, column = expert
+        start = time.perf_counter()
         parents, rank = self._shape
         pool = np.zeros((len(parents) + 1, 2), np.int32)  # TOKEN and PARENT
         pool[1:, PARENT] = parents + 1
         probs = np.zeros(len(parents), np.float32)
         reached = [0] * len(pool)  # the depth of each filled node; 0 = not filled
-        candidates: dict[int, Sequence[tuple[int, float]]] = {}
+        candidates = self.candidates
         for node, parent, place in zip(
             range(1, len(pool)), pool[1:, PARENT].tolist(), rank.tolist(), strict=True
         ):
             if (parent and not reached[parent]) or reached[parent] == depth or (chain and place):
                 continue
             if parent not in candidates:
-                ranked = self.ranked(expert.drafter, root, pool, parent)
+                ranked = self.ranked(drafter, root, pool, parent)
                 candidates[parent] = [pair for pair in ranked if pair[0] not in self._suppressed]
             if place < len(candidates[parent]):
                 pool[node, TOKEN], probs[node - 1] = candidates[parent][place]
                 reached[node] = reached[parent] + 1
-        sources = np.full(len(parents), 1 << expert.column, np.uint16)
+        sources = np.full(len(parents), 1 << column, np.uint16)
         self.filled = np.flatnonzero(reached[1:])
         self.draft = DraftTree(pool[1:, TOKEN], parents, probs, sources).select(self.filled)
+        self.seconds[column] = time.perf_counter() - start
         return self.draft

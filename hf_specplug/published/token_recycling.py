@@ -17,7 +17,7 @@ LEVELS = (8, 21, 25, 15, 8, 3)
 class TokenRecycling(StaticSearch):
     """Fills the paper's static tree of 80 nodes from the matrix, regardless of `limit`."""
 
-    drafter: ClassVar[str] = "recycling"
+    uses: ClassVar[tuple[str, ...]] = ("recycling",)
 
     @classmethod
     def shape(cls) -> Shape:

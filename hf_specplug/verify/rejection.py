@@ -16,6 +16,7 @@ import torch
 
 from hf_specplug.drafters.contract import NO_NOISE, Noise
 from hf_specplug.errors import OptionError
+from hf_specplug.published import search_class
 from hf_specplug.tree import DraftTree
 from hf_specplug.verify.acceptance import Proposal, Verifier
 from hf_specplug.verify.outputs import Outputs
@@ -86,13 +87,13 @@ def verifier_class(verification: str, published: str | None = None) -> type[Veri
 
     Raises:
         OptionError: the option has another value, or "rejection" is combined with a `published`
-            method, whose drafts are not drawn at random.
+            method whose drafts are not drawn at random.
     """
     if verification not in _VERIFIERS:
         raise OptionError(f"verification must be one of {sorted(_VERIFIERS)}, not {verification!r}")
-    if verification == "rejection" and published is not None:
+    if verification == "rejection" and not search_class(published).stochastic:
         raise OptionError(
             f'verification="rejection" needs drafts drawn at random, which published={published!r} '
-            "does not make"
+            'does not make: use "seeded", which accepts as many of them'
         )
     return _VERIFIERS[verification]

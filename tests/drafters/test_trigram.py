@@ -381,11 +381,15 @@ def test_output_stays_the_same(tmp_path: Path, do_sample: bool, published: str |
     assert plug.stats.accepted_by["trigram"] > 20
 
 
-def aded(made: TrigramDrafter, vocab: int) -> Aded:
+def aded(made: TrigramDrafter, vocab: int, text: list[int]) -> Aded:
+    """The paper's search, at the end of a text."""
+
     def fail(_: Any, error: Exception) -> None:
         raise error
 
-    return Aded([made], Mixer(["trigram"]), vocab, fail)
+    search = Aded([made], Mixer(["trigram"]), vocab, fail)
+    search.begin(Context(text, vocab))
+    return search
 
 
 def paths(tree: DraftTree) -> list[tuple[int, ...]]:
@@ -403,14 +407,13 @@ def test_the_published_search_draws_a_tree(shards: int) -> None:
     corpora = [rng.integers(0, 30, 3000).tolist() for _ in range(shards)]
     made = drafter([index(tokens, 30) for tokens in corpora], 30)
     text = rng.integers(0, 30, 500).tolist()
-    text += text[100:102]
-    made.begin(Context(text, 30))
+    text += text[-6:-4]  # a pair that is recent
     pairs: dict[tuple[int, int], set[int]] = {}
     for tokens in (*corpora, text):
         for (first, second), (_, rows) in twins.trigrams(tokens, 30).items():
             pairs.setdefault((first, second), set()).update(token for token, _ in rows)
     for limit, depth in ((1, 9), (7, 9), (40, 9), (40, 2), (100, 5)):
-        tree, again = (aded(made, 30).grow(text[-1], limit, depth) for _ in range(2))
+        tree, again = (aded(made, 30, text).grow(text[-1], limit, depth) for _ in range(2))
         assert (tree.tokens == again.tokens).all()
         drawn = paths(tree)
         assert 0 < len(drawn) <= min(limit, 48)
@@ -420,20 +423,18 @@ def test_the_published_search_draws_a_tree(shards: int) -> None:
         for path in drawn:
             *_, first, second, third = [*text, *path]
             assert third in pairs[first, second]
-    assert paths(aded(made, 30).grow(text[-1], 3, 9, chain=True))[-1:]
+    assert paths(aded(made, 30, text).grow(text[-1], 3, 9, chain=True))[-1:]
     for limit, depth in ((0, 9), (9, 0)):
-        assert not len(aded(made, 30).grow(text[-1], limit, depth))
+        assert not len(aded(made, 30, text).grow(text[-1], limit, depth))
 
 
 def test_the_published_search_prefers_what_is_likely() -> None:
     """Of 4 successors the first follows 97 times of 100, and is followed by one only."""
     text = [0, 1, 2, 3] * 97 + [0, 1, 4, 5, 0, 1, 5, 5, 0, 1, 6, 5, 9]
     made = drafter([index(text, 9)], 9)
-    made.begin(Context([7, 0, 1], 9))
-    drawn = paths(aded(made, 9).grow(1, 5, 9))
+    drawn = paths(aded(made, 9, [7, 0, 1]).grow(1, 5, 9))
     assert drawn == [(2,), (2, 3), (2, 3, 0), (2, 3, 0, 1), (2, 3, 0, 1, 2)]
-    made.begin(Context([7, 8], 9))
-    assert not len(aded(made, 9).grow(8, 5, 9))
+    assert not len(aded(made, 9, [7, 8]).grow(8, 5, 9))
 
 
 def test_the_published_search_brings_its_drafter() -> None:
@@ -468,7 +469,7 @@ for round_ in range(120):
     assert ((rows[:, 2] >= 0) & (rows[:, 2] < len(made.priors))).all()
     assert len({(node, token) for node, token, _ in rows.tolist()}) == len(rows)
     if round_ < 10:
-        tree = aded(made, VOCAB).grow(0, 20, 5)
+        tree = aded(made, VOCAB, [rng.randrange(VOCAB) for _ in range(20)] + [0]).grow(0, 20, 5)
         assert ((tree.tokens >= 0) & (tree.tokens < VOCAB)).all()
 print("done")
 """

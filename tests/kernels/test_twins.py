@@ -23,7 +23,7 @@ from hf_specplug.drafters.trigram import TrigramDrafter
 from hf_specplug.drafting.mixer import Mixer
 from hf_specplug.drafting.search import TreeSearch
 from hf_specplug.kernels import aded, buckets, hierarchy, mixer, proposals, successors, tree, trie
-from tests.helpers import search_twins, twins
+from tests.helpers import paper_twins, search_twins, twins  # noqa: F401  # the first registers
 from tests.helpers.search_twins import Node
 
 
@@ -227,12 +227,12 @@ def test_aded_searches_and_chooses(
     made = drafter_of([(rng.zipf(1.5, size) % 10).tolist() for size in stores], text, 9)
     table = made.table.keys, made.table.ids, made.table.weights
     state = tuple(made.shards), table, text[-2], text[-1]
-    scratch = [np.empty(aded.trigram.CANDIDATES, np.int32)]
+    scratch: list[Any] = [np.empty(aded.trigram.CANDIDATES, np.int32)]
     scratch.append(np.empty(aded.trigram.MAX_COUNTED, np.int64))
-    scratch += [np.empty(aded.trigram.CANDIDATES) for _ in range(2)]
+    scratch.append(np.empty(aded.trigram.CANDIDATES))
 
     def follow(first: int, second: int) -> list[tuple[int, float]]:
-        found = aded._lookup(*state[:2], first, second, *scratch)
+        found = aded.raised(*state[:2], first, second, *scratch)
         return list(zip(scratch[0][:found].tolist(), scratch[2][:found].tolist(), strict=True))
 
     nodes = np.empty((aded.CAPACITY, aded.ROLLOUT_COLUMNS), np.int32)

@@ -1,4 +1,4 @@
-"""STAND as published: the static tree, its stochastic drafts, and the command that tunes it."""
+"""STAND as published: the static tree, and the command that tunes it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from hf_specplug import SpecPlug
 from hf_specplug.cli import app
-from hf_specplug.drafters.contract import Context, Drafter, Step, TopK
+from hf_specplug.drafters.contract import Drafter
 from hf_specplug.drafters.priors import learned
 from hf_specplug.drafters.stand import SUCCESSORS, StandDrafter
 from hf_specplug.drafting.mixer import Mixer
@@ -38,12 +38,10 @@ def test_the_published_tree() -> None:
     assert (parents < np.arange(80)).all()
     assert len(set(zip(parents.tolist(), rank.tolist(), strict=True))) == 80
     assert rank.max() < SUCCESSORS
-    state = np.random.get_state()[1].copy()
     draft = search.grow(context.last, 16, 9)
     assert 16 < len(draft) <= 80  # whatever the limit: the paper's tree is static
-    assert (np.random.get_state()[1] == state).all()
     edges = list(zip(draft.parents.tolist(), draft.tokens.tolist(), strict=True))
-    assert len(set(edges)) == len(edges)  # drawn without replacement
+    assert len(set(edges)) == len(edges)
     above = parents[search.filled]
     assert (draft.parents == np.where(above < 0, -1, np.searchsorted(search.filled, above))).all()
     pool = np.zeros((len(draft) + 1, 2), np.int32)
@@ -52,29 +50,10 @@ def test_the_published_tree() -> None:
         ids, probs = drafter.distribution(pool, parent + 1)
         assert draft.probs[node] == probs[ids.tolist().index(token)]
     assert again.grow(context.last, 16, 9).tokens.tolist() == draft.tokens.tolist()
-    assert search.grow(context.last, 16, 9).tokens.tolist() != draft.tokens.tolist()
+    assert search.grow(context.last, 16, 9).tokens.tolist() == draft.tokens.tolist()
     assert search.grow(context.last, 16, 2).depths().max() <= 2
     assert is_chain(search.grow(context.last, 16, 9, chain=True))
     assert len(search.grow(context.last, 0, 9)) == len(search.filled) == 0
-
-
-def test_gumbel_draws_follow_the_distribution() -> None:
-    """First draws are as frequent as they are likely; rows with two tokens give both."""
-    drafter = StandDrafter(8)
-    text = Context([1], VOCAB)
-    drafter.begin(text)
-    text.append([2, 3])
-    ids = np.array([[7, 9] + [-1] * 6] * 2, np.int32)
-    probs = np.array([[0.75, 0.25] + [0.0] * 6] * 2, np.float32)
-    drafter.observe(Step.of_text(np.array([1, 2], "i4"), 0, [], [3], TopK(ids, probs)))
-    drafter.begin(Context([1, 2], VOCAB))
-    search = Stand([drafter], Mixer(["stand"]), VOCAB, fail)
-    firsts = []
-    for _ in range(2000):
-        draws = search.ranked(drafter, 2, np.zeros((1, 2), np.int32), 0)
-        assert sorted(draws) == [(7, 0.75), (9, 0.25)]
-        firsts.append(draws[0][0])
-    assert 0.71 < firsts.count(7) / 2000 < 0.79
 
 
 def test_a_paper_brings_its_drafter() -> None:

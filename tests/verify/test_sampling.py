@@ -302,6 +302,7 @@ def test_rejection_follows_its_seed_and_leaves_greedy_calls_unchanged() -> None:
 def test_only_what_is_drawn_can_be_rejected() -> None:
     with pytest.raises(OptionError, match="'rejection', 'seeded'"):
         SpecPlug(verification="exact")
-    with pytest.raises(OptionError, match="drawn at random"):
-        SpecPlug(verification="rejection", published="rasd")
+    for paper in ("aded", "dresd", "hierarchy", "rasd", "rest", "token-recycling"):
+        with pytest.raises(OptionError, match="drawn at random"):
+            SpecPlug(verification="rejection", published=paper)
     assert copy.deepcopy(SpecPlug(verification="rejection")).verification == "rejection"
