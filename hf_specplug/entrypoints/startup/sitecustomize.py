@@ -1,5 +1,6 @@
 """Python runs this file when it starts, in programs that `specplug run` starts."""
 
+import importlib
 import os
 import sys
 
@@ -16,7 +17,7 @@ else:
 # this file stands in for the environment's own
 _self = sys.modules.pop("sitecustomize")
 try:
-    import sitecustomize  # type: ignore[import-not-found]  # noqa: F401
+    importlib.import_module("sitecustomize")
 except ImportError as error:
     if error.name != "sitecustomize":
         raise
