@@ -86,7 +86,7 @@ class PassagesDrafter(StoreDrafter):
         passages: Iterable[str] = (),
     ) -> None:
         self.priors = np.array(learned(self.name), np.float32)
-        self._index = PassageIndex(passages)
+        self._index = PassageIndex(filter(_encodable, passages))
         if self._index.passages and tokenizer is None:
             raise OptionError(
                 "passages are texts: matching them needs the model's tokenizer, tokenizer=..."
@@ -114,7 +114,7 @@ class PassagesDrafter(StoreDrafter):
         if self._codec is None:
             self._codec = TextCodec(store.tokenizer)
         found = (string for shard in store.shards for string in shard.strings())
-        self._index = PassageIndex([*self._index.passages, *found])
+        self._index = PassageIndex([*self._index.passages, *filter(_encodable, found)])
         self._forget(self._context)
 
     def __setstate__(self, kept: dict[str, Any]) -> None:
@@ -214,3 +214,8 @@ class PassagesDrafter(StoreDrafter):
         same = [each for each in chains if depth < len(each.tokens) and each.tokens[depth] == token]
         if same:
             self._live[node] = same, depth + 1
+
+
+def _encodable(text: str) -> bool:
+    """Whether it has no surrogates, which JSON can contain and tokenizers refuse."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
