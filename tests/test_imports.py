@@ -30,8 +30,7 @@ LAYERS = [
     ["session", "decode", "runner", "plug"],
     ["entrypoints"],
     ["replay"],
-    ["bench"],
-    ["audit"],
+    ["bench", "audit"],
     ["cli"],
 ]
 """Rooms, and the story's files: each may import what stands in its own line or above it."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers.utils import logging
+from transformers import logging
 
 from hf_specplug import DEMO_MODEL
 from hf_specplug.audit.cases import Case, cases

@@ -11,7 +11,7 @@ from hf_specplug.cli.app import app, friendly
 
 @app.command(
     context_settings={"allow_interspersed_args": False, "ignore_unknown_options": False},
-    epilog="Example: specplug run --json stats.json -m lm_eval --model hf --tasks gsm8k",
+    epilog="Example: specplug run --json stats.json -m my_package",
 )
 def run(
     program: Annotated[

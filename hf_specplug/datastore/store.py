@@ -15,7 +15,7 @@ from hf_specplug.datastore.kinds.registry import index_class
 from hf_specplug.datastore.manifest import Manifest, Shard
 from hf_specplug.errors import StoreError
 
-_ATTEMPTS = 5  # to open it while a writer replaces files
+_ATTEMPTS = 100  # to open it; each fails only if a writer has replaced files meanwhile
 
 
 class Datastore:

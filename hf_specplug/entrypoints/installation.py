@@ -145,7 +145,7 @@ def plug_of(model: Any) -> SpecPlug | None:
 def use(plugs: Plugs | None) -> None:
     """Install `plugs` in place of what is installed; None restores the original method."""
     global _plugs, _wrapper
-    from transformers.generation.utils import GenerationMixin
+    from transformers import GenerationMixin
 
     with forking.lock:
         _plugs = plugs
