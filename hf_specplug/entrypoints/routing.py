@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
 
@@ -93,15 +92,9 @@ def _plain(
     kwargs: dict[str, Any],
 ) -> Any:
     """Run a call as transformers does, with the calls that it makes: those of a draft model."""
-    with _marked():
-        return generate(model, *args, **kwargs)
-
-
-@contextmanager
-def _marked() -> Iterator[None]:
     token = _undrafted.set(True)
     try:
-        yield
+        return generate(model, *args, **kwargs)
     finally:
         _undrafted.reset(token)
 

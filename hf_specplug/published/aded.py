@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import ClassVar
 
 import numpy as np
@@ -12,8 +11,8 @@ from hf_specplug.drafters.successor_table import SuccessorTable
 from hf_specplug.drafters.trigram import TrigramDrafter
 from hf_specplug.kernels import aded as kernels
 from hf_specplug.kernels import trigram
-from hf_specplug.published.paper import PaperSearch
-from hf_specplug.tree import EMPTY, DraftTree
+from hf_specplug.published.paper import OneDrafterSearch
+from hf_specplug.tree import DraftTree
 
 RECENT = 16
 """The tri-grams of the last so many tokens are raised in every step."""
@@ -21,7 +20,7 @@ RECENT = 16
 _ROWS = 1 << 14  # pairs of tokens of a text that can be raised
 
 
-class Aded(PaperSearch):
+class Aded(OneDrafterSearch):
     """Searches the tri-gram distribution by 150 random rollouts and drafts the most visited paths.
 
     The distribution is the corpus's, plus 0.04 for each time that a tri-gram was among the last 16
@@ -49,27 +48,13 @@ class Aded(PaperSearch):
     def observe(self, step: Step) -> None:
         """Tri-grams are raised when a tree is grown."""
 
-    def _published(
-        self,
-        root: int,
-        limit: int,
-        depth: int,
-        chain: bool,
-        generator: np.random.Generator | None,
-    ) -> DraftTree | None:
-        if chain:
-            return None
-        expert = self._expert("trigram")
-        if expert is None or limit < 1 or depth < 1:
-            return EMPTY
-        drafter, column = expert
-        start = time.perf_counter()
+    def _tree(
+        self, drafter: TrigramDrafter, source: int, root: int, limit: int, depth: int
+    ) -> DraftTree:
         recent = self._context.tokens[-RECENT:]
         self._raise(recent)
         before = int(recent[-2]) if len(recent) > 1 else -1
-        tree = self._drawn(drafter, 1 << column, before, root, limit, depth)
-        self.seconds[column] = time.perf_counter() - start
-        return tree
+        return self._drawn(drafter, source, before, root, limit, depth)
 
     def _raise(self, recent: Int32) -> None:
         """Count the tri-grams of the last tokens once more."""
@@ -94,8 +79,7 @@ class Aded(PaperSearch):
         number = kernels.choose(*state, nodes, numbers, size, limit, depth, out, probs)
         tokens, parents = np.ascontiguousarray(out[:number].T)
         sources = np.full(number, source, np.uint16)
-        tree = DraftTree(tokens, parents, probs[:number].clip(1e-6, 1.0), sources)
-        return tree.without(self._suppressed) if self._suppressed else tree
+        return DraftTree(tokens, parents, probs[:number].clip(1e-6, 1.0), sources)
 
 
 def _nothing() -> tuple[tuple[np.ndarray, ...], int]:

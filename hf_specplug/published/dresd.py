@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from typing import ClassVar
 
-import numpy as np
-
 from hf_specplug.drafters.dense import DenseDrafter
-from hf_specplug.published.paper import PaperSearch, merged
-from hf_specplug.tree import EMPTY, DraftTree
+from hf_specplug.published.paper import OneDrafterSearch, merged
+from hf_specplug.tree import DraftTree
 
 NEIGHBOURS = 50
 """Stored states that are retrieved."""
@@ -18,7 +15,7 @@ DRAFTS, LENGTH = 10, 10
 """Rows of a draft, and tokens of a row."""
 
 
-class Dresd(PaperSearch):
+class Dresd(OneDrafterSearch):
     """Drafts what followed the ten closest states that the last token followed, too.
 
     The 50 states closest to that of the last verified token are retrieved. Those that were not
@@ -29,26 +26,10 @@ class Dresd(PaperSearch):
 
     uses: ClassVar[tuple[str, ...]] = ("dense",)
 
-    def _published(
-        self,
-        root: int,
-        limit: int,
-        depth: int,
-        chain: bool,
-        generator: np.random.Generator | None,
-    ) -> DraftTree | None:
-        if chain:
-            return None
-        expert = self._expert("dense")
-        if expert is None or limit < 1 or depth < 1:
-            return EMPTY
-        drafter, column = expert
-        start = time.perf_counter()
-        source = 1 << column
-        rows = [(row, source) for row in drafts(drafter, root)]
-        tree = merged(rows, limit, depth)
-        self.seconds[column] = time.perf_counter() - start
-        return tree.without(self._suppressed) if self._suppressed else tree
+    def _tree(
+        self, drafter: DenseDrafter, source: int, root: int, limit: int, depth: int
+    ) -> DraftTree:
+        return merged([(row, source) for row in drafts(drafter, root)], limit, depth)
 
 
 def drafts(drafter: DenseDrafter, root: int) -> list[list[int]]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import time
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
 from hf_specplug.drafting.search import TreeSearch
-from hf_specplug.tree import DraftTree
+from hf_specplug.tree import EMPTY, DraftTree
 
 
 class PaperSearch(TreeSearch):
@@ -24,6 +26,39 @@ class PaperSearch(TreeSearch):
         """(the drafter of this name, its column); None if it has been dropped."""
         found = (e for e in self._active if e.drafter.name == name)
         return next(((e.drafter, e.column) for e in found), None)
+
+
+class OneDrafterSearch(PaperSearch):
+    """Base class of the searches that draft a tree from one drafter, the only one in `uses`."""
+
+    @abstractmethod
+    def _tree(self, drafter: Any, source: int, root: int, limit: int, depth: int) -> DraftTree:
+        """The draft after the token `root`; suppressed tokens are removed from it afterwards.
+
+        Args:
+            drafter: the drafter.
+            source: its bit in `DraftTree.sources`.
+            root, limit, depth: see `TreeSearch.grow`; both limits are at least 1.
+        """
+
+    def _published(
+        self,
+        root: int,
+        limit: int,
+        depth: int,
+        chain: bool,
+        generator: np.random.Generator | None,
+    ) -> DraftTree | None:
+        if chain:
+            return None
+        expert = self._expert(self.uses[0])
+        if expert is None or limit < 1 or depth < 1:
+            return EMPTY
+        drafter, column = expert
+        start = time.perf_counter()
+        tree = self._tree(drafter, 1 << column, root, limit, depth)
+        self.seconds[column] = time.perf_counter() - start
+        return tree.without(self._suppressed) if self._suppressed else tree
 
 
 def merged(rows: Sequence[tuple[Sequence[int], int]], limit: int, depth: int) -> DraftTree:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -13,8 +12,8 @@ from hf_specplug.drafters.rest import RestDrafter, Shard
 from hf_specplug.kernels import continuations as kernels
 from hf_specplug.kernels.retrieval import LONGEST_MATCH, SHORTEST_MATCH
 from hf_specplug.kernels.trie import TRIE_PARENT, TRIE_TOKEN
-from hf_specplug.published.paper import PaperSearch
-from hf_specplug.tree import EMPTY, DraftTree
+from hf_specplug.published.paper import OneDrafterSearch
+from hf_specplug.tree import DraftTree
 
 OCCURRENCES = 5000
 """Occurrences of a match that are read from each shard, the first ones of the suffix array."""
@@ -50,7 +49,7 @@ def trie(shards: Sequence[Shard], query: Int32, longest: int) -> Int32:
     return nodes[:size]
 
 
-class Rest(PaperSearch):
+class Rest(OneDrafterSearch):
     """Drafts the most frequent prefixes of what follows the longest match of the text.
 
     The suffixes of the text, from 16 tokens to 2, are looked up until one occurs in a store. Its
@@ -68,21 +67,9 @@ class Rest(PaperSearch):
     def observe(self, step: Step) -> None:
         """The text is looked up when a tree is grown; nothing is learned."""
 
-    def _published(
-        self,
-        root: int,
-        limit: int,
-        depth: int,
-        chain: bool,
-        generator: np.random.Generator | None,
-    ) -> DraftTree | None:
-        if chain:
-            return None
-        expert = self._expert("rest")
-        if expert is None or limit < 1 or depth < 1:
-            return EMPTY
-        drafter, column = expert
-        start = time.perf_counter()
+    def _tree(
+        self, drafter: RestDrafter, source: int, root: int, limit: int, depth: int
+    ) -> DraftTree:
         nodes = self._retrieved(drafter)
         chosen = np.empty(min(limit, CHOICES), np.int32)
         chosen = chosen[: kernels.frequent(nodes, len(nodes), depth, chosen)]
@@ -90,14 +77,12 @@ class Rest(PaperSearch):
         place[chosen] = np.arange(len(chosen))
         parents, counts = nodes[chosen, TRIE_PARENT], nodes[:, kernels.CONTINUATION_COUNT]
         nodes[0, kernels.CONTINUATION_COUNT] = counts[nodes[:, TRIE_PARENT] == 0].sum()
-        tree = DraftTree(
+        return DraftTree(
             nodes[chosen, TRIE_TOKEN],
             place[parents],
             (counts[chosen] / counts[parents]).astype(np.float32),
-            np.full(len(chosen), 1 << column, np.uint16),
+            np.full(len(chosen), source, np.uint16),
         )
-        self.seconds[column] = time.perf_counter() - start
-        return tree.without(self._suppressed) if self._suppressed else tree
 
     def _retrieved(self, drafter: RestDrafter) -> Int32:
         """The trie of the longest suffix of the text that occurs; node 0 alone if none does."""
