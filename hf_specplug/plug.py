@@ -43,7 +43,7 @@ from hf_specplug.verify.rejection import verifier_class
 
 logger = logging.getLogger("hf_specplug")
 
-DEFAULT_DRAFTERS = ("context", "recycling", "stand", "gumbel")
+DEFAULT_DRAFTERS = ("context", "recycling", "stand", "frequency", "sparse", "gumbel")
 _OF_THIS_PROCESS = frozenset({"_requests", "_tokenizer", "_model"})
 
 

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hf_specplug.drafters.contract import Context, Drafter, Frontier, Int32, Step
+from hf_specplug.drafters.frequency import counts_of
 from hf_specplug.drafters.priors import learned
 from hf_specplug.drafters.registry import register
-from hf_specplug.errors import StateError
 from hf_specplug.kernels import gumbel as kernels
 
 _PROMPT = 0.3  # weight of a token of the prompt; an emitted token has 1
@@ -106,15 +106,5 @@ class GumbelDrafter(Drafter):
         return {"weights": self.weights}
 
     def load_state_dict(self, state: dict[str, NDArray[Any]]) -> None:
-        weights = state.get("weights")
-        if weights is None or set(state) != {"weights"}:
-            raise StateError(
-                f"the state of {self.name!r} has the array weights, not {sorted(state)}"
-            )
-        if weights.dtype != np.float64 or weights.ndim != 1:
-            raise StateError(
-                f"weights must be float64[V], not {weights.dtype}{list(weights.shape)}"
-            )
-        if not (np.isfinite(weights).all() and (weights >= 0).all()):
-            raise StateError("weights must be finite and not negative")
+        weights = counts_of(self.name, state)
         self.weights, self._total = weights.copy(), np.array([weights.sum()])

@@ -179,10 +179,14 @@ class TreeSearch(Experts):
         """
         for expert in list(self._asked):
             drafter = expert.drafter
+            if drafter.rounds is not None and round_number > drafter.rounds:
+                continue
             try:
                 start = time.perf_counter()
                 rows = drafter.expand(frontier)
                 self.seconds[expert.column] += time.perf_counter() - start
+                if isinstance(rows, np.ndarray) and not rows.size:
+                    continue
                 rows = self._admitted(checked_rows(rows, len(frontier.nodes)))
                 grown = kernels.insert(
                     self._pool,

@@ -165,6 +165,25 @@ def count(visits, ids, weights, row, token, decay):
 
 
 @njit
+def add(ids, weights, row, token, weight):
+    """Add to the weight of a token in a row.
+
+    A new token replaces the one of smallest weight if the row is full, and it weighs more. Negative
+    ids and weights that are not above 0 are skipped.
+    """
+    if token < 0 or not weight > 0:
+        return
+    place = _place(ids, row, token)
+    if place < 0:
+        place = ids.shape[1] - 1
+        if ids[row, place] >= 0 and weights[row, place] >= weight:
+            return
+        ids[row, place], weights[row, place] = token, 0.0
+    weights[row, place] += weight
+    _rise(ids, weights, row, place)
+
+
+@njit
 def learn(keys, stamps, visits, ids, probs, clock, text, tokens, parents, top_ids, top_probs):
     """Add the target's distributions after the tokens of a tree, or a text, to their n-grams.
 

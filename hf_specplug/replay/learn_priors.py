@@ -28,10 +28,12 @@ from hf_specplug.errors import OptionError
 from hf_specplug.kernels import (
     buckets,
     dense,
+    frequency,
     gumbel,
     ngram,
     phrases,
     retrieval,
+    sparse,
     successors,
     tree,
     trigram,
@@ -55,6 +57,7 @@ GRIDS = {
         (ngram.LENGTHS, ngram.SHORTER_BUCKETS),
     ],
     "dense": [(dense.LENGTHS, dense.VOTE_BUCKETS)],
+    "frequency": [(frequency.SHARES, frequency.RANKS)],
     "gumbel": [(1, gumbel.SCORES)] * gumbel.RANKS,
     "phrases": [(phrases.LENGTHS, phrases.SHARES)] * 2,
     "recycling": [(8, 8)],
@@ -62,6 +65,7 @@ GRIDS = {
         (retrieval.LENGTHS, retrieval.LONGEST_BUCKETS),
         (retrieval.LENGTHS, retrieval.SHORTER_BUCKETS),
     ],
+    "sparse": [(sparse.SCORES, 1)] * sparse.DEPTHS,
     "stand": [(successors.VISITS, buckets.PROB_BUCKETS)] * successors.GRAM_LENGTHS,
     "trigram": [(trigram.SUPPORTS, buckets.PROB_BUCKETS)] * trigram.STRENGTHS,
 }

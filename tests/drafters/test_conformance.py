@@ -129,7 +129,7 @@ def test_proposes_within_the_contract(name: str) -> None:
     drafter, context = fed(name)
     pool = np.zeros((4, 7), np.int32)
     pool[1:, 0] = 3, 4, 5
-    for nodes in ([0], [1, 2], [3]):
+    for nodes in ([0],) if drafter.rounds == 1 else ([0], [1, 2], [3]):
         noise = np.random.default_rng(3).random((8, VOCAB)), 5
         rows = drafter.expand(Frontier(np.array(nodes, np.int32), pool, context.last, noise))
         assert rows.dtype == np.int32

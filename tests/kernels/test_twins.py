@@ -23,7 +23,7 @@ from hf_specplug.drafters.trigram import TrigramDrafter
 from hf_specplug.drafting.mixer import Mixer
 from hf_specplug.drafting.search import TreeSearch
 from hf_specplug.kernels import aded, buckets, hierarchy, mixer, proposals, successors, tree, trie
-from tests.helpers import paper_twins, search_twins, twins  # noqa: F401  # the first registers
+from tests.helpers import context_twins, paper_twins, search_twins, twins  # noqa: F401  # register
 from tests.helpers.search_twins import Node
 
 
