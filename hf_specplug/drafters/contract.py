@@ -236,8 +236,8 @@ class Drafter(ABC):
         layer: with `needs = {"hidden"}`, the layer whose hidden states are needed, counted from 0;
             -1 for those that the output embedding reads.
         kinds: the kinds of datastore that it reads; stores of these kinds are passed to `add`.
-        rounds: in how many rounds of the search it is asked: 1 for the root only, 2 for the likeliest
-            tokens after it, too. None for all.
+        rounds: in how many rounds of the search it is asked: 1 for the root only, 2 for the root
+            and its likeliest children; None for all.
         priors: float32[buckets] in (0, 1], for each evidence bucket the probability that a token
             proposed with it is accepted, given that its parent is.
     """

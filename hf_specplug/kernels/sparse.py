@@ -2,7 +2,8 @@
 
 A context is a choice among the last tokens, a mask whose bit j stands for the token j + 1 places
 back: 0b010 is the token before the last, whatever the last one is. What was learned is a table of
-`hf_specplug.kernels.successors`, whose weights are decayed sums of counts and probabilities; its keys hold the mask, too.
+`hf_specplug.kernels.successors`, whose weights are decayed sums of counts and probabilities; its
+keys hold the mask, too.
 """
 
 from __future__ import annotations
