@@ -226,9 +226,8 @@ T = TypeVar("T", bound="Drafter")
 class Drafter(ABC):
     """Base class of all drafters.
 
-    A subclass sets `name` and `priors` and implements `expand`. A drafter changes the speed
-    only: the output is always the target's. One that breaks its contract is dropped for the rest of
-    the call.
+    A subclass sets `name` and `priors` and implements `expand`. A drafter changes the speed, never
+    the output. One that breaks its contract is dropped for the rest of the call.
 
     Attributes:
         name: short and unique, as users write it in `attach(model, drafters=[...])`.
@@ -236,8 +235,7 @@ class Drafter(ABC):
         layer: with `needs = {"hidden"}`, the layer whose hidden states are needed, counted from 0;
             -1 for those that the output embedding reads.
         kinds: the kinds of datastore that it reads; stores of these kinds are passed to `add`.
-        rounds: in how many rounds of the search it is asked: 1 for the root only, 2 for the root
-            and its likeliest children; None for all.
+        rounds: in how many rounds of a search it is asked, 1 for the root only; None: in all.
         priors: float32[buckets] in (0, 1], for each evidence bucket the probability that a token
             proposed with it is accepted, given that its parent is.
     """

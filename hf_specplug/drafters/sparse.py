@@ -37,6 +37,8 @@ _NOTHING_LIKELY = (
     np.empty((0, TOP_K), np.float32),
     np.empty(0, np.int32),
 )
+for _array in _NOTHING_LIKELY:
+    _array.flags.writeable = False  # as in a Step: of other arrays kernels are compiled again
 
 ROWS = 1 << 18
 """Contexts that are kept, of 80 bytes each: up to 20 MiB; pages never written take no memory."""
@@ -86,6 +88,7 @@ class SparseDrafter(Drafter):
         rows = step.visited
         if not len(rows):  # of a prompt, the last row is that of the first emitted token
             rows = np.array([len(step.topk.ids) - 1], np.int32)
+            rows.flags.writeable = False
         self._learn(len(step.emitted), step.topk.ids, step.topk.probs, rows)
 
     def _learn(self, count: int, top_ids: Int32, top_probs: Float32, rows: Int32) -> None:

@@ -94,7 +94,7 @@ def learn(keys, stamps, visits, ids, weights, clock, text, begin, top_ids, top_p
             recent[back] = text[place - 1 - back] if place > back else -1
         shown = place - text.shape[0] + rows.shape[0]
         for mask in CONTEXTS:
-            key = _key(mask, recent)
+            key = _key(np.int32(mask), recent)
             if key == np.uint64(0):
                 continue
             clock += 1
@@ -142,7 +142,7 @@ def pool_contexts(keys, ids, weights, recent, tokens, probs):
     """
     known = 0
     for mask in CONTEXTS:
-        key = _key(mask, recent)
+        key = _key(np.int32(mask), recent)
         row = _find(keys, key) if key != np.uint64(0) else -1
         if row < 0:
             continue

@@ -117,6 +117,8 @@ def test_methods_by_their_names() -> None:
     assert [drafter.name for drafter in own.plug.drafters] == [
         "context",
         "recycling",
+        "frequency",
+        "sparse",
         "gumbel",
         "trigram",
     ]

@@ -305,7 +305,7 @@ def test_memory_is_what_is_kept(tmp_path: Path) -> None:
     size = 48 << 20
     kept = memory.grown(lambda: np.ones(size, np.uint8), tmp_path)
     assert kept is not None
-    assert size <= kept < 1.2 * size
+    assert 0.99 * size <= kept < 1.2 * size  # pages may be in use already
     dropped = memory.grown(lambda: np.ones(size, np.uint8).sum(), tmp_path)
     assert dropped is not None
     assert dropped < 0.2 * size

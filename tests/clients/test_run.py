@@ -57,7 +57,7 @@ def test_a_pipeline(tmp_path: Path) -> None:
         import torch
         from transformers import pipeline
 
-        pipe = pipeline("text-generation", {MODEL!r})
+        pipe = pipeline("text-generation", {MODEL!r}, dtype=torch.float32)
         chat = [{{"role": "user", "content": "Write a function that adds two numbers."}}]
         print(pipe("def add(a, b):", max_new_tokens=40, do_sample=False))
         print(pipe(chat, max_new_tokens=40, do_sample=False))

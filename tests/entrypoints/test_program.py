@@ -21,7 +21,7 @@ GENERATES = f"""
     torch.set_num_threads(1)
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained({str(DEMO_MODEL)!r})
+    model = AutoModelForCausalLM.from_pretrained({str(DEMO_MODEL)!r}, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained({str(DEMO_MODEL)!r})
     inputs = tokenizer("def add(a, b):", return_tensors="pt")
     output = model.generate(**inputs, max_new_tokens=40, do_sample=False)
