@@ -1,7 +1,7 @@
 """Low-order and sparse contexts: what followed some of the last three tokens.
 
 Text compressors ask them beside the n-grams of all lengths (Mahoney 2005, PAQ): after `the big cat`
-they know what followed `cat`, `big cat`, `big`, `the`, `the ... cat` and `the big ...`. Each says
+they know what followed `cat`, `big cat`, `big ...`, `the ... cat` and `the big ...`. Each says
 little, and the same token named by several says more.
 """
 

@@ -185,9 +185,9 @@ class TreeSearch(Experts):
                 start = time.perf_counter()
                 rows = drafter.expand(frontier)
                 self.seconds[expert.column] += time.perf_counter() - start
-                if isinstance(rows, np.ndarray) and not rows.size:
-                    continue
                 rows = self._admitted(checked_rows(rows, len(frontier.nodes)))
+                if not len(rows):
+                    continue
                 grown = kernels.insert(
                     self._pool,
                     self._probs,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import sys
 from math import ceil
 from pathlib import Path
@@ -305,7 +306,7 @@ def test_memory_is_what_is_kept(tmp_path: Path) -> None:
     size = 48 << 20
     kept = memory.grown(lambda: np.ones(size, np.uint8), tmp_path)
     assert kept is not None
-    assert 0.99 * size <= kept < 1.2 * size  # pages may be in use already
+    assert size - mmap.PAGESIZE <= kept < 1.2 * size  # its first page may be in use already
     dropped = memory.grown(lambda: np.ones(size, np.uint8).sum(), tmp_path)
     assert dropped is not None
     assert dropped < 0.2 * size

@@ -54,6 +54,7 @@ EXPANDS: dict[str, Expand] = {
     "int64 rows": lambda f: np.zeros((1, 3), np.int64),
     "object rows": lambda f: np.array([[object()] * 3]),
     "flat rows": lambda f: np.zeros(3, np.int32),
+    "flat rows, none": lambda f: np.zeros(0, np.int32),
     "four columns": lambda f: np.zeros((1, 4), np.int32),
     "id = V": lambda f: rows((int(f.nodes[0]), VOCAB, 0)),
     "huge id": lambda f: rows((int(f.nodes[0]), 2**31 - 1, 0)),
