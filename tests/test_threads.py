@@ -26,7 +26,7 @@ from hf_specplug.drafters.contract import Drafter, Frontier, Int32
 from hf_specplug.drafting.drafter_sets import MAX_KEPT_SETS, DrafterSets
 from hf_specplug.drafting.mixer import Mixer
 from hf_specplug.hf.hidden_states import HiddenStateHook
-from hf_specplug.verify import packed
+from hf_specplug.verify import packed, packing_trial
 from tests.drafters.test_conformance import store
 from tests.helpers.runs import plain
 from tests.helpers.streamers import Collected
@@ -47,7 +47,7 @@ def model() -> Iterator[Any]:
 def _packs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pack tiny layers too, from the first forward pass on."""
     monkeypatch.setattr(packed, "PACK_AFTER", 1)
-    monkeypatch.setattr(packed, "WORTHWHILE", float("inf"))
+    monkeypatch.setattr(packing_trial, "WORTHWHILE", float("inf"))
 
 
 packs = pytest.mark.usefixtures("_packs")
@@ -510,11 +510,11 @@ import os, sys, threading, time
 import torch
 torch.set_num_threads(1)  # else torch hangs in a forked process, without any plug
 from hf_specplug import attach
-from hf_specplug.verify import packed
+from hf_specplug.verify import packed, packing_trial
 from tests.verify.test_packed import patched
 from tests.helpers.zoo import make
 
-packed.PACK_AFTER, packed.WORTHWHILE = 1, float("inf")
+packed.PACK_AFTER, packing_trial.WORTHWHILE = 1, float("inf")
 model, ids = make("llama"), torch.arange(3, 15)[None]
 settings = dict(max_new_tokens=24, do_sample=False)
 if sys.argv[1] == "static":

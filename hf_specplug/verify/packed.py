@@ -1,9 +1,10 @@
 """Packed weights: linear layers on a CPU whose weights are reordered once, for few tokens.
 
 A forward pass over one to about sixty tokens is bound by reading weights. There, torch's `linear`
-reads them at a third to a half of the memory bandwidth, because it reorders them on each call.
-oneDNN, the library behind it, can keep the reordered layout. This takes a second copy of the
-weights in memory: one per model, however many plugs and calls use it.
+often reads them at a third to a half of the memory bandwidth, because it reorders them on each
+call. oneDNN, the library behind it, can keep the reordered layout. A trial on the model's own
+layers says which of them gain by that, and from how many tokens on. This takes a second copy of
+those weights in memory: one per model, however many plugs and calls use it.
 
 While a call is open, the layers have a class of this module, in the same manner as in
 `torch.nn.utils.parametrize`. Any other user of the model at that time (another thread, a callback)
@@ -14,9 +15,7 @@ layers.
 from __future__ import annotations
 
 import threading
-import time
 from collections import Counter
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary, ref
@@ -26,15 +25,18 @@ import xxhash
 from torch import nn
 
 from hf_specplug import forking
+from hf_specplug.verify.packing_trial import (
+    Kind,
+    kind_of,
+    pack,
+    packed_linear,
+    rows_to_pack_for,
+)
 
-_TOKENS = 8  # tokens per pass for which weights are packed; from 1 to 64 it matters little
 _SPARE = 2.0  # available memory required, as a multiple of the packed weights' size
 
 PACK_AFTER = 12
 """Forward passes before weights are packed: packing costs about as many."""
-
-WORTHWHILE = 0.9
-"""The most that packed layers may take of the plain layers' time to be worth their memory."""
 
 
 class _Thread(threading.local):
@@ -58,7 +60,7 @@ class PackedLinears:
 
     def __init__(self) -> None:
         self._packed: dict[int, torch.Tensor] = {}  # by fingerprint of the weight
-        self._worth: bool | None = None
+        self._rows: dict[Kind, int] | None = None  # of the trial; None before it
         self._layers: list[nn.Linear] = []
         self._patched: set[nn.Linear] = set()
         self._passes = 0
@@ -114,24 +116,32 @@ class PackedLinears:
         _thread.packed = False
 
     def _is_worthwhile(self) -> bool:
-        if self._worth is None:
-            self._worth = bool(self._layers) and is_faster(self._layers)
-        if not self._worth:
-            return False
-        needed = sum(layer.weight.nbytes for layer in self._layers)
-        return available_memory() > _SPARE * needed
+        if self._rows is None:
+            self._rows = rows_to_pack_for(self._layers)
+        needed = sum(layer.weight.nbytes for layer in self._worthwhile())
+        return needed > 0 and available_memory() > _SPARE * needed
+
+    def _worthwhile(self) -> list[nn.Linear]:
+        rows = self._rows or {}
+        return [layer for layer in self._layers if kind_of(layer.weight) in rows]
 
     def _patch(self) -> None:
         """Update the packed weights, and make the layers use them."""
         known, self._packed = self._packed, {}
-        for layer in self._layers:
+        rows = self._rows or {}
+        for layer in self._worthwhile():
             weight = layer.weight
             version = _version(weight)
             mark = _fingerprint(weight)
             if mark not in self._packed:
-                self._packed[mark] = known[mark] if mark in known else _pack(weight)
+                self._packed[mark] = known[mark] if mark in known else pack(weight)
             self._patched.add(layer)
-            vars(layer)[KEY] = _Packed(self._packed[mark], weight.detach(), version)
+            vars(layer)[KEY] = _Packed(
+                self._packed[mark],
+                weight.detach(),
+                version,
+                rows[kind_of(weight)] * weight.shape[1],
+            )
             layer.__class__ = _PackedLinear
 
     def after_fork(self) -> None:
@@ -160,11 +170,19 @@ KEY = "_specplug_packed"
 
 
 class _Packed(NamedTuple):
-    """The packed weights of a layer, the weight they were made from, and its version counter."""
+    """The packed weights of a layer.
+
+    Attributes:
+        weights: in oneDNN's layout.
+        source: the weight that they were made from.
+        version: its version counter.
+        least: number of input elements from which they are faster.
+    """
 
     weights: torch.Tensor
     source: torch.Tensor
     version: int | None
+    least: int
 
 
 class _PackedLinear(nn.Linear):
@@ -175,11 +193,12 @@ class _PackedLinear(nn.Linear):
         if _thread.packed and type(self) is _PackedLinear and not torch.is_grad_enabled():
             own = vars(self)
             parameters, known = own["_parameters"], own.get(KEY)
-            if known is not None and _is_current(known, parameters["weight"], input.dtype):
-                product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
-                    input, known.weights, parameters["bias"], "none", [], ""
-                )
-                return product
+            if (
+                known is not None
+                and input.numel() >= known.least
+                and _is_current(known, parameters["weight"], input.dtype)
+            ):
+                return packed_linear(input, known.weights, parameters["bias"])
         return nn.functional.linear(input, self.weight, self.bias)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -223,46 +242,9 @@ def _is_plain(layer: nn.Linear) -> bool:
     )
 
 
-def _pack(weight: torch.Tensor) -> torch.Tensor:
-    with torch.inference_mode():
-        packed: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _TOKENS)
-    return packed
-
-
 def _fingerprint(weight: torch.Tensor) -> int:
     raw = weight.detach().reshape(-1).view(torch.uint8).numpy()
     return hash((xxhash.xxh3_64_intdigest(raw.data), tuple(weight.shape), str(weight.dtype)))
-
-
-def is_faster(layers: list[nn.Linear]) -> bool:
-    """Try packing on some layers: whether it works here, gives close results, and is faster."""
-    try:
-        with torch.inference_mode():
-            plain_time = packed_time = 0.0
-            for layer in layers[:: max(1, len(layers) // 8)]:
-                weight = layer.weight.detach()
-                x = torch.ones(_TOKENS, layer.in_features, dtype=weight.dtype)
-                packed = _pack(weight)
-                expected = nn.functional.linear(x, weight)
-                actual = torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
-                if not torch.allclose(expected.float(), actual.float(), rtol=1e-2, atol=1e-2):
-                    return False
-                plain_time += _best_time(partial(nn.functional.linear, x, weight))
-                packed_time += _best_time(
-                    partial(torch.ops.mkldnn._linear_pointwise, x, packed, None, "none", [], "")
-                )
-    except (AttributeError, RuntimeError, NotImplementedError):  # torch lacks these operations
-        return False
-    return packed_time < WORTHWHILE * plain_time
-
-
-def _best_time(call: Any, runs: int = 4) -> float:
-    best = float("inf")
-    for _ in range(runs):
-        start = time.perf_counter()
-        call()
-        best = min(best, time.perf_counter() - start)
-    return best
 
 
 def available_memory() -> float:

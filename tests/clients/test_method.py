@@ -15,7 +15,7 @@ import torch
 from transformers import ContinuousBatchingConfig, LogitsProcessor, LogitsProcessorList
 
 from hf_specplug import attach, detach
-from hf_specplug.verify import packed
+from hf_specplug.verify import packed, packing_trial
 from tests.clients.same import GREEDY, NEW, tiny
 from tests.helpers.zoo import prompt
 
@@ -99,7 +99,7 @@ class _At(LogitsProcessor):  # type: ignore[misc]
 @pytest.mark.parametrize("how", ["deepcopy", "pickle"])
 def test_copied_while_weights_are_packed(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packed, "PACK_AFTER", 2)
-    monkeypatch.setattr(packed, "is_faster", lambda layers: True)
+    monkeypatch.setattr(packing_trial, "WORTHWHILE", float("inf"))
     model = tiny()
     inputs = prompt(model)
     expected = model.generate(**inputs, max_new_tokens=NEW, **GREEDY).tolist()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from hf_specplug import attach, detach
-from hf_specplug.verify import packed
+from hf_specplug.verify import packed, packing_trial
 from hf_specplug.verify.packed import PackedLinears, available_memory, packed_linears
 from tests.helpers.oracle import Replay
 from tests.helpers.runs import new_tokens, plain, plugged
@@ -21,7 +22,7 @@ from tests.helpers.zoo import FAMILIES, make, prompt
 def _forced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pack tiny layers too, from the first forward pass on."""
     monkeypatch.setattr(packed, "PACK_AFTER", 1)
-    monkeypatch.setattr(packed, "WORTHWHILE", float("inf"))
+    monkeypatch.setattr(packing_trial, "WORTHWHILE", float("inf"))
 
 
 forced = pytest.mark.usefixtures("_forced")
@@ -93,6 +94,73 @@ def test_layers(dtype: torch.dtype, rows: int) -> None:
     with torch.no_grad():
         expected = model(x)
     torch.testing.assert_close(call(model, PackedLinears(), x), expected)
+
+
+class Clock:
+    """Instead of timing: what a round over plain or packed layers takes."""
+
+    def __init__(self, packed_time: Callable[[int], float]) -> None:
+        self.packed_time = packed_time
+
+    def __call__(self, calls: list[Any]) -> float:
+        function, (x, *_) = calls[0].func, calls[0].args
+        return self.packed_time(len(x)) if function is packing_trial.packed_linear else 1.0
+
+
+@pytest.mark.parametrize(
+    ("packed_time", "rows"),
+    [
+        (lambda rows: 0.5, 1),
+        (lambda rows: 1.2 if rows < 8 else 0.5, 8),
+        (lambda rows: 0.5 if rows == 4 else 1.2 if rows < 16 else 0.89, 16),
+        (lambda rows: 0.95, None),
+    ],
+)
+def test_the_trial_says_from_how_many_rows_on(
+    packed_time: Callable[[int], float], rows: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Below that many rows a layer computes what it does without packing, bit for bit."""
+    monkeypatch.setattr(packing_trial, "best_time", Clock(packed_time))
+    monkeypatch.setattr(packed, "PACK_AFTER", 1)
+    used: list[int] = []
+
+    def watched(x: torch.Tensor, weight: torch.Tensor, bias: Any) -> torch.Tensor:
+        used.append(len(x))
+        return packing_trial.packed_linear(x, weight, bias)
+
+    monkeypatch.setattr(packed, "packed_linear", watched)
+    model, linears = Layers(), PackedLinears()
+    linears.open(model)
+    linears.step()
+    for count in (1, 3, 4, 7, 8, 15, 16, 64):
+        x = torch.randn(count, 24)
+        used.clear()
+        with torch.no_grad(), linears:
+            actual = model(x)
+        assert used == ([count] * 2 if rows is not None and count >= rows else [])
+        expected = nn.functional.linear(x, model.first.weight, model.first.bias)
+        expected = nn.functional.linear(expected, model.second.weight)
+        torch.testing.assert_close(actual, expected)
+    linears.close()
+    assert bool(linears._packed) == (rows is not None)
+
+
+def test_each_kind_of_layer_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wide layer that gains is packed beside narrow ones that do not."""
+
+    def packed_time(calls: list[Any]) -> float:
+        call = calls[0]
+        wide = call.args[0].shape[1] > 8
+        return 0.5 if wide and call.func is packing_trial.packed_linear else 1.0
+
+    monkeypatch.setattr(packing_trial, "best_time", packed_time)
+    monkeypatch.setattr(packed, "PACK_AFTER", 1)
+    model = nn.Sequential(*[nn.Linear(8, 8) for _ in range(7)], nn.Linear(8, 16), nn.Linear(16, 8))
+    linears = PackedLinears()
+    linears.open(model)
+    linears.step()
+    assert [type(layer) is packed._PackedLinear for layer in model] == [False] * 8 + [True]
+    linears.close()
 
 
 @forced
