@@ -35,7 +35,7 @@ from hf_specplug.errors import OptionError
 from hf_specplug.hf import adapter
 from hf_specplug.hf.adapter import BaseStreamer, CandidateGenerator
 from hf_specplug.hf.call import Call
-from hf_specplug.published import completed
+from hf_specplug.published import completed, search_class
 from hf_specplug.runner import Runner
 from hf_specplug.telemetry.stats import Stats
 from hf_specplug.telemetry.trace import Trace
@@ -93,13 +93,15 @@ class SpecPlug(AssistedCandidates, CandidateGenerator):  # type: ignore[misc]
         verification: str = "seeded",
     ) -> None:
         check_nodes(nodes)
-        verifier_class(verification, published)
+        verifier = verifier_class(verification, published)
         made = completed(create(drafters), published)
         hidden_layer(made)
         precompile.start(precompile.built_in(made))
         self.stats = Stats()
         self._ensemble = Ensemble(made)
-        self._runner = Runner(self._ensemble, self.stats, nodes, pack, published, verification)
+        self._runner = Runner(
+            self._ensemble, self.stats, nodes, pack, search_class(published), verifier
+        )
         self.nodes = nodes
         self.published = published
         self.verification = verification

@@ -27,14 +27,12 @@ from hf_specplug.hf.adapter import BaseStreamer
 from hf_specplug.hf.call import Call
 from hf_specplug.hf.plan import CHAIN, PLAIN, CallPlan
 from hf_specplug.hf.prompts import remaining_tokens
-from hf_specplug.published import search_class
 from hf_specplug.session import Session
 from hf_specplug.telemetry.history import CheckedStep, History
 from hf_specplug.telemetry.stats import Stats
 from hf_specplug.tree import DraftTree
 from hf_specplug.verify.acceptance import Verifier
 from hf_specplug.verify.outputs import Outputs
-from hf_specplug.verify.rejection import verifier_class
 
 logger = logging.getLogger("hf_specplug")
 
@@ -48,7 +46,9 @@ class Runner:
     Args:
         ensemble: the drafters, the mixer and the stores.
         stats: the statistics of all calls.
-        nodes, pack, published, verification: see `SpecPlug`.
+        nodes, pack: see `SpecPlug`.
+        search: grows the trees.
+        verifier: accepts their tokens.
 
     Attributes:
         sessions: the session of each model.
@@ -62,14 +62,14 @@ class Runner:
         stats: Stats,
         nodes: int | str,
         pack: bool,
-        published: str | None,
-        verification: str,
+        search: type[TreeSearch],
+        verifier: type[Verifier],
     ) -> None:
         self._ensemble = ensemble
         self._stats = stats
         self._nodes, self._pack = nodes, pack
-        self._search = search_class(published)
-        self._verifier = verifier_class(verification, published)
+        self._search = search
+        self._verifier = verifier
         self._warned: set[str] = set()
         self._begin_process()
 

@@ -174,18 +174,27 @@ def learn_priors(
         str | None, typer.Option(help="Change the numbers of this drafter only.")
     ] = None,
     passes: Annotated[int, typer.Option(min=1, help="Replays of the recording.")] = 3,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="The recorded model: it verifies the drafts of one more pass, so that drafters "
+            "also learn from rejected tokens."
+        ),
+    ] = None,
     out: Annotated[str | None, typer.Option(help="Write all priors as JSON.")] = None,
 ) -> None:
     """Learn the priors and mixing weights that the package ships in priors.json."""
     with friendly("learn-priors"):
         from hf_specplug.cli import console
         from hf_specplug.datastore.opening import open_all
+        from hf_specplug.hf import loading
         from hf_specplug.replay.learn_priors import learn, write
         from hf_specplug.replay.recording import load
 
         stores = open_all(datastore or ())
+        verifier = None if model is None else loading.load(model)[0]
         priors, lengths = learn(
-            load(recording), _split(drafters), stores, only, passes, console.progress
+            load(recording), _split(drafters), stores, only, passes, verifier, console.progress
         )
         for number, length in enumerate(lengths, start=1):
             typer.echo(f"pass {number}: accept length {length:.3f} tokens")

@@ -9,21 +9,19 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
+from transformers import PreTrainedModel
 
 from hf_specplug.datastore.store import Datastore
 from hf_specplug.drafters import priors as shipped
-from hf_specplug.drafters.contract import Drafter, Int32
+from hf_specplug.drafters.contract import Drafter
 from hf_specplug.drafters.gumbel import GumbelDrafter
 from hf_specplug.drafters.hierarchy import HierarchyDrafter
 from hf_specplug.drafting.mixer import Mixer
-from hf_specplug.drafting.search import TreeSearch
 from hf_specplug.errors import OptionError
 from hf_specplug.kernels import (
     buckets,
@@ -35,16 +33,15 @@ from hf_specplug.kernels import (
     retrieval,
     sparse,
     successors,
-    tree,
     trigram,
 )
 from hf_specplug.kernels import mixer as mixing
 from hf_specplug.replay.compare import reading
+from hf_specplug.replay.counting import Counts
+from hf_specplug.replay.live import replay_live
 from hf_specplug.replay.progress import Progress, silent
 from hf_specplug.replay.recording import Recording
 from hf_specplug.replay.simulate import Texts, replay
-from hf_specplug.tree import DraftTree
-from hf_specplug.verify.noise import POSITIONS, draw
 
 Priors = dict[str, Any]
 """What `priors.json` holds: priors by drafter, "mixer", and "stand_tree"."""
@@ -75,79 +72,6 @@ _STRENGTH = 20.0  # observations that the weaker neighbour of a bucket counts fo
 _NODES = 25  # tokens per forward pass of the replay
 
 
-class _Counts:
-    """What one replay counts.
-
-    Attributes:
-        seen: float64[buckets], candidates whose evidence fell into each bucket.
-        hits: float64[buckets], how many of them were the next token.
-        weights: the sum of the mixer's weights over all steps.
-        noise: float64[n, vocabulary], of all positions of the current text; None if not sampled.
-    """
-
-    def __init__(self, vocab_size: int) -> None:
-        self.seen: NDArray[np.float64] = np.zeros(0)
-        self.hits: NDArray[np.float64] = np.zeros(0)
-        self.weights: Any = 0.0
-        self.steps = 0
-        self.noise: NDArray[np.float64] | None = None
-        self._vocab = vocab_size
-
-    def follow(self, texts: Texts) -> Iterator[Any]:
-        """Pass the texts on, with the noise of each that was sampled."""
-        for text in texts:
-            self.noise = None
-            if text.name.startswith("seed "):
-                generator = torch.Generator().manual_seed(int(text.name.split()[1]))
-                count = len(text.answer) + POSITIONS
-                self.noise = np.stack([draw(generator, self._vocab) for _ in range(count)])
-            yield text
-
-    def search(self) -> type[TreeSearch]:
-        """A search that counts here."""
-        counts = self
-
-        class Counting(TreeSearch):
-            def _prepare(self) -> None:
-                self._position = 1  # of the next token in the answer
-                if len(counts.seen) != len(self._table):
-                    counts.seen, counts.hits = np.zeros((2, len(self._table)))
-
-            def grow(self, *args: Any, **named: Any) -> DraftTree:
-                if counts.noise is not None:
-                    ahead = slice(self._position, self._position + POSITIONS)
-                    named["noise"] = counts.noise[ahead], 0
-                return super().grow(*args, **named)
-
-            def learn(self, emitted: Int32) -> None:
-                self._position += len(emitted)
-                if not self._grown:
-                    return
-                self._count(emitted)
-                super().learn(emitted)
-                counts.weights = counts.weights + self._mixer.weights
-                counts.steps += 1
-
-            def _count(self, emitted: Int32) -> None:
-                """Along the emitted tokens, count all candidates at each node of the tree."""
-                node = 0
-                for token in emitted.tolist():
-                    expanded = self._pool[node, tree.ROUND]
-                    child = int(self._pool[node, tree.FIRST]) if expanded else 0
-                    node = 0
-                    while child:
-                        buckets = self._evidence[child][self._evidence[child] > 0]
-                        counts.seen[buckets] += 1
-                        if self._pool[child, tree.TOKEN] == token:
-                            counts.hits[buckets] += 1
-                            node = child
-                        child = int(self._pool[child, tree.NEXT])
-                    if not node:
-                        return
-
-        return Counting
-
-
 def smoothed(hits: Any, seen: Any) -> Any:
     """Hit rates float64[rows, columns] of a table of buckets, smoothed where data are sparse.
 
@@ -170,6 +94,7 @@ def learn(
     datastores: Sequence[Datastore] = (),
     only: str | None = None,
     passes: int = 3,
+    model: PreTrainedModel | None = None,
     progress: Progress = silent,
 ) -> tuple[Priors, list[float]]:
     """Learn priors and mixing weights from recorded texts.
@@ -180,6 +105,9 @@ def learn(
         datastores: stores that they read.
         only: change the numbers of this drafter only (a new one, say).
         passes: replays; each starts from what the one before learned.
+        model: the recorded model. If given, it verifies the drafts of one more pass. Drafters then
+            also learn what follows rejected tokens, as in live decoding, and are worth more or less
+            than in a replay.
         progress: shows how many texts are done.
 
     Returns:
@@ -202,9 +130,10 @@ def learn(
     if only is None:
         priors |= _blank(reading(names, datastores))
     lengths = []
-    for number in range(1, passes + 1):
+    for number in range(1, passes + 1 + (model is not None)):
         label = f"pass {number}"
-        learned, length = _one_pass(recording, names, datastores, priors, progress, label)
+        verifier = model if number > passes else None
+        learned, length = _one_pass(recording, names, datastores, priors, verifier, progress, label)
         priors = {**known, **learned}
         lengths.append(length)
     return (priors if only is None else _with_only(known, priors, only)), lengths
@@ -247,24 +176,26 @@ def _one_pass(
     names: Sequence[str],
     datastores: Sequence[Datastore],
     start: Priors,
+    model: PreTrainedModel | None,
     progress: Progress,
     label: str,
 ) -> tuple[Priors, float]:
-    """(what one replay teaches, its accept length)"""
-    counts = _Counts(recording.vocab_size)
+    """(what one pass teaches, its accept length)"""
+    counts = Counts(recording.vocab_size)
     drafters = reading(names, datastores)
     for drafter in drafters:
         if _has_priors(drafter):
             drafter.priors = np.array(start[drafter.name], np.float32)
-    result = replay(
-        recording,
-        drafters,
-        _mixer(names, start["mixer"]),
-        _NODES,
-        search=counts.search(),
-        progress=lambda texts: counts.follow(progress(texts, label)),
-    )
-    return _read(counts, drafters), result.total.accept_length
+    mixer = _mixer(names, start["mixer"])
+
+    def shown(texts: Texts) -> Texts:
+        return counts.follow(progress(texts, label))
+
+    if model is None:
+        stats = replay(recording, drafters, mixer, _NODES, None, counts.search(), shown).total
+    else:
+        stats = replay_live(model, recording, drafters, mixer, _NODES, counts.search(), shown)
+    return _read(counts, drafters), stats.accept_length
 
 
 def _mixer(names: Sequence[str], start: Mapping[str, Any]) -> Mixer:
@@ -275,7 +206,7 @@ def _mixer(names: Sequence[str], start: Mapping[str, Any]) -> Mixer:
     return mixer
 
 
-def _read(counts: _Counts, drafters: Sequence[Drafter]) -> Priors:
+def _read(counts: Counts, drafters: Sequence[Drafter]) -> Priors:
     """Priors by drafter, and the mean weights of the mixer."""
     priors: Priors = {}
     begin = 1  # bucket 0: not proposed

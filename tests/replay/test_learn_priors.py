@@ -7,12 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from hf_specplug.cli import app
 from hf_specplug.drafters.registry import create, registry
+from hf_specplug.drafting.mixer import Mixer
 from hf_specplug.errors import OptionError
 from hf_specplug.replay.learn_priors import FILE, GRIDS, learn, smoothed
+from hf_specplug.replay.live import replay_live
+from hf_specplug.replay.record import record_text
+from hf_specplug.replay.recording import Recording
+from tests.helpers.zoo import make
 from tests.replay.test_simulate import recording
 
 SHIPPED = json.loads(FILE.read_text(encoding="utf-8"))
@@ -71,3 +77,35 @@ def test_command(tmp_path: Path) -> None:
     written = json.loads(out.read_text(encoding="utf-8"))
     assert len(written["context"]) == len(create(["context"])[0].priors)
     assert set(written) == set(SHIPPED)
+
+
+def test_a_model_verifies_the_last_pass(tmp_path: Path) -> None:
+    """Drafters learn from rejected drafts, too: what they know differs from a replay's."""
+    model = make("llama")
+    prompts = [np.array([5, 6, 7, 8, 5, 6, 7, 8]), np.arange(3, 12)]
+    texts = []
+    for number, ids in enumerate(prompts):
+        inputs = torch.from_numpy(ids)[None]
+        tokens = model.generate(inputs, max_new_tokens=40, do_sample=False)[0].tolist()
+        texts.append(record_text(model, "own", f"text {number}", tokens, len(ids)))
+    own = Recording("llama", model.config.vocab_size, texts)
+    names = ["context", "recycling"]
+    replayed, lengths = learn(own, names, passes=1)
+    live, with_live = learn(own, names, passes=1, model=model)
+    assert with_live[:1] == lengths
+    assert len(with_live) == 2
+    assert with_live[1] >= 1
+    assert live["recycling"] != replayed["recycling"]
+    assert np.shape(live["mixer"]["drafters"]["recycling"]) == (4, 3)
+
+
+def test_live_replay_gives_the_recorded_answers_whatever_the_model_would_say() -> None:
+    model = make("llama")
+    tokens = np.random.default_rng(0).integers(5, 60, 50).tolist()
+    forced = Recording(
+        "llama", model.config.vocab_size, [record_text(model, "any", "text 0", tokens, 10)]
+    )
+    drafters = create(["context", "recycling"])
+    stats = replay_live(model, forced, drafters, Mixer(["context", "recycling"]), 8)
+    assert stats.tokens == 40 - 1  # the first one comes from the prompt's forward pass
+    assert stats.drafted > 0
