@@ -37,6 +37,16 @@ def inline(function: Callable[..., Any]) -> Callable[..., Any]:
     return inlined
 
 
+def summing(function: Callable[..., Any]) -> Callable[..., Any]:
+    """As `njit`, but floats may be added in any order, which vector instructions need.
+
+    For helpers whose result need not be the same to the last bit on all machines.
+    """
+    order = {"reassoc", "nsz", "contract"}
+    helper: Callable[..., Any] = numba.njit(function, fastmath=order, **_OPTIONS)
+    return helper
+
+
 # Python code calls the kernels, C code never does: without the wrapper for C, compilation takes
 # 5 % less.
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}

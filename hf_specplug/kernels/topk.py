@@ -1,4 +1,8 @@
-"""The k largest logits of each row, in one pass and without sorting the vocabulary."""
+"""The k likeliest tokens of each row of logits, without sorting or exponentiating the vocabulary.
+
+Rows are read in blocks. A block is searched only if its largest logit is among the largest so far.
+Both loops over all logits are plain enough for the compiler to use vector instructions.
+"""
 
 from __future__ import annotations
 
@@ -6,47 +10,111 @@ from typing import Any
 
 import numpy as np
 
-from hf_specplug.kernels._njit import njit
+from hf_specplug.kernels._njit import njit, summing
+
+_BLOCK = 128
+_SIGN = np.int32(0x7FFFFFFF)
+_LEAST_KEY = np.int32(-0x7F800001)  # the key of -inf
 
 
 def top_k(logits: Any, k: int) -> Any:
-    """Find the k largest logits of each row.
+    """Find the k likeliest tokens of each row, and their probabilities.
 
     Args:
         logits: float32[n, V].
         k: how many, at least 1.
 
     Returns:
-        (int32[n, k] ids, float32[n, k] values), the largest first; of equal values the lower id
-        comes first. NaN and -inf are skipped: where fewer than k numbers are left, the id is -1.
+        (int32[n, k] ids, float32[n, k] probabilities), the likeliest first; of equal logits the
+        lower id comes first. NaN and -inf are skipped: where fewer than k numbers are left, the id
+        is -1 and the probability 0. Probabilities are those of a softmax to 1e-5 of their value.
 
     Example:
-        >>> ids, _ = top_k(np.array([[0.1, 0.7, 0.7]], np.float32), 2)
-        >>> ids.tolist()
-        [[1, 2]]
+        >>> ids, probs = top_k(np.array([[0.0, 2.0, 2.0]], np.float32), 2)
+        >>> ids.tolist(), probs.round(3).tolist()
+        ([[1, 2]], [[0.468, 0.468]])
     """
+    logits = np.ascontiguousarray(logits)
     ids = np.empty((len(logits), k), np.int32)
-    values = np.empty((len(logits), k), np.float32)
-    _fill(logits, ids, values)
-    return ids, values
+    probs = np.empty((len(logits), k), np.float32)
+    _fill(logits, logits.view(np.int32), ids, probs)
+    return ids, probs
 
 
 @njit
-def _fill(logits, ids, values):
+def _key(bits):
+    """An int32 that is ordered like the float32 with these bits (NaN: beyond the infinities)."""
+    return np.int32(bits ^ ((bits >> 31) & _SIGN))
+
+
+@njit
+def _largest_key(bits):
+    largest = np.int32(-_SIGN)
+    for i in range(bits.shape[0]):
+        key = np.int32(bits[i] ^ ((bits[i] >> 31) & _SIGN))
+        largest = key if key > largest else largest
+    return largest
+
+
+_TAYLOR = tuple(np.float32(1 / c) for c in (720, 120, 24, 6, 2))
+_ONE = np.float32(1.0)
+_FARTHEST = np.float32(-32.0)  # what is smaller by a factor of e^32 does not count
+_SHRINK = np.float32(1 / 32)
+
+
+@summing
+def _sum_exp(logits, highest):
+    """The sum of e^(logit - highest), where e^x is computed as (e^(x / 32))^32."""
+    total = np.float32(0.0)
+    for i in range(logits.shape[0]):
+        x = logits[i] - highest
+        x = x if x > _FARTHEST else _FARTHEST
+        x *= _SHRINK
+        e = _TAYLOR[0] * x + _TAYLOR[1]
+        e = e * x + _TAYLOR[2]
+        e = e * x + _TAYLOR[3]
+        e = e * x + _TAYLOR[4]
+        e = (e * x + _ONE) * x + _ONE
+        e *= e
+        e *= e
+        e *= e
+        e *= e
+        total += e * e
+    return total
+
+
+@njit
+def _fill(logits, bits, ids, probs):
     k = ids.shape[1]
     for row in range(logits.shape[0]):
+        values = probs[row]  # logits at first
         for place in range(k):
             ids[row, place] = -1
-            values[row, place] = -np.inf
+            values[place] = -np.inf
         least = np.float32(-np.inf)
-        for token in range(logits.shape[1]):
-            value = logits[row, token]
-            if value > least:
-                place = k - 1
-                while place > 0 and values[row, place - 1] < value:
-                    values[row, place] = values[row, place - 1]
-                    ids[row, place] = ids[row, place - 1]
-                    place -= 1
-                values[row, place] = value
-                ids[row, place] = token
-                least = values[row, k - 1]
+        least_key = _LEAST_KEY
+        for begin in range(0, logits.shape[1], _BLOCK):
+            end = min(begin + _BLOCK, logits.shape[1])
+            if _largest_key(bits[row, begin:end]) <= least_key:
+                continue
+            for token in range(begin, end):
+                value = logits[row, token]
+                if value > least:
+                    place = k - 1
+                    while place > 0 and values[place - 1] < value:
+                        values[place] = values[place - 1]
+                        ids[row, place] = ids[row, place - 1]
+                        place -= 1
+                    values[place] = value
+                    ids[row, place] = token
+                    least = values[k - 1]
+            if ids[row, k - 1] >= 0:
+                least_key = _key(bits[row, ids[row, k - 1]])
+        highest = values[0]
+        total = _sum_exp(logits[row], highest)
+        for place in range(k):
+            share = np.float32(0.0)
+            if ids[row, place] >= 0:
+                share = np.exp(values[place] - highest) / total
+                share = share if share < _ONE else _ONE  # also if an infinity makes it NaN
+            values[place] = share

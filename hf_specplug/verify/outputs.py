@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from hf_specplug.drafters.contract import TOP_K, TopK
 from hf_specplug.hf.hidden_states import rows
-from hf_specplug.kernels.topk import top_k as top_k_kernel
+from hf_specplug.kernels.topk import top_k
 
 
 class Outputs:
@@ -74,11 +74,9 @@ class Outputs:
         """The `TOP_K` most likely tokens after each node."""
         rows = self.wait()
         if rows is None:
-            distribution = torch.softmax(self.logits, dim=-1, dtype=torch.float32)
-            ids, probs = top_k_kernel(distribution.numpy(), TOP_K)
-        else:
-            ids = np.ascontiguousarray(rows[:, 1 : 1 + TOP_K])
-            probs = np.nan_to_num(np.ascontiguousarray(rows[:, 1 + TOP_K :]).view(np.float32))
+            return TopK(*top_k(self.logits.to(torch.float32).numpy(), TOP_K))
+        ids = np.ascontiguousarray(rows[:, 1 : 1 + TOP_K])
+        probs = np.nan_to_num(np.ascontiguousarray(rows[:, 1 + TOP_K :]).view(np.float32))
         return TopK(ids, probs.clip(0.0, 1.0))
 
     def hidden(self, node: int) -> NDArray[np.float32] | None:

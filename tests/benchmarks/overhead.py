@@ -1,22 +1,50 @@
-"""The loop's own time per step, without forward pass and drafting, by length of the text.
+"""Where the host time of a step goes: microseconds beside the forward pass, by part.
 
-python -m tests.benchmarks.overhead --contexts 512,8192,32768
+    python -m tests.benchmarks.overhead --nodes 16,32 --out overhead.json
+    python -m tests.benchmarks.overhead --model PATH --prompts FILE --datastore my.store --static
+
+The host time of a step is the time between two forward passes of a live call, whose caches the
+forward passes have evicted. A second run splits it into parts, which inflates it by their timing.
+`--filler N` times the loop alone, on texts of N tokens, with trees of wrong tokens.
 """
 
 from __future__ import annotations
 
 import argparse
-import inspect
+import functools
 import json
+import statistics
 import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from hf_specplug import attach
+from hf_specplug import DEMO_MODEL, SpecPlug, attach
+from hf_specplug import decode as loop
+from hf_specplug.bench import environment
 from hf_specplug.drafters.contract import Drafter, Frontier, Int32
+from hf_specplug.drafting.budget import Budget
+from hf_specplug.drafting.search import TreeSearch
+from hf_specplug.hf import loading
+from hf_specplug.hf.prompts import prompt_ids, read_prompts
+from hf_specplug.kernels import mixer as mixing
+from hf_specplug.kernels import tree
+from hf_specplug.verify.acceptance import Verifier
+from hf_specplug.verify.eager import EagerEngine
+from hf_specplug.verify.engine import Engine
+from hf_specplug.verify.outputs import Outputs
+from hf_specplug.verify.static import StaticEngine
+
+_QUESTIONS = (
+    "Write a Python function that merges two sorted lists, and explain it.",
+    "A train travels 60 miles in 1.5 hours. How far does it travel in 4 hours? Explain.",
+    "Explain the difference between a list and a tuple, with examples.",
+    "Write a short story about a lighthouse keeper.",
+)
 
 
 class Filler(Drafter):
@@ -32,66 +60,160 @@ class Filler(Drafter):
         return np.array(rows, np.int32)
 
 
+class Gaps:
+    """The time between the forward passes of a call, split into parts.
+
+    The time of a timed function within another is its own only. What no part takes is "between".
+
+    Attributes:
+        steps: of each step, seconds by part, and "all".
+        forwards: seconds of each forward pass.
+    """
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, float]] = []
+        self.forwards: list[float] = []
+        self._now: dict[str, float] = defaultdict(float)
+        self._inner = [0.0]
+        self._ended = 0.0
+
+    def timed(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, its time counted for a part."""
+
+        def call(*args: Any, **named: Any) -> Any:
+            start = time.perf_counter()
+            self._inner.append(0.0)
+            try:
+                return function(*args, **named)
+            finally:
+                took = time.perf_counter() - start
+                self._now[part] += took - self._inner.pop()
+                self._inner[-1] += took
+
+        return call
+
+    def forward(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The forward pass of the model: it ends one gap and begins the next."""
+
+        @functools.wraps(function)
+        def call(*args: Any, **named: Any) -> Any:
+            start = time.perf_counter()
+            if self._ended:
+                gap = start - self._ended
+                self.steps.append(
+                    {**self._now, "all": gap, "between": gap - sum(self._now.values())}
+                )
+            self._now.clear()
+            try:
+                return function(*args, **named)
+            finally:
+                self._ended = time.perf_counter()
+                self._inner[-1] += self._ended - start
+                self.forwards.append(self._ended - start)
+
+        return call
+
+    def begin(self) -> None:
+        """A new call: what precedes its first forward pass is not a step."""
+        self._ended = 0.0
+
+    def medians(self) -> dict[str, float]:
+        """Microseconds per step by part, medians."""
+        parts = sorted({part for step in self.steps for part in step})
+        by_part = {part: [step.get(part, 0.0) for step in self.steps] for part in parts}
+        return {part: round(1e6 * statistics.median(times), 1) for part, times in by_part.items()}
+
+
+@contextmanager
+def watched(gaps: Gaps, model: Any, plug: SpecPlug, parts: bool) -> Iterator[None]:
+    """Time the gaps between the model's forward passes; `parts`: and what they consist of."""
+    with ExitStack() as stack:
+        stack.callback(setattr, model, "forward", model.forward)
+        model.forward = gaps.forward(model.forward)
+        if parts:
+            places: list[tuple[Any, str, str]] = [
+                (Engine, "step", "inputs and masks"),
+                (EagerEngine, "keep", "cache"),
+                (StaticEngine, "keep", "cache"),
+                (Verifier, "accept", "acceptance"),
+                (Outputs, "topk", "top-k rows"),
+                (Budget, "fit", "budget"),
+                (Budget, "observe", "budget"),
+                (TreeSearch, "grow", "search"),
+                (tree, "insert", "search: kernels"),
+                (tree, "best", "search: kernels"),
+                (mixing, "mix", "search: mixing"),
+                (mixing, "learn", "learning: mixing"),
+                (loop, "_report", "statistics"),
+            ]
+            for drafter in plug.drafters:
+                places.append((type(drafter), "expand", f"look-up: {drafter.name}"))
+                places.append((type(drafter), "observe", f"learning: {drafter.name}"))
+            for owner, name, part in places:
+                function = getattr(owner, name)
+                stack.callback(setattr, owner, name, function)
+                setattr(owner, name, gaps.timed(part, function))
+        yield
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--contexts", default="512,8192,32768")
-    parser.add_argument("--nodes", type=int, default=32)
-    parser.add_argument("--layers", type=int, default=8)
-    parser.add_argument("--vocab", type=int, default=16384)
-    parser.add_argument("--tokens", type=int, default=100)
+    parser.add_argument("--model", default=DEMO_MODEL)
+    parser.add_argument("--prompts", help="JSON lines (default: four questions)")
+    parser.add_argument("--nodes", default="16,32", help="tokens per forward pass, with commas")
+    parser.add_argument("--datastore", action="append", default=[])
+    parser.add_argument("--drafters", help="names, with commas (default: the plug's own)")
+    parser.add_argument("--filler", default="", help="lengths of texts, with commas")
+    parser.add_argument("--static", action="store_true", help="the static engine")
+    parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", help="write the figures as JSON")
     args = parser.parse_args()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=args.vocab,
-        hidden_size=64,
-        intermediate_size=64,
-        num_hidden_layers=args.layers,
-        num_attention_heads=1,
-        num_key_value_heads=1,
-        max_position_embeddings=1 << 17,
-        initializer_range=0.3,
-        eos_token_id=None,
-        pad_token_id=0,
-    )
-    model = LlamaForCausalLM(config).eval()
-    inside: list[float] = []
-    forward = model.forward
+    torch.set_num_threads(args.threads)
+    model, tokenizer = loading.load(args.model, dtype="float32")
+    attach(model)
+    prompts = _prompts(args, model, tokenizer)
+    settings = {"max_new_tokens": args.tokens, "do_sample": False}
+    if args.static:
+        settings["cache_implementation"] = "static"
+    rows = []
+    for nodes in map(int, args.nodes.split(",")):
+        for label, inputs in prompts.items():
+            drafters = {"drafters": args.drafters.split(",")} if args.drafters else {}
+            if args.filler:
+                drafters = {"drafters": Filler()}
+            plug = SpecPlug(nodes=nodes, datastores=args.datastore, **drafters)
+            totals, split = Gaps(), Gaps()
+            for gaps in (None, totals, split):  # the first compiles kernels and packs weights
+                plug.stats.reset()
+                with watched(gaps or Gaps(), model, plug, parts=gaps is split):
+                    for ids in inputs:
+                        (gaps or totals).begin()
+                        model.generate(ids, custom_generate=plug, **settings)
+            row = {
+                "text": label,
+                "nodes": nodes,
+                "nodes per step": round(plug.stats.drafted / plug.stats.forwards + 1, 1),
+                "tokens per step": round(plug.stats.accept_length, 3),
+                "ms forward": round(1e3 * statistics.median(totals.forwards), 2),
+                "us host": totals.medians()["all"],
+                "us by part, timed one by one": split.medians(),
+            }
+            print(json.dumps(row, indent=1), flush=True)
+            rows.append(row)
+    if args.out:
+        environment.write(args.out, vars(args), rows=rows)
 
-    def timed(*arguments: Any, **settings: Any) -> Any:
-        start = time.perf_counter()
-        try:
-            return forward(*arguments, **settings)
-        finally:
-            inside.append(time.perf_counter() - start)
 
-    timed.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
-    plug = attach(model, drafters=Filler(), nodes=args.nodes)
-    for context in [64, *map(int, args.contexts.split(","))]:
-        prompt = torch.randint(3, 300, (1, context))
-        settings: dict[str, Any] = {
-            "attention_mask": torch.ones_like(prompt),
-            "max_new_tokens": args.tokens,
-            "do_sample": False,
-        }
-        model.forward = timed
-        plug.stats.reset()
-        inside.clear()
-        model.generate(prompt, **settings)
-        del model.forward
-        seconds, steps = plug.stats.seconds, plug.stats.forwards
-        launch = seconds["verify"] - sum(inside[1:])  # the first is the prompt
-        own = launch + seconds["accept"] + seconds["observe"]
-        report = {
-            "context": context,
-            "nodes per step": round(plug.stats.drafted / steps + 1, 1),
-            "ms forward": round(1e3 * sum(inside[1:]) / steps, 2),
-            "us own": round(1e6 * own / steps),
-            "of it: masks and inputs": round(1e6 * launch / steps),
-            "verifier and cache": round(1e6 * seconds["accept"] / steps),
-            "counting": round(1e6 * seconds["observe"] / steps),
-        }
-        print(json.dumps(report))
+def _prompts(args: argparse.Namespace, model: Any, tokenizer: Any) -> dict[str, list[torch.Tensor]]:
+    """The prompts int64[1, n] by label."""
+    if args.filler:
+        lengths = [int(length) for length in args.filler.split(",")]
+        return {f"{n} tokens": [torch.randint(3, 300, (1, n))] for n in lengths}
+    texts: list[str] = list(_QUESTIONS)
+    if args.prompts:
+        texts = [line["prompt"] for _, line in read_prompts(args.prompts, 1)]
+    return {"answers": [torch.tensor([prompt_ids(tokenizer, text)]) for text in texts]}
 
 
 if __name__ == "__main__":

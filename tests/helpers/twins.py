@@ -67,11 +67,15 @@ def best(paths: Sequence[float], limit: int) -> list[int]:
     return sorted(order[:limit])
 
 
-def top_k(row: Sequence[float], k: int) -> list[int]:
+def top_k(row: Sequence[float], k: int) -> tuple[list[int], list[float]]:
     """Twin of kernels.topk.top_k for one row."""
     numbers = [i for i, value in enumerate(row) if not math.isnan(value) and value > -math.inf]
     ids = sorted(numbers, key=lambda i: (-row[i], i))[:k]
-    return ids + [-1] * (k - len(ids))
+    highest = row[ids[0]] if ids else 0.0
+    total = sum(math.exp(row[i] - highest) for i in numbers) if math.isfinite(highest) else 1.0
+    shares = [math.exp(row[i] - highest) / total if row[i] != highest else 1 / total for i in ids]
+    missing = k - len(ids)
+    return ids + [-1] * missing, shares + [0.0] * missing
 
 
 @twin_of("ngram.extend", "ngram.longest_suffix", "ngram.expand")

@@ -121,9 +121,27 @@ NUMBERS = st.one_of(st.integers(-3, 3).map(float), st.sampled_from([np.nan, np.i
 
 @given(st.lists(NUMBERS, min_size=1, max_size=30), st.integers(1, 9))
 def test_top_k(row: list[float], k: int) -> None:
-    ids, values = topk.top_k(np.array([row, row], np.float32), k)
-    assert ids[0].tolist() == ids[1].tolist() == twins.top_k(row, k)
-    assert [row[i] for i in ids[0] if i >= 0] == values[0][ids[0] >= 0].tolist()
+    ids, probs = topk.top_k(np.array([row, row], np.float32), k)
+    expected, shares = twins.top_k(row, k)
+    assert ids[0].tolist() == ids[1].tolist() == expected
+    if not np.isnan(row).any():  # a NaN counts as very unlikely
+        np.testing.assert_allclose(probs[0], shares, rtol=1e-5, atol=1e-12)
+
+
+@given(
+    st.integers(100, 700), st.integers(0, 1 << 32), st.sampled_from([0.01, 1.0, 8.0]), st.booleans()
+)
+def test_top_k_of_many(count: int, seed: int, scale: float, ties: bool) -> None:
+    """Rows of several blocks, whole and cut, with equal logits in different blocks."""
+    rows = scale * np.random.default_rng(seed).standard_normal((3, count)).astype(np.float32)
+    if ties:
+        rows = np.round(rows)
+    rows[1, ::2] = -np.inf
+    ids, probs = topk.top_k(rows, 8)
+    for row, found, shares in zip(rows.tolist(), ids.tolist(), probs, strict=True):
+        expected = twins.top_k(row, 8)
+        assert found == expected[0]
+        np.testing.assert_allclose(shares, expected[1], rtol=1e-5)
 
 
 STEP = st.lists(st.tuples(st.integers(-1, 7), st.integers(0, 90)), min_size=1, max_size=9)
