@@ -19,7 +19,8 @@ from hf_specplug.drafters.priors import learned
 from hf_specplug.drafters.registry import register
 from hf_specplug.kernels import gumbel as kernels
 
-_PROMPT = 0.3  # weight of a token of the prompt; an emitted token has 1
+_PROMPT = 0.3  # weight of a token of the prompt
+_EMITTED = 1.0
 
 
 @register
@@ -60,7 +61,7 @@ class GumbelDrafter(Drafter):
         if len(self.weights) != context.vocab_size:
             self._forget(context.vocab_size)
         self._marks[:] = np.nan  # the weights have changed, even if the noise is the same
-        self._count(context.tokens, np.full(len(context), _PROMPT))
+        kernels.count(self.weights, self._total, context.tokens, _PROMPT)
 
     def for_another_call(self) -> GumbelDrafter:
         """A drafter that shares the frequencies, until one of the two gets another vocabulary."""
@@ -69,15 +70,14 @@ class GumbelDrafter(Drafter):
         return twin
 
     def observe(self, step: Step) -> None:
-        self._count(step.emitted, np.ones(len(step.emitted)))
-        if step.topk is not None:
-            rows = step.visited if len(step.visited) else slice(None)
-            self._count(step.topk.ids[rows].ravel(), step.topk.probs[rows].ravel())
-
-    def _count(self, tokens: Int32, amounts: NDArray[Any]) -> None:
-        known = (tokens >= 0) & (tokens < len(self.weights)) & (amounts > 0)
-        np.add.at(self.weights, tokens[known], amounts[known])
-        self._total += amounts[known].sum()
+        kernels.count(self.weights, self._total, step.emitted, _EMITTED)
+        if step.topk is None:
+            return
+        rows = step.visited
+        if not len(rows):  # a prompt: all of its rows
+            rows = np.arange(len(step.topk.ids), dtype=np.int32)
+            rows.flags.writeable = False  # as in a Step: of other arrays kernels are compiled again
+        kernels.count_likely(self.weights, self._total, step.topk.ids, step.topk.probs, rows)
 
     def expand(self, frontier: Frontier) -> Int32:
         noise, first = frontier.noise

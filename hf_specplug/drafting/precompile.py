@@ -37,6 +37,7 @@ from hf_specplug.drafting.mixer import Mixer
 from hf_specplug.drafting.search import TreeSearch
 from hf_specplug.kernels import compile_cache
 from hf_specplug.kernels import tree as kernels
+from hf_specplug.kernels.tally import tally
 from hf_specplug.kernels.topk import top_k
 from hf_specplug.tree import DraftTree
 
@@ -165,8 +166,11 @@ class _Constant(Drafter):
 def _run_search() -> None:
     drafter = _Constant()
     search = TreeSearch([drafter], Mixer([drafter.name]), _VOCAB, _fail)
-    search.grow(0, 4, 3, noise=_noise()).ancestors()
+    tree = search.grow(0, 4, 3, noise=_noise())
+    tree.ancestors()
     search.learn(np.ones(2, np.int32))
+    bins, by_drafter = np.zeros((3, 1)), np.zeros((2, 1), np.int64)
+    tally(tree.parents, tree.probs, tree.sources, np.zeros(1, np.int32), bins, by_drafter)
 
 
 def _fail(drafter: Drafter, error: Exception) -> None:

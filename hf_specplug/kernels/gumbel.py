@@ -21,6 +21,37 @@ BUCKETS = RANKS * SCORES
 
 
 @njit
+def count(weights, total, tokens, amount):
+    """Add `amount` to the weight of each token.
+
+    Args:
+        weights, total: float64[V] and float64[1], their sum; changed in place.
+        tokens: int32[n]; ids outside [0, V) are skipped.
+    """
+    for token in tokens:
+        if 0 <= token < weights.shape[0]:
+            weights[token] += amount
+            total[0] += amount
+
+
+@njit
+def count_likely(weights, total, ids, probs, rows):
+    """Add to the weight of likely tokens their probability.
+
+    Args:
+        weights, total: as for `count`.
+        ids, probs: int32[n, k], float32[n, k], the target's likeliest tokens.
+        rows: int32[m], the rows of them to count.
+    """
+    for row in rows:
+        for place in range(ids.shape[1]):
+            token, prob = ids[row, place], probs[row, place]
+            if 0 <= token < weights.shape[0] and prob > 0:
+                weights[token] += prob
+                total[0] += prob
+
+
+@njit
 def favoured(weights, total, noise, tokens, buckets):
     """Find the tokens of highest p / e at one position.
 

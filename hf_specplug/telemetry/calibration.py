@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_specplug.tree import DraftTree
-
 BINS = 20
 
 
 def _zeros() -> NDArray[np.float64]:
-    return np.zeros(BINS)
+    return np.zeros((3, BINS))
 
 
 @dataclass
@@ -23,9 +20,7 @@ class Calibration:
     """Predicted and realised acceptance of drafted nodes whose parent was accepted.
 
     Attributes:
-        count: float64[20], nodes by predicted probability: [0, 0.05), [0.05, 0.1), ...
-        predicted: float64[20], the sum of the predicted probabilities in each bin.
-        accepted: float64[20], the number of accepted nodes in each bin.
+        bins: float64[3, 20], rows `count`, `predicted` and `accepted`.
 
     Example:
         >>> calibration = Calibration()
@@ -33,26 +28,29 @@ class Calibration:
         0.0
     """
 
-    count: NDArray[np.float64] = field(default_factory=_zeros)
-    predicted: NDArray[np.float64] = field(default_factory=_zeros)
-    accepted: NDArray[np.float64] = field(default_factory=_zeros)
+    bins: NDArray[np.float64] = field(default_factory=_zeros)
 
-    def observe(self, tree: DraftTree, visited: Sequence[int]) -> None:
-        """Count a verified tree; `visited`: indices of the accepted nodes, 0 = root."""
-        taken = np.zeros(len(tree) + 1, np.bool_)
-        taken[visited] = True
-        tested = taken[tree.parents + 1]
-        probs = tree.probs[tested]
-        bins = np.minimum((probs * BINS).astype(np.intp), BINS - 1)
-        self.count += np.bincount(bins, minlength=BINS)
-        self.predicted += np.bincount(bins, probs, BINS)
-        self.accepted += np.bincount(bins, taken[1:][tested], BINS)
+    @property
+    def count(self) -> NDArray[np.float64]:
+        """float64[20], nodes by predicted probability: [0, 0.05), [0.05, 0.1), ..."""
+        row: NDArray[np.float64] = self.bins[0]
+        return row
+
+    @property
+    def predicted(self) -> NDArray[np.float64]:
+        """float64[20], the sum of the predicted probabilities in each bin."""
+        row: NDArray[np.float64] = self.bins[1]
+        return row
+
+    @property
+    def accepted(self) -> NDArray[np.float64]:
+        """float64[20], the number of accepted nodes in each bin."""
+        row: NDArray[np.float64] = self.bins[2]
+        return row
 
     def add(self, other: Calibration) -> None:
         """Add the counts of another calibration."""
-        self.count += other.count
-        self.predicted += other.predicted
-        self.accepted += other.accepted
+        self.bins += other.bins
 
     @property
     def ece(self) -> float:

@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from hf_specplug.kernels.tally import tally
 from hf_specplug.telemetry import plots
 from hf_specplug.telemetry.calibration import Calibration
 from hf_specplug.tree import DraftTree
@@ -142,12 +145,12 @@ class Stats:
             self.accepted_per_position[position] += 1
         if not len(tree):
             return
-        self.reliability.observe(tree, visited)
-        drafted = tree.sources.tolist()
-        accepted = [drafted[index - 1] for index in visited[1:]]
-        for bit, name in enumerate(names):
-            self.drafted_by[name] += sum(source >> bit & 1 for source in drafted)
-            self.accepted_by[name] += sum(source >> bit & 1 for source in accepted)
+        by_drafter = np.empty((2, 16), np.int64)
+        path = np.array(visited, np.int32)
+        tally(tree.parents, tree.probs, tree.sources, path, self.reliability.bins, by_drafter)
+        for name, drafted, accepted in zip(names, *by_drafter.tolist(), strict=False):
+            self.drafted_by[name] += drafted
+            self.accepted_by[name] += accepted
 
     def add(self, call: Stats) -> None:
         """Add the counters of one call."""

@@ -49,6 +49,28 @@ def test_names_the_highest_quotients(weights: list[float], seed: int) -> None:
     assert buckets[: len(named)].tolist() == [bucket for *_, bucket in expected]
 
 
+IDS = st.integers(-1, VOCAB + 1)
+
+
+@given(
+    st.lists(IDS, max_size=8),
+    st.lists(
+        st.lists(st.tuples(IDS, st.sampled_from([0.0, 0.125, 0.5])), min_size=3, max_size=3),
+        max_size=5,
+    ),
+)
+def test_counts_what_was_said_and_what_was_likely(
+    tokens: list[int], likely: list[list[tuple[int, float]]]
+) -> None:
+    weights, total = np.zeros(VOCAB), np.zeros(1)
+    kernels.count(weights, total, np.array(tokens, np.int32), 0.25)
+    pairs = np.array(likely, np.float64).reshape(-1, 3, 2)
+    ids, probs = pairs[..., 0].astype(np.int32), pairs[..., 1].astype(np.float32)
+    kernels.count_likely(weights, total, ids, probs, np.arange(len(ids), dtype=np.int32))
+    assert weights.tolist() == twins.frequencies(VOCAB, tokens, likely, 0.25)
+    assert total[0] == weights.sum()
+
+
 def test_each_depth_has_its_own_noise_and_none_is_silence() -> None:
     drafter, _ = said(1, 2, 2, 3)
     frontier = np.arange(3, dtype=np.int32)

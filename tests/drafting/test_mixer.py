@@ -16,7 +16,7 @@ from hf_specplug.drafting.search import TreeSearch
 from hf_specplug.errors import StateError
 from hf_specplug.kernels import mixer as kernels
 from hf_specplug.kernels import tree
-from hf_specplug.telemetry.calibration import Calibration
+from hf_specplug.telemetry.stats import Stats
 from tests.helpers import twins
 
 PRIORS = [0.02, 0.1, 0.3, 0.6, 0.95]
@@ -145,18 +145,18 @@ def test_wrong_claims_are_seen_through() -> None:
     mixer = Mixer(["boaster", "modest"])
     search = TreeSearch([boaster, modest], mixer, 10, fail)
     rng = np.random.default_rng(0)
-    late = Calibration()
+    late = Stats()
     for step in range(3000):
         draft = search.grow(0, 2, 1)
         truth = int(rng.choice([1, 2, 3], p=[0.2, 0.7, 0.1]))
         visited = [0] + [i + 1 for i, token in enumerate(draft.tokens) if token == truth]
         if step >= 1000:
-            late.observe(draft, visited)
+            late.observe(draft, visited, search.names)
         search.learn(np.array([truth], np.int32))
     final = dict(zip(draft.tokens.tolist(), draft.probs.tolist(), strict=True))
     assert final[1] == pytest.approx(0.2, abs=0.1)
     assert final[2] == pytest.approx(0.7, abs=0.1)
-    assert late.ece < 0.03
+    assert late.calibration().ece < 0.03
 
 
 def test_pruned_candidates_teach_too() -> None:

@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, TypeVar
 
 import numpy as np
@@ -517,6 +518,39 @@ def projected(state: Sequence[float], transform: np.ndarray) -> np.ndarray | Non
         raw = np.append(np.asarray(state, np.float32), np.float32(1)) @ transform
         length = np.linalg.norm(raw.astype(np.float64))
     return raw / length if 0 < length < np.inf else None
+
+
+@twin_of("tally.tally")
+def tally(
+    tree: DraftTree, visited: Sequence[int], bins: int
+) -> tuple[list[list[float]], list[list[int]]]:
+    """(count, predicted and accepted by bin; drafted and accepted by source bit) of a tree."""
+    found = [[0.0] * bins for _ in range(3)]
+    by_drafter = [[0] * 16 for _ in range(2)]
+    for node, (parent, prob, sources) in enumerate(
+        zip(tree.parents.tolist(), tree.probs.tolist(), tree.sources.tolist(), strict=True)
+    ):
+        hit = node + 1 in visited
+        if parent + 1 in visited:
+            place = min(int(np.float32(prob) * np.float32(bins)), bins - 1)
+            for row, amount in enumerate((1.0, prob, float(hit))):
+                found[row][place] += amount
+        for bit in range(16):
+            by_drafter[0][bit] += sources >> bit & 1
+            by_drafter[1][bit] += (sources >> bit & 1) * hit
+    return found, by_drafter
+
+
+@twin_of("gumbel.count", "gumbel.count_likely")
+def frequencies(
+    size: int, tokens: Sequence[int], likely: Sequence[Sequence[tuple[int, float]]], amount: float
+) -> list[float]:
+    """How often the tokens [0, size) were said: `amount` each, and the likely ones by chance."""
+    found = [0.0] * size
+    for token, weight in [*((token, amount) for token in tokens), *chain.from_iterable(likely)]:
+        if 0 <= token < size:
+            found[token] += weight
+    return found
 
 
 @twin_of("gumbel.favoured", "gumbel.expand")

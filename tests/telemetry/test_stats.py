@@ -7,8 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hf_specplug import DraftTree, Stats
+from hf_specplug.telemetry.calibration import BINS
+from tests.helpers import twins
 from tests.helpers.oracle import Replay
 from tests.helpers.runs import new_tokens, plain, plugged
 from tests.helpers.zoo import make, prompt
@@ -39,6 +43,39 @@ def test_counts() -> None:
     assert dict(stats.accepted_by) == {"a": 2, "b": 1}
     stats.reset()
     assert stats == Stats()
+
+
+NODES = st.lists(
+    st.tuples(st.integers(0, 8), st.floats(0.0009765625, 1.0, width=32), st.integers(0, (1 << 16) - 1)),
+    max_size=9,
+)
+
+
+@given(NODES, st.data())
+def test_nodes_are_counted_by_prediction_and_by_drafter(nodes: Any, data: st.DataObject) -> None:
+    """`kernels.tally.tally` and its twin, on any tree and any accepted path."""
+    parents = [min(parent, i) - 1 for i, (parent, _, _) in enumerate(nodes)]
+    draft = DraftTree(
+        np.arange(len(nodes), dtype=np.int32),
+        np.array(parents, np.int32),
+        np.array([prob for _, prob, _ in nodes], np.float32),
+        np.array([sources for _, _, sources in nodes], np.uint16),
+    )
+    visited = [0]
+    while below := [i + 1 for i, parent in enumerate(parents) if parent + 1 == visited[-1]]:
+        if data.draw(st.booleans()):
+            break
+        visited.append(data.draw(st.sampled_from(below)))
+    names = [f"drafter {bit}" for bit in range(16)]
+    stats = Stats()
+    for _ in range(2):
+        stats.observe(draft, visited, names)
+    bins, by_drafter = twins.tally(draft, visited, BINS)
+    np.testing.assert_allclose(stats.calibration().bins, 2 * np.array(bins), rtol=1e-6)
+    if nodes:
+        drafted, accepted = by_drafter
+        assert [stats.drafted_by[name] for name in names] == [2 * count for count in drafted]
+        assert [stats.accepted_by[name] for name in names] == [2 * count for count in accepted]
 
 
 def test_calls_add_up() -> None:
