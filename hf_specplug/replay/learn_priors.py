@@ -134,7 +134,7 @@ def learn(
         label = f"pass {number}"
         verifier = model if number > passes else None
         learned, length = _one_pass(recording, names, datastores, priors, verifier, progress, label)
-        priors = {**known, **learned}
+        priors = _with(known, learned)
         lengths.append(length)
     return (priors if only is None else _with_only(known, priors, only)), lengths
 
@@ -157,13 +157,21 @@ def _blank(drafters: Sequence[Drafter]) -> Priors:
     return {**priors, "mixer": mixer}
 
 
+def _with(known: Priors, learned: Priors) -> Priors:
+    """The known priors, with what was learned of the drafters that took part."""
+    mixer = {**known["mixer"], **learned["mixer"]}
+    mixer["drafters"] = {**known["mixer"]["drafters"], **learned["mixer"]["drafters"]}
+    if GumbelDrafter.name not in learned:  # nothing was drafted by noise
+        mixer["noise"] = known["mixer"]["noise"]
+    return {**known, **learned, "mixer": mixer}
+
+
 def _with_only(known: Priors, learned: Priors, name: str) -> Priors:
     """The known priors with those of one drafter replaced."""
-    weights = {**known["mixer"]["drafters"], name: learned["mixer"]["drafters"][name]}
-    mixer = {**known["mixer"], "drafters": weights}
+    mixer = {"drafters": {name: learned["mixer"]["drafters"][name]}}
     if name == GumbelDrafter.name:
         mixer["noise"] = learned["mixer"]["noise"]
-    return {**known, name: learned[name], "mixer": mixer}
+    return _with(known, {name: learned[name], "mixer": mixer})
 
 
 def _has_priors(drafter: Drafter) -> bool:

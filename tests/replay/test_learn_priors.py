@@ -49,6 +49,9 @@ def test_regular_texts_teach_high_priors() -> None:
     assert np.sort(table.ravel())[-2] < 0.1 < 0.4 < table.max()
     assert set(priors) == set(SHIPPED)
     assert np.shape(priors["mixer"]["drafters"]["recycling"]) == (4, 3)
+    weights, shipped = priors["mixer"]["drafters"], SHIPPED["mixer"]["drafters"]
+    assert {name for name in shipped if weights[name] != shipped[name]} == {"recycling"}
+    assert priors["mixer"]["noise"] == SHIPPED["mixer"]["noise"]  # no noise was known
     dull, _ = learn(recording("random"), ["recycling"], passes=1)
     assert max(dull["recycling"]) < table.max()
 

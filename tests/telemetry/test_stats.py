@@ -46,7 +46,9 @@ def test_counts() -> None:
 
 
 NODES = st.lists(
-    st.tuples(st.integers(0, 8), st.floats(0.0009765625, 1.0, width=32), st.integers(0, (1 << 16) - 1)),
+    st.tuples(
+        st.integers(0, 8), st.floats(0.0009765625, 1.0, width=32), st.integers(0, (1 << 16) - 1)
+    ),
     max_size=9,
 )
 
