@@ -231,9 +231,9 @@ class Drafter(ABC):
 
     Attributes:
         name: short and unique, as users write it in `attach(model, drafters=[...])`.
-        needs: the outputs of the target that `observe` uses, a subset of {"topk", "hidden"}.
-        layer: with `needs = {"hidden"}`, the layer whose hidden states are needed, counted from 0;
-            -1 for those that the output embedding reads.
+        needs: "topk", "hidden": outputs of the target that `observe` uses; "noise": it proposes
+            nothing if the sampling noise is unknown, and is then not asked.
+        layer: that of the hidden states, counted from 0; -1: those that the output embedding reads.
         kinds: the kinds of datastore that it reads; stores of these kinds are passed to `add`.
         rounds: in how many rounds of a search it is asked, 1 for the root only; None: in all.
         priors: float32[buckets] in (0, 1], for each evidence bucket the probability that a token

@@ -39,7 +39,7 @@ class GumbelDrafter(Drafter):
     """
 
     name: ClassVar[str] = "gumbel"
-    needs: ClassVar[frozenset[str]] = frozenset({"topk"})
+    needs: ClassVar[frozenset[str]] = frozenset({"topk", "noise"})
 
     def __init__(self) -> None:
         self.priors = np.array(learned(self.name), np.float32)

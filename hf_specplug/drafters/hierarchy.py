@@ -67,7 +67,7 @@ class HierarchyDrafter(Drafter):
         self.levels = create(levels)
         self.needs = frozenset().union(  # type: ignore[misc]  # a ClassVar of other drafters
             *(level.needs for level in self.levels)
-        )
+        ) - {"noise"}  # other levels propose without it
         self.kinds = frozenset().union(  # type: ignore[misc]
             *(level.kinds for level in self.levels)
         )

@@ -99,7 +99,12 @@ class TreeSearch(Experts):
             generator: if given, children are drawn by probability instead of ranked by it.
         """
         self._grown = False
-        self._asked = [e for e in self._active if ask is None or ask[e.column]]
+        silent = frozenset() if len(noise[0]) else frozenset({"noise"})
+        self._asked = [
+            expert
+            for expert in self._active
+            if (ask is None or ask[expert.column]) and silent.isdisjoint(expert.drafter.needs)
+        ]
         self.seconds = [0.0] * len(self.names)
         published = self._published(root, limit, depth, chain, generator)
         if published is not None:

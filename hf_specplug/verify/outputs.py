@@ -39,6 +39,7 @@ class Outputs:
         self.logits = logits
         fits = states is not None and states.shape[:-1] == logits.shape[:-1]
         self._states = states if fits else None
+        self._plain: NDArray[np.float32] | None = None
         self._packed: torch.Tensor | None = None
         self._rows: NDArray[np.int32] | None = None
         if logits.device.type != "cpu":
@@ -68,16 +69,22 @@ class Outputs:
         rows = self.wait()
         if rows is not None:
             return int(rows[node, 0])
-        return int(self.logits[node].to(torch.float32).numpy().argmax())
+        return int(self._float32()[node].argmax())
 
     def topk(self) -> TopK:
         """The `TOP_K` most likely tokens after each node."""
         rows = self.wait()
         if rows is None:
-            return TopK(*top_k(self.logits.to(torch.float32).numpy(), TOP_K))
+            return TopK(*top_k(self._float32(), TOP_K))
         ids = np.ascontiguousarray(rows[:, 1 : 1 + TOP_K])
         probs = np.nan_to_num(np.ascontiguousarray(rows[:, 1 + TOP_K :]).view(np.float32))
         return TopK(ids, probs.clip(0.0, 1.0))
+
+    def _float32(self) -> NDArray[np.float32]:
+        """float32[T, V], the logits on a CPU."""
+        if self._plain is None:
+            self._plain = self.logits.to(torch.float32).numpy()
+        return self._plain
 
     def hidden(self, node: int) -> NDArray[np.float32] | None:
         """float32[width], the hidden state at `node`; None if unavailable."""

@@ -179,24 +179,29 @@ def main() -> None:
     rows = []
     for nodes in map(int, args.nodes.split(",")):
         for label, inputs in prompts.items():
-            drafters = {"drafters": args.drafters.split(",")} if args.drafters else {}
+            named = {"drafters": args.drafters.split(",")} if args.drafters else {}
             if args.filler:
-                drafters = {"drafters": Filler()}
-            plug = SpecPlug(nodes=nodes, datastores=args.datastore, **drafters)
-            totals, split = Gaps(), Gaps()
-            for gaps in (None, totals, split):  # the first compiles kernels and packs weights
-                plug.stats.reset()
-                with watched(gaps or Gaps(), model, plug, parts=gaps is split):
+                named = {"drafters": Filler()}
+            warm, totals, split = Gaps(), Gaps(), Gaps()  # the first run compiles and packs
+            plugs = {}
+            for gaps in (warm, totals, split):
+                plug = plugs[gaps] = SpecPlug(nodes=nodes, datastores=args.datastore, **named)
+                with watched(gaps, model, plug, parts=gaps is split):
                     for ids in inputs:
-                        (gaps or totals).begin()
+                        gaps.begin()
                         model.generate(ids, custom_generate=plug, **settings)
+            stats = plugs[totals].stats
             row = {
                 "text": label,
                 "nodes": nodes,
-                "nodes per step": round(plug.stats.drafted / plug.stats.forwards + 1, 1),
-                "tokens per step": round(plug.stats.accept_length, 3),
+                "nodes per step": round(stats.drafted / stats.forwards + 1, 1),
+                "tokens per step": round(stats.accept_length, 3),
                 "ms forward": round(1e3 * statistics.median(totals.forwards), 2),
                 "us host": totals.medians()["all"],
+                "us by phase, means": {
+                    phase: round(1e6 * stats.seconds[phase] / stats.forwards)
+                    for phase in ("draft", "accept", "observe")
+                },
                 "us by part, timed one by one": split.medians(),
             }
             print(json.dumps(row, indent=1), flush=True)

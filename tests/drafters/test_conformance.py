@@ -118,7 +118,7 @@ def grow(drafter: Drafter, context: Context, limit: int = 30) -> list[tuple[int,
 def test_declares_itself(name: str) -> None:
     drafter = new(name)
     assert drafter.name == name
-    assert drafter.needs <= {"topk", "hidden"}
+    assert drafter.needs <= {"topk", "hidden", "noise"}
     assert drafter.priors.dtype == np.float32
     assert ((drafter.priors > 0) & (drafter.priors <= 1)).all()
     assert type(drafter).__doc__

@@ -10,8 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_specplug.drafters.contract import TOP_K, Context, Frontier, Step, TopK
+from hf_specplug.drafters.contract import TOP_K, Context, Drafter, Frontier, Int32, Step, TopK
 from hf_specplug.drafters.gumbel import GumbelDrafter
+from hf_specplug.drafters.hierarchy import HierarchyDrafter
+from hf_specplug.drafting.mixer import Mixer
+from hf_specplug.drafting.search import TreeSearch
 from hf_specplug.errors import StateError
 from hf_specplug.kernels import gumbel as kernels
 from tests.helpers import twins
@@ -115,3 +118,26 @@ def test_states_that_do_not_fit(state: dict[str, Any], message: str) -> None:
     with pytest.raises(StateError, match=message):
         drafter.load_state_dict(state)
     assert (drafter.weights == before).all()
+
+
+def test_it_is_asked_only_where_noise_is_known() -> None:
+    class Watched(GumbelDrafter):
+        asked = 0
+
+        def expand(self, frontier: Frontier) -> Int32:
+            self.asked += 1
+            return super().expand(frontier)
+
+    drafter = Watched()
+    search = TreeSearch([drafter], Mixer([drafter.name]), VOCAB, fail)
+    search.begin(Context([1, 2, 2, 3], VOCAB))
+    assert len(search.grow(3, 8, 4)) == 0
+    assert drafter.asked == 0
+    noise = np.random.default_rng(0).random((4, VOCAB))
+    assert len(search.grow(3, 8, 4, noise=(noise, 0))) > 0
+    assert drafter.asked > 0
+    assert "noise" not in HierarchyDrafter(["context", "gumbel"]).needs
+
+
+def fail(drafter: Drafter, error: Exception) -> None:
+    raise error
