@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hf_specplug.errors import OptionError, StateError
-from hf_specplug.kernels.tree import PARENT, TOKEN
+from hf_specplug.kernels.tree import PARENT, TOKEN, with_root
 from hf_specplug.tree import DraftTree
 from hf_specplug.tree import Float32 as Float32
 from hf_specplug.tree import Int32 as Int32
@@ -191,17 +191,12 @@ class Step:
         hidden: Float32 | None = None,
     ) -> Step:
         """The step of a verified tree; in `visited` and `topk`, 0 is the root, i + 1 is node i."""
-        first = np.array([root], np.int32)
-        return cls(
-            np.concatenate([first, tree.tokens]),
-            np.concatenate([np.full(1, -1, np.int32), tree.parents + 1]),
-            before,
-            np.concatenate([np.zeros(1, np.uint16), tree.sources]),
-            np.array(visited, np.int32),
-            np.array(emitted, np.int32),
-            topk,
-            hidden,
-        )
+        count = len(tree) + 1
+        tokens, parents = np.empty(count, np.int32), np.empty(count, np.int32)
+        sources = np.empty(count, np.uint16)
+        with_root(root, tree.tokens, tree.parents, tree.sources, tokens, parents, sources)
+        path, new = np.array(visited, np.int32), np.array(emitted, np.int32)
+        return cls(tokens, parents, before, sources, path, new, topk, hidden)
 
     @classmethod
     def of_text(

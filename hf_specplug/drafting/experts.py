@@ -93,7 +93,7 @@ class Experts:
 
     def needs(self, output: str) -> bool:
         """Whether a drafter needs this output of the target ("topk" or "hidden")."""
-        return any(output in drafter.needs for drafter in self.drafters)
+        return any(output in expert.drafter.needs for expert in self._active)
 
     def drop(self, drafter: Drafter, error: Exception) -> None:
         """Drop a drafter: it is not asked again in this call."""

@@ -241,15 +241,17 @@ class TreeSearch(Experts):
 
     def _read(self, chosen: Int32) -> DraftTree:
         """The chosen search nodes as a `DraftTree`."""
-        rows = self._pool[chosen]
-        parents = np.searchsorted(chosen, rows[:, kernels.PARENT]).astype(np.int32)
-        parents[rows[:, kernels.PARENT] == 0] = -1
-        return DraftTree(
-            tokens=rows[:, kernels.TOKEN].copy(),
-            parents=parents,
-            probs=self._probs[chosen, kernels.PROB],
-            sources=rows[:, kernels.SOURCES].astype(np.uint16),
+        count = len(chosen)
+        tree = DraftTree(
+            tokens=np.empty(count, np.int32),
+            parents=np.empty(count, np.int32),
+            probs=np.empty(count, np.float32),
+            sources=np.empty(count, np.uint16),
         )
+        kernels.read(
+            self._pool, self._probs, chosen, tree.tokens, tree.parents, tree.probs, tree.sources
+        )
+        return tree
 
 
 def _read_only(array: Int32) -> Int32:

@@ -82,9 +82,13 @@ def _has_groups(config: Any) -> bool:
         return True
 
 
+def _text_config(model: PreTrainedModel) -> Any:
+    return model.config.get_text_config(decoder=True)
+
+
 def implementation(model: PreTrainedModel) -> str:
     """The attention implementation that the user of a model chose: "sdpa", "eager", ..."""
-    name = str(model.config.get_text_config(decoder=True)._attn_implementation)
+    name = str(_text_config(model)._attn_implementation)
     return "sdpa" if name == NAME else name
 
 
@@ -108,17 +112,22 @@ class FoldedHeads:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = ref(model)
-        config = model.config.get_text_config(decoder=True)
+        self._text_config = _text_config(model)  # looking it up takes longer than all of the rest
+        self._config = model.config
         # models outside the attention interface read the name themselves
-        self._applies = _has_groups(config) and model._supports_attention_backend
+        self._applies = _has_groups(self._text_config) and model._supports_attention_backend
         self._entered = False
 
     def __enter__(self) -> None:
         model = self._model()
-        if model is not None and self._applies and implementation(model) == "sdpa":
+        if model is None or not self._applies:
+            return
+        if model.config is not self._config:
+            self._config, self._text_config = model.config, _text_config(model)
+        if self._text_config._attn_implementation in ("sdpa", NAME):
             with _lock:
                 _users[model] = _users.get(model, 0) + 1
-                _switch(model, NAME)
+                _switch(self._text_config, NAME)
             self._entered = _thread.folded = True
 
     def __exit__(self, *error: object) -> None:
@@ -128,11 +137,10 @@ class FoldedHeads:
             with _lock:
                 _users[model] -= 1
                 if not _users[model]:
-                    _switch(model, "sdpa")
+                    _switch(self._text_config, "sdpa")
 
 
-def _switch(model: PreTrainedModel, name: str) -> None:
+def _switch(config: Any, name: str) -> None:
     """Set the attention name in the config, unless the user has chosen another implementation."""
-    config = model.config.get_text_config(decoder=True)
     if config._attn_implementation in ("sdpa", NAME):
         config._attn_implementation_internal = name

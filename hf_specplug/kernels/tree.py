@@ -193,6 +193,36 @@ def draw(pool, probs, nodes, generator):
             child = pool[child, NEXT]
 
 
+@njit
+def read(pool, probs, chosen, tokens, parents, kept, sources):
+    """Copy the chosen search nodes to the arrays of a draft tree.
+
+    Args:
+        chosen: int32[n], ascending node ids; the parent of each, if not the root, is among them.
+        tokens, parents, kept, sources: int32[n], int32[n], float32[n], uint16[n], receive what
+            `hf_specplug.tree.DraftTree` holds.
+    """
+    for i in range(chosen.shape[0]):
+        node = chosen[i]
+        tokens[i] = pool[node, TOKEN]
+        kept[i] = probs[node, PROB]
+        sources[i] = pool[node, SOURCES]
+        place = i - 1 if pool[node, PARENT] else -1
+        while place >= 0 and chosen[place] != pool[node, PARENT]:
+            place -= 1
+        parents[i] = place
+
+
+@njit
+def with_root(root, tree_tokens, tree_parents, tree_sources, tokens, parents, sources):
+    """Copy the root and the n nodes of a draft tree to arrays of n + 1, the root first."""
+    tokens[0], parents[0], sources[0] = root, -1, 0
+    for i in range(tree_tokens.shape[0]):
+        tokens[i + 1] = tree_tokens[i]
+        parents[i + 1] = tree_parents[i] + 1
+        sources[i + 1] = tree_sources[i]
+
+
 def ancestors(parents: Any) -> Any:
     """The tree attention mask: which nodes each node of a tree attends to.
 

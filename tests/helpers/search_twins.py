@@ -59,6 +59,22 @@ def inserted(
     return len(nodes)
 
 
+@twin_of("tree.read", "tree.with_root")
+def as_tree(nodes: list[Node], chosen: Sequence[int]) -> list[tuple[int, int, float, int]]:
+    """(token, parent, probability, sources) of the chosen nodes, as a draft tree has them."""
+    above = {child: i for i, node in enumerate(nodes) for child in node.children}
+    place = {0: -1} | {node: i for i, node in enumerate(chosen)}
+    return [
+        (
+            nodes[i].token,
+            place[above[i]],
+            nodes[i].prob,
+            sum(1 << drafter for drafter in nodes[i].evidence),
+        )
+        for i in chosen
+    ]
+
+
 @twin_of("tree.draw")
 def drawn(nodes: list[Node], chosen: Sequence[int], rng: np.random.Generator) -> None:
     """Perturb the children of some nodes with Gumbel noise, the latest child first."""

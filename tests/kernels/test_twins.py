@@ -18,11 +18,12 @@ import tests
 from hf_specplug import kernels
 from hf_specplug.datastore.kinds.contract import token_dtype
 from hf_specplug.datastore.kinds.trigram import TrigramIndex
-from hf_specplug.drafters.contract import Context
+from hf_specplug.drafters.contract import Context, Step
 from hf_specplug.drafters.trigram import TrigramDrafter
 from hf_specplug.drafting.mixer import Mixer
 from hf_specplug.drafting.search import TreeSearch
 from hf_specplug.kernels import aded, buckets, hierarchy, mixer, proposals, successors, tree, trie
+from hf_specplug.tree import DraftTree
 from tests.helpers import context_twins, paper_twins, search_twins, twins  # noqa: F401  # register
 from tests.helpers.search_twins import Node
 
@@ -133,6 +134,36 @@ def test_insert(calls: list[tuple[int, bool, list[search_twins.Row]]]) -> None:
             assert evidence[place].tolist() == [node.evidence.get(d, 0) for d in range(3)]
             assert place in nodes[pool[place, tree.PARENT]].children
             assert not probs[place].any()
+
+
+@given(st.lists(st.tuples(st.integers(0, 7), st.booleans(), st.integers(0, 15)), max_size=8))
+def test_chosen_nodes_become_a_tree_and_its_step(given_nodes: list[tuple[int, bool, int]]) -> None:
+    """A node is chosen only if its parent is; its sources and its parent's place are kept."""
+    pool, probs, _ = searched(9, 1)
+    nodes, chosen = [Node()], [0]
+    for place, (above, wanted, bits) in enumerate(given_nodes, start=1):
+        above = min(above, place - 1)
+        evidence = {drafter: 1 for drafter in range(4) if bits >> drafter & 1}
+        nodes.append(Node(token=10 * place, prob=1 / (1 << place), evidence=evidence))
+        nodes[above].children.append(place)
+        pool[place, [tree.TOKEN, tree.PARENT, tree.SOURCES]] = 10 * place, above, bits
+        probs[place, tree.PROB] = 1 / (1 << place)
+        chosen += [place] if wanted and above in chosen else []
+    count = len(chosen) - 1
+    draft = DraftTree(
+        np.empty(count, np.int32),
+        np.empty(count, np.int32),
+        np.empty(count, np.float32),
+        np.empty(count, np.uint16),
+    )
+    columns = draft.tokens, draft.parents, draft.probs, draft.sources
+    tree.read(pool, probs, np.array(chosen[1:], np.int32), *columns)
+    expected = search_twins.as_tree(nodes, chosen[1:])
+    assert list(zip(*(column.tolist() for column in columns), strict=True)) == expected
+    step = Step.of_tree(7, draft, 5, [0], [3], None)
+    assert step.tokens.tolist() == [7, *(token for token, *_ in expected)]
+    assert step.parents.tolist() == [-1, *(parent + 1 for _, parent, *_ in expected)]
+    assert step.sources.tolist() == [0, *(sources for *_, sources in expected)]
 
 
 PROBS = st.lists(st.sampled_from([0.02, 0.1, 0.2, 0.25]), max_size=4)
