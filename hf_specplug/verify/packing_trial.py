@@ -20,7 +20,7 @@ ROWS = (1, 4, 8, 16)
 WORTHWHILE = 0.9
 """The most that a packed layer may take of the plain layer's time to be used."""
 
-_LAYERS = 4  # of each kind, so that one layer's weights do not stay in the fastest cache
+_LAYERS = 2  # of each kind, so that one layer's weights do not stay in the fastest cache
 _RUNS = 4
 
 Kind = tuple[torch.Size, torch.dtype]
@@ -72,20 +72,26 @@ def _first_rows(weights: list[torch.Tensor]) -> int | None:
         expected, actual = nn.functional.linear(x, weights[0]), packed_linear(x, packed[0], None)
         if not torch.allclose(expected.float(), actual.float(), rtol=1e-2, atol=1e-2):
             return None
-        plain_time = best_time([partial(nn.functional.linear, x, weight) for weight in weights])
-        packed_time = best_time([partial(packed_linear, x, weight, None) for weight in packed])
+        plain_time, packed_time = best_times(
+            [partial(nn.functional.linear, x, weight) for weight in weights],
+            [partial(packed_linear, x, weight, None) for weight in packed],
+        )
         if packed_time > WORTHWHILE * plain_time:
             break
         first = rows
     return first
 
 
-def best_time(calls: list[Callable[[], torch.Tensor]]) -> float:
-    """Seconds that all calls take together, the best of a few rounds."""
-    best = float("inf")
+Calls = list[Callable[[], torch.Tensor]]
+
+
+def best_times(plain: Calls, packed: Calls) -> tuple[float, float]:
+    """Seconds of all `plain` and all `packed` calls, in turn, so that a load slows down both."""
+    best = [float("inf")] * 2
     for _ in range(_RUNS):
-        start = time.perf_counter()
-        for call in calls:
-            call()
-        best = min(best, time.perf_counter() - start)
-    return best
+        for side, calls in enumerate((plain, packed)):
+            start = time.perf_counter()
+            for call in calls:
+                call()
+            best[side] = min(best[side], time.perf_counter() - start)
+    return best[0], best[1]

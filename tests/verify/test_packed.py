@@ -102,9 +102,9 @@ class Clock:
     def __init__(self, packed_time: Callable[[int], float]) -> None:
         self.packed_time = packed_time
 
-    def __call__(self, calls: list[Any]) -> float:
-        function, (x, *_) = calls[0].func, calls[0].args
-        return self.packed_time(len(x)) if function is packing_trial.packed_linear else 1.0
+    def __call__(self, plain: list[Any], packed: list[Any]) -> tuple[float, float]:
+        assert {call.func for call in packed} == {packing_trial.packed_linear}
+        return 1.0, self.packed_time(len(packed[0].args[0]))
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_the_trial_says_from_how_many_rows_on(
     packed_time: Callable[[int], float], rows: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Below that many rows a layer computes what it does without packing, bit for bit."""
-    monkeypatch.setattr(packing_trial, "best_time", Clock(packed_time))
+    monkeypatch.setattr(packing_trial, "best_times", Clock(packed_time))
     monkeypatch.setattr(packed, "PACK_AFTER", 1)
     used: list[int] = []
 
@@ -148,12 +148,10 @@ def test_the_trial_says_from_how_many_rows_on(
 def test_each_kind_of_layer_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     """A wide layer that gains is packed beside narrow ones that do not."""
 
-    def packed_time(calls: list[Any]) -> float:
-        call = calls[0]
-        wide = call.args[0].shape[1] > 8
-        return 0.5 if wide and call.func is packing_trial.packed_linear else 1.0
+    def times(plain: list[Any], packed: list[Any]) -> tuple[float, float]:
+        return 1.0, 0.5 if packed[0].args[0].shape[1] > 8 else 1.0
 
-    monkeypatch.setattr(packing_trial, "best_time", packed_time)
+    monkeypatch.setattr(packing_trial, "best_times", times)
     monkeypatch.setattr(packed, "PACK_AFTER", 1)
     model = nn.Sequential(*[nn.Linear(8, 8) for _ in range(7)], nn.Linear(8, 16), nn.Linear(16, 8))
     linears = PackedLinears()
