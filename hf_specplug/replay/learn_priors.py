@@ -126,9 +126,8 @@ def learn(
     random.Random(0).shuffle(texts)
     recording = Recording(recording.model, recording.vocab_size, texts)
     known: Priors = json.loads(FILE.read_text(encoding="utf-8"))
-    priors = dict(known)
-    if only is None:
-        priors |= _blank(reading(names, datastores))
+    blank = _blank(reading(names, datastores))
+    priors = known | blank if only is None else blank | known
     lengths = []
     for number in range(1, passes + 1 + (model is not None)):
         label = f"pass {number}"

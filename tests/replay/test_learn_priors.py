@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ import torch
 from typer.testing import CliRunner
 
 from hf_specplug.cli import app
-from hf_specplug.drafters.registry import create, registry
+from hf_specplug.drafters.contract import Context, Drafter, Frontier, Int32
+from hf_specplug.drafters.registry import REGISTERED, create, registry
 from hf_specplug.drafting.mixer import Mixer
 from hf_specplug.errors import OptionError
 from hf_specplug.replay.learn_priors import FILE, GRIDS, learn, smoothed
@@ -68,6 +70,32 @@ def test_only_one_drafter_changes() -> None:
     assert {**mixer, "drafters": {}} == {**shipped, "drafters": {}}
     with pytest.raises(OptionError, match="not one of the drafters context"):
         learn(recording("repeats"), ["context"], only="recycling")
+
+
+class Period(Drafter):
+    """Proposes the token 37 places ago, with which "repeats" goes on."""
+
+    name: ClassVar[str] = "mine"
+
+    def __init__(self) -> None:
+        self.priors = np.array([0.2], np.float32)
+
+    def begin(self, context: Context) -> None:
+        self.context = context
+
+    def expand(self, frontier: Frontier) -> Int32:
+        rows = [[0, self.context.tokens[-37], 0]] if 0 in frontier.nodes else []
+        return np.array(rows, np.int32).reshape(-1, 3)
+
+
+def test_a_drafter_of_ones_own_is_learned_beside_the_known_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(REGISTERED, "mine", Period)
+    priors, _ = learn(recording("repeats"), ["context", "mine"], only="mine", passes=2)
+    assert priors["mine"][0] > 0.7
+    assert set(priors) - set(SHIPPED) == {"mine"}
+    assert set(priors["mixer"]["drafters"]) - set(SHIPPED["mixer"]["drafters"]) == {"mine"}
 
 
 def test_command(tmp_path: Path) -> None:
