@@ -135,4 +135,4 @@ def checked_rows(rows: Int32, nodes: int) -> Int32:
             f"expand must return at most {MAX_CHILDREN} rows of 3 per node, "
             f"not {list(rows.shape)} for {nodes} nodes"
         )
-    return rows if rows.flags.c_contiguous else np.ascontiguousarray(rows)
+    return np.ascontiguousarray(rows)

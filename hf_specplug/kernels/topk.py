@@ -51,7 +51,7 @@ def _key(bits):
 def _largest_key(bits):
     largest = np.int32(-_SIGN)
     for i in range(bits.shape[0]):
-        key = np.int32(bits[i] ^ ((bits[i] >> 31) & _SIGN))
+        key = _key(bits[i])
         largest = key if key > largest else largest
     return largest
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hf_specplug.drafters.registry import MAX_DRAFTERS
 from hf_specplug.kernels.tally import tally
 from hf_specplug.telemetry import plots
 from hf_specplug.telemetry.calibration import Calibration
@@ -145,7 +146,7 @@ class Stats:
             self.accepted_per_position[position] += 1
         if not len(tree):
             return
-        by_drafter = np.empty((2, 16), np.int64)
+        by_drafter = np.empty((2, MAX_DRAFTERS), np.int64)
         path = np.array(visited, np.int32)
         tally(tree.parents, tree.probs, tree.sources, path, self.reliability.bins, by_drafter)
         for name, drafted, accepted in zip(names, *by_drafter.tolist(), strict=False):

@@ -118,30 +118,26 @@ class PackedLinears:
     def _is_worthwhile(self) -> bool:
         if self._rows is None:
             self._rows = rows_to_pack_for(self._layers)
-        needed = sum(layer.weight.nbytes for layer in self._worthwhile())
+        needed = sum(layer.weight.nbytes for layer, _ in self._worthwhile())
         return needed > 0 and available_memory() > _SPARE * needed
 
-    def _worthwhile(self) -> list[nn.Linear]:
-        rows = self._rows or {}
-        return [layer for layer in self._layers if kind_of(layer.weight) in rows]
+    def _worthwhile(self) -> list[tuple[nn.Linear, int]]:
+        """The layers that gain by packed weights, and the rows from which they do."""
+        found = [(layer, (self._rows or {}).get(kind_of(layer.weight))) for layer in self._layers]
+        return [(layer, rows) for layer, rows in found if rows is not None]
 
     def _patch(self) -> None:
         """Update the packed weights, and make the layers use them."""
         known, self._packed = self._packed, {}
-        rows = self._rows or {}
-        for layer in self._worthwhile():
+        for layer, rows in self._worthwhile():
             weight = layer.weight
             version = _version(weight)
             mark = _fingerprint(weight)
             if mark not in self._packed:
                 self._packed[mark] = known[mark] if mark in known else pack(weight)
             self._patched.add(layer)
-            vars(layer)[KEY] = _Packed(
-                self._packed[mark],
-                weight.detach(),
-                version,
-                rows[kind_of(weight)] * weight.shape[1],
-            )
+            least = rows * layer.in_features
+            vars(layer)[KEY] = _Packed(self._packed[mark], weight.detach(), version, least)
             layer.__class__ = _PackedLinear
 
     def after_fork(self) -> None:
