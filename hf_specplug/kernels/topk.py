@@ -1,6 +1,6 @@
 """The k likeliest tokens of each row of logits, without sorting or exponentiating the vocabulary.
 
-Rows are read in blocks. A block is searched only if its largest logit is among the largest so far.
+Rows are read in blocks. Only the k blocks with the largest maxima are searched.
 Both loops over all logits are plain enough for the compiler to use vector instructions.
 """
 
@@ -15,6 +15,7 @@ from hf_specplug.kernels._njit import njit, summing
 _BLOCK = 128
 _SIGN = np.int32(0x7FFFFFFF)
 _LEAST_KEY = np.int32(-0x7F800001)  # the key of -inf
+_INFINITE_KEY = np.int32(0x7F800000)  # keys above it are those of NaN
 
 
 def top_k(logits: Any, k: int) -> Any:
@@ -84,20 +85,47 @@ def _sum_exp(logits, highest):
 
 
 @njit
+def _kth_largest(keys, largest):
+    """The k-th largest key that is not of NaN; that of -inf if there are fewer.
+
+    Args:
+        keys: int32[n].
+        largest: int32[k], overwritten.
+    """
+    k = largest.shape[0]
+    largest[:] = _LEAST_KEY
+    for i in range(keys.shape[0]):
+        key = keys[i]
+        if largest[k - 1] < key <= _INFINITE_KEY:
+            place = k - 1
+            while place > 0 and largest[place - 1] < key:
+                largest[place] = largest[place - 1]
+                place -= 1
+            largest[place] = key
+    return largest[k - 1]
+
+
+@njit
 def _fill(logits, bits, ids, probs):
     k = ids.shape[1]
+    maxima = np.empty((logits.shape[1] + _BLOCK - 1) // _BLOCK, np.int32)
+    largest = np.empty(k, np.int32)
     for row in range(logits.shape[0]):
         values = probs[row]  # logits at first
         for place in range(k):
             ids[row, place] = -1
             values[place] = -np.inf
+        for block in range(maxima.shape[0]):
+            begin = block * _BLOCK
+            maxima[block] = _largest_key(bits[row, begin : begin + _BLOCK])
+        # the k likeliest are in the blocks with the k largest maxima; blocks with NaN come on top
+        enough = _kth_largest(maxima, largest)
         least = np.float32(-np.inf)
-        least_key = _LEAST_KEY
-        for begin in range(0, logits.shape[1], _BLOCK):
-            end = min(begin + _BLOCK, logits.shape[1])
-            if _largest_key(bits[row, begin:end]) <= least_key:
+        for block in range(maxima.shape[0]):
+            if maxima[block] < enough:
                 continue
-            for token in range(begin, end):
+            begin = block * _BLOCK
+            for token in range(begin, min(begin + _BLOCK, logits.shape[1])):
                 value = logits[row, token]
                 if value > least:
                     place = k - 1
@@ -108,8 +136,6 @@ def _fill(logits, bits, ids, probs):
                     values[place] = value
                     ids[row, place] = token
                     least = values[k - 1]
-            if ids[row, k - 1] >= 0:
-                least_key = _key(bits[row, ids[row, k - 1]])
         highest = values[0]
         total = _sum_exp(logits[row], highest)
         for place in range(k):
