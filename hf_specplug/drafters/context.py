@@ -35,7 +35,7 @@ class ContextDrafter(Drafter):
     """
 
     name: ClassVar[str] = "context"
-    rows_per_node: ClassVar[int] = 24
+    rows_per_node: ClassVar[int] = ngram.PROPOSED
 
     def __init__(self) -> None:
         self.priors = np.array(learned(self.name), np.float32)
@@ -75,6 +75,11 @@ class ContextDrafter(Drafter):
             rehash(self._nodes, self._table, self._size)
         self._size = ngram.extend(self._nodes, self._table, self._active, self._size, tokens)
         self._root = ngram.longest_suffix(self._nodes, self._active)
+
+    @property
+    def suffixes(self) -> tuple[Int32, Int32, int]:
+        """For `kernels.rounds`: the trie, its hash table, and the match of the root."""
+        return self._nodes, self._table, self._root
 
     def expand(self, frontier: Frontier) -> Int32:
         if len(self._matches) < len(frontier.pool):

@@ -68,6 +68,11 @@ class FrequencyDrafter(Drafter):
     def _count(self, tokens: Int32) -> None:
         kernels.count(self.weights, self._scale, self._top, tokens, DECAY)
 
+    @property
+    def counts(self) -> tuple[NDArray[np.float64], NDArray[np.float64], Int32]:
+        """For `kernels.rounds`: the counts."""
+        return self.weights, self._scale, self._top
+
     def expand(self, frontier: Frontier) -> Int32:
         rows = kernels.expand(self.weights, self._scale, self._top, self._out)
         return self._out[:rows]

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_specplug.drafters.contract import Context, Drafter, Frontier, Int32, Step
+from hf_specplug.drafters.contract import Context, Drafter, Frontier, Int32, Noise, Step
 from hf_specplug.drafters.frequency import counts_of
 from hf_specplug.drafters.priors import learned
 from hf_specplug.drafters.registry import register
@@ -78,6 +78,12 @@ class GumbelDrafter(Drafter):
             rows = np.arange(len(step.topk.ids), dtype=np.int32)
             rows.flags.writeable = False  # as in a Step: of other arrays kernels are compiled again
         kernels.count_likely(self.weights, self._total, step.topk.ids, step.topk.probs, rows)
+
+    def favoured(self, noise: Noise) -> tuple[NDArray[Any], ...]:
+        """For `kernels.rounds`: the weights, and room for what this noise favours."""
+        if len(self._marks) != len(noise[0]):
+            self._allocate(len(noise[0]))
+        return self.weights, self._total, self._marks, self._tokens, self._buckets
 
     def expand(self, frontier: Frontier) -> Int32:
         noise, first = frontier.noise

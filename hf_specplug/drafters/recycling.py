@@ -63,6 +63,11 @@ class RecyclingDrafter(Drafter):
                 self.ids, self.probs, step.tokens, step.topk.ids, step.topk.probs, step.visited
             )
 
+    @property
+    def matrix(self) -> tuple[Int32, NDArray[np.uint16]]:
+        """For `kernels.rounds`: the matrix."""
+        return self.ids, self.probs
+
     def expand(self, frontier: Frontier) -> Int32:
         rows = len(frontier.nodes) * SUCCESSORS
         if len(self._out) < rows:

@@ -100,6 +100,11 @@ class SparseDrafter(Drafter):
             *table.arrays, table.clock, text, begin, top_ids, top_probs, rows, DECAY
         )
 
+    @property
+    def contexts(self) -> tuple[NDArray[Any], ...]:
+        """For `kernels.rounds`: the table and the text."""
+        return self.table.keys, self.table.ids, self.table.weights, self._context.tokens
+
     def expand(self, frontier: Frontier) -> Int32:
         rows = len(frontier.nodes) * kernels.MOST_ROWS
         if len(self._out) < rows:

@@ -93,6 +93,12 @@ class StandDrafter(Drafter):
             step.topk.probs,
         )
 
+    @property
+    def grams(self) -> tuple[NDArray[Any], ...]:
+        """For `kernels.rounds`: the table, the text, and scratch."""
+        table, text = self.table, self._context.tokens
+        return table.keys, table.visits, table.ids, table.weights, text, self._grams
+
     def expand(self, frontier: Frontier) -> Int32:
         rows = len(frontier.nodes) * SUCCESSORS
         if len(self._out) < rows:

@@ -11,12 +11,17 @@ from hf_specplug.drafters.contract import MAX_CHILDREN, Context, Drafter, Float3
 from hf_specplug.errors import DraftError
 from hf_specplug.kernels import tree as kernels
 
-REFUSALS = {
+_REFUSALS = {
     kernels.BAD_NODE: "named a node that it was not asked about",
     kernels.BAD_TOKEN: "named a token outside the vocabulary",
     kernels.BAD_BUCKET: "named an evidence bucket that it has no prior for",
 }
 """Why the proposals of a drafter are refused, by the error code of `kernels.tree.insert`."""
+
+
+def refusal(drafter: Drafter, code: int) -> DraftError:
+    """The error of a drafter whose proposals `kernels.tree.insert` refused with this code."""
+    return DraftError(f"drafter {drafter.name!r} {_REFUSALS[code]}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +52,7 @@ class Experts:
     ) -> None:
         self.names = [drafter.name for drafter in drafters]
         self.seconds = [0.0] * len(drafters)
-        self._suppressed: tuple[int, ...] = ()
+        self._suppressed = np.zeros(0, np.int32)
         self._on_error = on_error
         self._active: list[Expert] = []
         self._asked: list[Expert] = []
@@ -76,7 +81,7 @@ class Experts:
             context: the prompt; its `suppressed` tokens are never drafted, whichever drafter
                 proposes them.
         """
-        self._suppressed = context.suppressed
+        self._suppressed = np.array(context.suppressed, np.int32)
         for drafter in self.drafters:
             try:
                 drafter.begin(context)

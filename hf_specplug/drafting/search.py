@@ -9,19 +9,23 @@ from typing import ClassVar
 import numpy as np
 
 from hf_specplug.drafters.contract import NO_NOISE, Drafter, Float32, Frontier, Int32, Noise
-from hf_specplug.drafting.experts import REFUSALS, Experts, checked_rows
+from hf_specplug.drafting.asked import Asked, in_kernel
+from hf_specplug.drafting.experts import Expert, Experts, checked_rows, refusal
 from hf_specplug.drafting.mixer import Mixer
-from hf_specplug.errors import DraftError
 from hf_specplug.kernels import mixer as mixing
+from hf_specplug.kernels import rounds
 from hf_specplug.kernels import tree as kernels
 from hf_specplug.tree import EMPTY, DraftTree
+
+_ALL = 1 << 31  # rounds
 
 
 class TreeSearch(Experts):
     """Grows one tree per step: best-first on path probability (OPT-Tree, DySpec), no depth decay.
 
-    In each round, every drafter expands all nodes that could still have children in the tree, in
-    one call per drafter. A path may thus mix drafters: a copied span can continue a recycled token.
+    In each round, every drafter expands all nodes that could still have children in the tree. A
+    path may thus mix drafters: a copied span can continue a recycled token. Built-in drafters
+    without a datastore are asked in a kernel, which runs all rounds if there are no others.
 
     Args:
         drafters: the drafters, in the order of their bits in `DraftTree.sources`.
@@ -31,6 +35,7 @@ class TreeSearch(Experts):
     """
 
     uses: ClassVar[tuple[str, ...]] = ()  # names of the drafters used; (): all
+    in_kernel: ClassVar[bool] = True  # whether `kernels.rounds` may ask drafters
     stochastic: ClassVar[bool] = True  # whether `grow` can draw children from a `generator`
 
     def __init__(
@@ -44,6 +49,8 @@ class TreeSearch(Experts):
         self._mixer = mixer
         self._vocab = vocab_size
         self._grown = False
+        self._state = np.zeros(rounds.STATE_COLUMNS, np.int64)
+        self._in_kernel = Asked([])
         self._room = np.empty((2, mixer.weights.shape[1]))
         self._allocate(64)
         self._prepare()
@@ -63,9 +70,7 @@ class TreeSearch(Experts):
         return None
 
     def _admitted(self, rows: Int32) -> Int32:
-        """The rows of a drafter that may be drafted."""
-        for token in self._suppressed:
-            rows = rows[rows[:, 1] != token]
+        """Hook for subclasses: the rows of a drafter, asked from Python, that may be drafted."""
         return rows
 
     def _allocate(self, limit: int) -> None:
@@ -73,9 +78,13 @@ class TreeSearch(Experts):
         self._pool = np.zeros((capacity, kernels.COLUMNS), np.int32)
         self._probs = np.ones((capacity, kernels.PROB_COLUMNS), np.float32)
         self._evidence = np.zeros((capacity, len(self.names)), np.int32)
+        self._arrays = self._pool, self._probs, self._evidence
         self._chosen = np.empty(limit, np.int32)
         self._frontier = np.empty(limit, np.int32)
         self._top = np.empty(limit, np.float32)
+        self._pool_view, self._frontier_view = _read_only(self._pool), _read_only(self._frontier)
+        self._matches = np.zeros(capacity, np.int32)
+        self._out = np.empty((limit * rounds.MOST_ROWS, 3), np.int32)
 
     def grow(
         self,
@@ -113,26 +122,33 @@ class TreeSearch(Experts):
             return EMPTY
         if len(self._chosen) < limit:
             self._allocate(limit)
-        pool, probs = self._pool, self._probs
-        pool[0, kernels.FIRST] = 0
-        pool[0, kernels.ROUND] = 1
+        called = self._called(generator)
+        state = self._state
+        state[:] = 1, 1, 1, 0
+        self._pool[0, kernels.FIRST] = 0
+        self._pool[0, kernels.ROUND] = 1
         self._frontier[0] = 0
-        size, waiting, round_number = 1, 1, 1
-        while waiting:
-            frontier = Frontier(_read_only(self._frontier[:waiting]), _read_only(pool), root, noise)
-            size = self._expand(frontier, size, round_number)
-            self._mix(frontier.nodes, noise)
+        while state[rounds.WAITING]:
+            nodes = self._frontier_view[: state[rounds.WAITING]]
+            if called:
+                self._expand(called, Frontier(nodes, self._pool_view, root, noise))
             if generator is not None:
-                kernels.draw(pool, probs, frontier.nodes, generator)
-            round_number += 1
-            if chain:
-                number, waiting = self._follow(round_number, limit, depth)
-            else:
-                room = self._chosen, self._frontier, self._top
-                number, waiting = kernels.best(pool, probs, size, limit, depth, round_number, *room)
+                self._mix(nodes, noise)
+                kernels.draw(self._pool, self._probs, nodes, generator)
+                self._choose(limit, depth, chain)
+            elif not self._run(root, limit, depth, chain, noise, once=bool(called)):
+                return self.grow(root, limit, depth, chain, ask, noise)  # one drafter fewer
         self._grown = True
-        self._size = number
-        return self._read(self._chosen[:number])
+        return self._read(self._chosen[: state[rounds.NUMBER]])
+
+    def _called(self, generator: np.random.Generator | None) -> list[Expert]:
+        """The drafters to ask from Python; `_in_kernel` asks all others."""
+        asked = [expert for expert in self._asked if in_kernel(expert.drafter)]
+        if generator is not None or not self.in_kernel:
+            asked = []
+        if asked != self._in_kernel.experts:
+            self._in_kernel = Asked(asked)
+        return [expert for expert in self._asked if expert not in asked]
 
     def proposal(self, node: int) -> tuple[Int32, Float32, list[int]]:
         """The distribution from which the last tree drew the children of a node.
@@ -144,7 +160,7 @@ class TreeSearch(Experts):
             (int32[n] token ids, float32[n] their probabilities, the node's children in the tree in
             the order in which they were drawn, numbered like `node`)
         """
-        chosen = self._chosen[: self._size]
+        chosen = self._chosen[: self._state[rounds.NUMBER]]
         place = int(chosen[node - 1]) if node else 0
         child = int(self._pool[place, kernels.FIRST]) if self._pool[place, kernels.ROUND] else 0
         proposed: list[int] = []
@@ -165,9 +181,7 @@ class TreeSearch(Experts):
         """
         if self._grown:
             mixing.learn(
-                self._pool,
-                self._probs,
-                self._evidence,
+                *self._arrays,
                 _read_only(emitted),
                 self._table,
                 self._mixer.weights,
@@ -176,13 +190,10 @@ class TreeSearch(Experts):
                 self._room,
             )
 
-    def _expand(self, frontier: Frontier, size: int, round_number: int) -> int:
-        """Ask every drafter to expand the frontier; add its proposals to the pool.
-
-        Returns:
-            The new number of nodes in the pool.
-        """
-        for expert in list(self._asked):
+    def _expand(self, called: list[Expert], frontier: Frontier) -> None:
+        """Let some drafters expand the frontier; add their proposals to the pool."""
+        size, _, round_number, _ = self._state.tolist()
+        for expert in list(called):
             drafter = expert.drafter
             if drafter.rounds is not None and round_number > drafter.rounds:
                 continue
@@ -194,50 +205,78 @@ class TreeSearch(Experts):
                 if not len(rows):
                     continue
                 grown = kernels.insert(
-                    self._pool,
-                    self._probs,
-                    self._evidence,
+                    *self._arrays,
                     size,
                     rows,
                     expert.column,
                     expert.begin,
                     expert.end,
+                    self._suppressed,
                     self._vocab,
                     round_number,
                 )
                 if grown < 0:
-                    raise DraftError(f"drafter {drafter.name!r} {REFUSALS[grown]}")
+                    raise refusal(drafter, grown)
                 size = grown
             except Exception as error:
+                called.remove(expert)
                 self.drop(drafter, error)
-        return size
+        self._state[rounds.SIZE] = size
+
+    def _run(
+        self, root: int, limit: int, depth: int, chain: bool, noise: Noise, once: bool
+    ) -> bool:
+        """Run one round, or all that are left; returns False if a drafter had to be dropped."""
+        asked, mixer = self._in_kernel, self._mixer
+        start = time.perf_counter()
+        refused = rounds.run(
+            1 if once else _ALL,
+            asked.rows,
+            asked.tables(noise),
+            self._suppressed,
+            self._vocab,
+            root,
+            *noise,
+            *self._arrays,
+            self._pool_view,
+            self._table,
+            mixer.weights,
+            mixer.apm,
+            self._room,
+            limit,
+            depth,
+            chain,
+            self._chosen,
+            self._frontier,
+            self._frontier_view,
+            self._top,
+            self._matches,
+            self._out,
+            self._state,
+        )
+        took = time.perf_counter() - start
+        for expert in asked.experts:
+            self.seconds[expert.column] += took / len(asked.experts)
+        if refused >= 0:
+            drafter = asked.experts[refused].drafter
+            self.drop(drafter, refusal(drafter, int(self._state[rounds.SIZE])))
+        return bool(refused < 0)
 
     def _mix(self, nodes: Int32, noise: Noise) -> None:
         """Turn the evidence for the children of `nodes` into probabilities."""
-        mixer = self._mixer
-        state = self._table, mixer.weights, mixer.apm
-        mixing.mix(self._pool, self._probs, self._evidence, nodes, *state, *noise, self._room)
+        state = self._table, self._mixer.weights, self._mixer.apm
+        mixing.mix(*self._arrays, nodes, *state, *noise, self._room)
 
-    def _follow(self, round_number: int, limit: int, depth: int) -> tuple[int, int]:
-        """Chain search: continue with the most likely child of the last node.
-
-        Returns:
-            (number of chosen nodes, 1 if the chain continues else 0)
-        """
-        pool, probs = self._pool, self._probs
-        number = round_number - 2
-        node = int(pool[self._frontier[0], kernels.FIRST])
-        likeliest, path = 0, 0.0
-        while node:
-            if probs[node, kernels.PATH] > path:
-                likeliest, path = node, float(probs[node, kernels.PATH])
-            node = int(pool[node, kernels.NEXT])
-        if not likeliest:
-            return number, 0
-        self._chosen[number] = self._frontier[0] = likeliest
-        pool[likeliest, kernels.ROUND] = round_number
-        number += 1
-        return number, int(number < min(limit, depth))
+    def _choose(self, limit: int, depth: int, chain: bool) -> None:
+        """Choose the nodes of the tree so far, and those to expand next."""
+        state, pool = self._state, (self._pool, self._probs)
+        state[rounds.ROUND] += 1
+        rest = limit, depth, int(state[rounds.ROUND]), self._chosen, self._frontier
+        if chain:
+            number, waiting = rounds.follow(*pool, *rest)
+        else:
+            number, waiting = kernels.best(*pool, int(state[rounds.SIZE]), *rest, self._top)
+        state[rounds.NUMBER], state[rounds.WAITING] = number, waiting
 
     def _read(self, chosen: Int32) -> DraftTree:
         """The chosen search nodes as a `DraftTree`."""

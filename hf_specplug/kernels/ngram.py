@@ -28,6 +28,9 @@ GRAM_LINK, GRAM_FIRST, GRAM_NEXT, GRAM_PREV, GRAM_COUNT, GRAM_TOTAL = range(2, 8
 and the previous sibling; occurrences; occurrences of all children."""
 GRAM_COLUMNS = 8
 
+PROPOSED = 24
+"""Proposals per node at most, in a search."""
+
 _LENGTH_EDGES = (2, 3, 4, 5, 7, 10, 16)  # tokens of a match
 _SHARE_EDGES = (0.1, 0.25, 0.5)  # of a continuation in all occurrences of a match
 _NEARLY_ALL = 0.8

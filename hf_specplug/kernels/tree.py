@@ -41,7 +41,7 @@ BAD_NODE, BAD_TOKEN, BAD_BUCKET = -1, -2, -3
 
 
 @njit
-def insert(pool, probs, evidence, size, rows, drafter, begin, end, vocab, round_number):
+def insert(pool, probs, evidence, size, rows, drafter, begin, end, suppressed, vocab, round_number):
     """Add one drafter's proposals to the pool.
 
     A token that several drafters propose under one node becomes one node. All rows are checked
@@ -52,6 +52,7 @@ def insert(pool, probs, evidence, size, rows, drafter, begin, end, vocab, round_
         rows: int32[n, 3], the proposals; their nodes are expanded in round `round_number`.
         drafter: its column in `evidence`; its bit in SOURCES is 1 << drafter.
         begin, end: its buckets 0, 1, ... are [begin, end) in the table of all drafters' buckets.
+        suppressed: int32[n], tokens that are never drafted.
         vocab: token ids are in [0, vocab).
 
     Returns:
@@ -68,6 +69,11 @@ def insert(pool, probs, evidence, size, rows, drafter, begin, end, vocab, round_
     for i in range(rows.shape[0]):
         parent = rows[i, PROPOSAL_NODE]
         token = rows[i, PROPOSAL_TOKEN]
+        drafted = True
+        for other in suppressed:
+            drafted = drafted and token != other
+        if not drafted:
+            continue
         node = pool[parent, FIRST]
         while node != 0 and pool[node, TOKEN] != token:
             node = pool[node, NEXT]

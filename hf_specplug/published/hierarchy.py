@@ -171,7 +171,7 @@ class Hierarchy(PaperSearch):
                     rows[found] = 1 << column
             self.seconds[column] = time.perf_counter() - start
         tree = merged(list(rows.items()), limit, depth)
-        return tree.without(self._suppressed) if self._suppressed else tree
+        return tree.without(self._suppressed) if len(self._suppressed) else tree
 
     def _ask(self, level: int, drafter: Any, root: int) -> list[Chain]:
         if level == 0:

@@ -58,7 +58,7 @@ class OneDrafterSearch(PaperSearch):
         start = time.perf_counter()
         tree = self._tree(drafter, 1 << column, root, limit, depth)
         self.seconds[column] = time.perf_counter() - start
-        return tree.without(self._suppressed) if self._suppressed else tree
+        return tree.without(self._suppressed) if len(self._suppressed) else tree
 
 
 def merged(rows: Sequence[tuple[Sequence[int], int]], limit: int, depth: int) -> DraftTree:

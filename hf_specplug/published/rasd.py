@@ -61,6 +61,7 @@ def fuse(generated: DraftTree, retrieved: DraftTree, limit: int) -> DraftTree:
 class _Half(TreeSearch):
     """A best-first search whose first tokens can be restricted."""
 
+    in_kernel = False  # `_admitted` sees all rows
     heads: Int32 | None = None  # the first tokens that are admitted; None: all
 
     def _admitted(self, rows: Int32) -> Int32:
@@ -109,7 +110,7 @@ class Rasd(PaperSearch):
     def begin(self, context: Context) -> None:
         super().begin(context)
         for half in self._halves:
-            half._suppressed = context.suppressed
+            half._suppressed = self._suppressed
 
     def drop(self, drafter: Drafter, error: Exception) -> None:
         self._lost(drafter, error)

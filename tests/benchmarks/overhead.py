@@ -4,7 +4,9 @@
     python -m tests.benchmarks.overhead --model PATH --prompts FILE --datastore my.store --static
 
 The host time of a step is the time between two forward passes of a live call, whose caches the
-forward passes have evicted. A second run splits it into parts, which inflates it by their timing.
+forward passes have evicted. "replayed" repeats the call with the recorded logits instead of forward
+passes: caches stay warm, as where an accelerator computes. In both cases, a run of its own splits
+the time into parts, which inflates it by their timing.
 `--filler N` times the loop alone, on texts of N tokens, with trees of wrong tokens.
 """
 
@@ -16,12 +18,13 @@ import json
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from hf_specplug import DEMO_MODEL, SpecPlug, attach
 from hf_specplug import decode as loop
@@ -32,7 +35,8 @@ from hf_specplug.drafting.search import TreeSearch
 from hf_specplug.hf import loading
 from hf_specplug.hf.prompts import prompt_ids, read_prompts
 from hf_specplug.kernels import mixer as mixing
-from hf_specplug.kernels import tree
+from hf_specplug.kernels import rounds, tree
+from hf_specplug.telemetry.stats import Stats
 from hf_specplug.verify.acceptance import Verifier
 from hf_specplug.verify.eager import EagerEngine
 from hf_specplug.verify.engine import Engine
@@ -65,12 +69,18 @@ class Gaps:
 
     The time of a timed function within another is its own only. What no part takes is "between".
 
+    Args:
+        logits: recorded logits, to return instead of running the model after prefill.
+
     Attributes:
         steps: of each step, seconds by part, and "all".
         forwards: seconds of each forward pass.
+        logits: of each forward pass after prefill.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, logits: Sequence[torch.Tensor] = ()) -> None:
+        self.logits: list[torch.Tensor] = []
+        self._recorded = list(reversed(logits))
         self.steps: list[dict[str, float]] = []
         self.forwards: list[float] = []
         self._now: dict[str, float] = defaultdict(float)
@@ -105,7 +115,12 @@ class Gaps:
                 )
             self._now.clear()
             try:
-                return function(*args, **named)
+                if self._ended and self._recorded:
+                    return _filled(self._recorded.pop(), named["past_key_values"])
+                outputs = function(*args, **named)
+                if self._ended:
+                    self.logits.append(outputs.logits)
+                return outputs
             finally:
                 self._ended = time.perf_counter()
                 self._inner[-1] += self._ended - start
@@ -124,6 +139,15 @@ class Gaps:
         return {part: round(1e6 * statistics.median(times), 1) for part, times in by_part.items()}
 
 
+def _filled(logits: torch.Tensor, cache: Any) -> CausalLMOutputWithPast:
+    """Recorded outputs. The cache grows as in the forward pass, but by zeros."""
+    for index, layer in enumerate(cache.layers):
+        heads, width = layer.keys.shape[1], layer.keys.shape[3]
+        states = layer.keys.new_zeros(1, heads, logits.shape[1], width)
+        cache.update(states, states, index)
+    return CausalLMOutputWithPast(logits=logits.clone(), past_key_values=cache)
+
+
 @contextmanager
 def watched(gaps: Gaps, model: Any, plug: SpecPlug, parts: bool) -> Iterator[None]:
     """Time the gaps between the model's forward passes; `parts`: and what they consist of."""
@@ -140,6 +164,7 @@ def watched(gaps: Gaps, model: Any, plug: SpecPlug, parts: bool) -> Iterator[Non
                 (Budget, "fit", "budget"),
                 (Budget, "observe", "budget"),
                 (TreeSearch, "grow", "search"),
+                (rounds, "run", "search: kernel"),
                 (tree, "insert", "search: kernels"),
                 (tree, "best", "search: kernels"),
                 (mixing, "mix", "search: mixing"),
@@ -154,6 +179,50 @@ def watched(gaps: Gaps, model: Any, plug: SpecPlug, parts: bool) -> Iterator[Non
                 stack.callback(setattr, owner, name, function)
                 setattr(owner, name, gaps.timed(part, function))
         yield
+
+
+def _run(
+    gaps: Gaps, model: Any, inputs: list[torch.Tensor], plug: SpecPlug, parts: bool, **settings: Any
+) -> Gaps:
+    """Generate the answers of all prompts."""
+    with watched(gaps, model, plug, parts):
+        for ids in inputs:
+            gaps.begin()
+            model.generate(ids, custom_generate=plug, **settings)
+    return gaps
+
+
+def _figures(totals: Gaps, split: Gaps, stats: Stats) -> dict[str, Any]:
+    return {
+        "ms forward": round(1e3 * statistics.median(totals.forwards), 2),
+        "us host": totals.medians()["all"],
+        "us by phase, means": {
+            phase: round(1e6 * stats.seconds[phase] / stats.forwards)
+            for phase in ("draft", "accept", "observe")
+        },
+        "us by part, timed one by one": split.medians(),
+    }
+
+
+def measure(
+    model: Any, inputs: list[torch.Tensor], plug: Callable[[], SpecPlug], **settings: Any
+) -> dict[str, Any]:
+    """The host time of each step, live and replayed; each run has a new plug."""
+    _run(Gaps(), model, inputs, plug(), False, **settings)  # compiles, tries and packs
+    row: dict[str, Any] = {}
+    logits: list[torch.Tensor] = []
+    for kind in ("live", "replayed"):
+        plain, split = plug(), plug()
+        totals = _run(Gaps(logits), model, inputs, plain, False, **settings)
+        parts = _run(Gaps(logits), model, inputs, split, True, **settings)
+        stats = plain.stats
+        row["nodes per step"] = round(stats.drafted / stats.forwards + 1, 1)
+        row["tokens per step"] = round(stats.accept_length, 3)
+        row[kind] = _figures(totals, parts, stats)
+        logits = totals.logits
+        if settings.get("cache_implementation"):  # its forward pass is not replayed
+            break
+    return row
 
 
 def main() -> None:
@@ -182,28 +251,8 @@ def main() -> None:
             named = {"drafters": args.drafters.split(",")} if args.drafters else {}
             if args.filler:
                 named = {"drafters": Filler()}
-            warm, totals, split = Gaps(), Gaps(), Gaps()  # the first run compiles and packs
-            plugs = {}
-            for gaps in (warm, totals, split):
-                plug = plugs[gaps] = SpecPlug(nodes=nodes, datastores=args.datastore, **named)
-                with watched(gaps, model, plug, parts=gaps is split):
-                    for ids in inputs:
-                        gaps.begin()
-                        model.generate(ids, custom_generate=plug, **settings)
-            stats = plugs[totals].stats
-            row = {
-                "text": label,
-                "nodes": nodes,
-                "nodes per step": round(stats.drafted / stats.forwards + 1, 1),
-                "tokens per step": round(stats.accept_length, 3),
-                "ms forward": round(1e3 * statistics.median(totals.forwards), 2),
-                "us host": totals.medians()["all"],
-                "us by phase, means": {
-                    phase: round(1e6 * stats.seconds[phase] / stats.forwards)
-                    for phase in ("draft", "accept", "observe")
-                },
-                "us by part, timed one by one": split.medians(),
-            }
+            plug = functools.partial(SpecPlug, nodes=nodes, datastores=args.datastore, **named)
+            row = {"text": label, "nodes": nodes, **measure(model, inputs, plug, **settings)}
             print(json.dumps(row, indent=1), flush=True)
             rows.append(row)
     if args.out:

@@ -8,7 +8,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from hf_specplug.drafters.contract import Noise
+from hf_specplug.drafting.search import TreeSearch
 from hf_specplug.kernels import aded
+from hf_specplug.kernels.rounds import WAITING
 from hf_specplug.kernels.tree import BAD_BUCKET, BAD_NODE, BAD_TOKEN
 from tests.helpers.twins import twin_of
 
@@ -35,6 +38,7 @@ def inserted(
     rows: Sequence[Row],
     drafter: int,
     buckets: range,
+    suppressed: Sequence[int],
     vocab: int,
     round_number: int,
     capacity: int,
@@ -48,6 +52,8 @@ def inserted(
         if bucket not in range(len(buckets)):
             return BAD_BUCKET
     for parent, token, bucket in rows:
+        if token in suppressed:
+            continue
         known = [child for child in nodes[parent].children if nodes[child].token == token]
         if not known:
             if len(nodes) == capacity:
@@ -57,6 +63,27 @@ def inserted(
             nodes.append(Node(token, nodes[parent].depth + 1))
         nodes[known[0]].evidence[drafter] = buckets[bucket]
     return len(nodes)
+
+
+@twin_of("rounds.follow")
+def followed(family: Sequence[tuple[int, float]]) -> int | None:
+    """The likeliest of (child, path probability) pairs, the first of equals; None if none is."""
+    likely = [(child, path) for child, path in family if path > 0]
+    return max(likely, key=lambda each: each[1])[0] if likely else None
+
+
+@twin_of("rounds.run")
+class OneByOne(TreeSearch):
+    """A search that asks every drafter from Python, round by round."""
+
+    in_kernel = False
+
+    def _run(
+        self, root: int, limit: int, depth: int, chain: bool, noise: Noise, once: bool
+    ) -> bool:
+        self._mix(self._frontier_view[: self._state[WAITING]], noise)
+        self._choose(limit, depth, chain)
+        return True
 
 
 @twin_of("tree.read", "tree.with_root")

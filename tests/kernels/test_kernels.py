@@ -199,7 +199,9 @@ def test_insert_checks_every_row(row: tuple[int, int, int], answer: int) -> None
     probs = np.ones((8, tree.PROB_COLUMNS), np.float32)
     evidence = np.zeros((8, 3), np.int32)
     rows = np.array([row], np.int32)
-    assert tree.insert(pool, probs, evidence, 1, rows, 2, 5, 7, 9, 1) == answer
+    assert (
+        tree.insert(pool, probs, evidence, 1, rows, 2, 5, 7, np.zeros(0, np.int32), 9, 1) == answer
+    )
     if answer == 2:
         assert pool[1, tree.TOKEN] == 1
         assert pool[1, tree.SOURCES] == 4

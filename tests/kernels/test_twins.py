@@ -22,7 +22,17 @@ from hf_specplug.drafters.contract import Context, Step
 from hf_specplug.drafters.trigram import TrigramDrafter
 from hf_specplug.drafting.mixer import Mixer
 from hf_specplug.drafting.search import TreeSearch
-from hf_specplug.kernels import aded, buckets, hierarchy, mixer, proposals, successors, tree, trie
+from hf_specplug.kernels import (
+    aded,
+    buckets,
+    hierarchy,
+    mixer,
+    proposals,
+    rounds,
+    successors,
+    tree,
+    trie,
+)
 from hf_specplug.tree import DraftTree
 from tests.helpers import context_twins, paper_twins, search_twins, twins  # noqa: F401  # register
 from tests.helpers.search_twins import Node
@@ -101,8 +111,13 @@ def children(pool: np.ndarray, node: int) -> list[int]:
 ROWS = st.lists(st.tuples(st.integers(-1, 5), st.integers(-1, 4), st.integers(-1, 2)), max_size=6)
 
 
-@given(st.lists(st.tuples(st.integers(0, 2), st.booleans(), ROWS), max_size=6))
-def test_insert(calls: list[tuple[int, bool, list[search_twins.Row]]]) -> None:
+@given(
+    st.lists(st.tuples(st.integers(0, 2), st.booleans(), ROWS), max_size=6),
+    st.lists(st.integers(0, 3), max_size=2),
+)
+def test_insert(
+    calls: list[tuple[int, bool, list[search_twins.Row]]], suppressed: list[int]
+) -> None:
     """Proposals of three drafters with two buckets each, round by round, in a pool of nine."""
     pool, probs, evidence = searched(9, 3)
     nodes = [Node(round=1)]
@@ -117,10 +132,20 @@ def test_insert(calls: list[tuple[int, bool, list[search_twins.Row]]]) -> None:
         begin = 1 + 2 * drafter
         given_rows = np.array(rows, np.int32).reshape(-1, 3)
         answer = tree.insert(
-            pool, probs, evidence, size, given_rows, drafter, begin, begin + 2, 4, round_number
+            pool,
+            probs,
+            evidence,
+            size,
+            given_rows,
+            drafter,
+            begin,
+            begin + 2,
+            np.array(suppressed, np.int32),
+            4,
+            round_number,
         )
         expected = search_twins.inserted(
-            nodes, rows, drafter, range(begin, begin + 2), 4, round_number, 9
+            nodes, rows, drafter, range(begin, begin + 2), suppressed, 4, round_number, 9
         )
         assert answer == expected
         size = max(size, answer)
@@ -167,6 +192,26 @@ def test_chosen_nodes_become_a_tree_and_its_step(given_nodes: list[tuple[int, bo
 
 
 PROBS = st.lists(st.sampled_from([0.02, 0.1, 0.2, 0.25]), max_size=4)
+
+
+@given(st.lists(st.sampled_from([0.0, 0.25, 0.5]), max_size=5))
+def test_a_chain_follows_the_likeliest_child(paths: list[float]) -> None:
+    pool, probs, _ = searched(9, 1)
+    for child, path in enumerate(paths, start=1):
+        pool[child, tree.NEXT] = child + 1 if child < len(paths) else 0
+        probs[child, tree.PATH] = path
+    pool[0, tree.FIRST] = 1 if paths else 0
+    chosen = np.full(3, -1, np.int32)
+    expected = search_twins.followed(list(enumerate(paths, start=1)))
+    for limit, depth in ((3, 3), (1, 3), (3, 1)):
+        frontier = np.zeros(3, np.int32)
+        answer = rounds.follow(pool, probs, limit, depth, 2, chosen, frontier)
+        if expected is None:
+            assert answer == (0, 0)
+            continue
+        assert answer == (1, int(limit == depth))
+        assert chosen[0] == frontier[0] == expected
+        assert pool[expected, tree.ROUND] == 2
 
 
 @given(st.lists(PROBS, min_size=1, max_size=6), st.integers(0, 2**32 - 1))

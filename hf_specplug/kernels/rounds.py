@@ -1,0 +1,220 @@
+"""The rounds of a search in one call, for the drafters whose `expand` is a kernel itself.
+
+In each round these drafters expand the frontier, the mixer weighs what they propose, and the nodes
+to expand next are chosen. Called from Python, each of these kernels takes as long to enter as to
+run; a search has five to eight rounds.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hf_specplug.kernels import adjacency, frequency, gumbel, ngram, sparse, successors, tree
+from hf_specplug.kernels._njit import njit
+from hf_specplug.kernels.mixer import mix
+
+DRAFTERS = ("context", "recycling", "stand", "frequency", "sparse", "gumbel")
+"""The drafters with a kernel; ASKED_DRAFTER is a place among them."""
+_CONTEXT, _RECYCLING, _STAND, _FREQUENCY, _SPARSE = range(5)
+
+ASKED_DRAFTER, ASKED_ROUNDS, ASKED_COLUMN, ASKED_BEGIN, ASKED_END = range(5)
+"""Columns of `asked`: the drafter; in how many rounds it is asked; its column in `evidence`; its
+buckets in the table of all drafters' buckets."""
+ASKED_COLUMNS = 5
+
+SIZE, WAITING, ROUND, NUMBER = range(4)
+"""Entries of `state`: the nodes in the pool; the nodes to expand; the round; the chosen nodes."""
+STATE_COLUMNS = 4
+
+MOST_ROWS = ngram.PROPOSED
+"""Proposals per node that one drafter makes at most."""
+
+
+class Tables(NamedTuple):
+    """What the drafters read. Those that are not asked have the tables of `NOTHING`.
+
+    Attributes:
+        context: nodes and hash table of `kernels.ngram`, and the match of the root.
+        recycling: ids and probabilities of `kernels.adjacency`.
+        stand: keys, visits, ids and weights of `kernels.successors`, the text, and scratch.
+        frequency: weights, scale and top of `kernels.frequency`.
+        sparse: keys, ids and weights of `kernels.successors`, and the text.
+        gumbel: weights and their sum, marks, tokens and buckets of `kernels.gumbel`.
+    """
+
+    context: Any
+    recycling: Any
+    stand: Any
+    frequency: Any
+    sparse: Any
+    gumbel: Any
+
+
+def _none(kind: Any, dims: int = 1) -> Any:
+    return np.zeros((1,) * dims, kind)
+
+
+_NO_TEXT = np.zeros(0, np.int32)
+_NO_TEXT.flags.writeable = False  # as `Context.tokens`
+
+NOTHING = Tables(
+    (_none(np.int32, 2), _none(np.int32), 0),
+    (_none(np.int32, 2), _none(np.uint16, 2)),
+    (
+        _none(np.uint64),
+        _none(np.int32),
+        _none(np.int32, 2),
+        _none(np.float32, 2),
+        _NO_TEXT,
+        _none(np.uint64),
+    ),
+    (_none(np.float64), _none(np.float64), _none(np.int32)),
+    (_none(np.uint64), _none(np.int32, 2), _none(np.float32, 2), _NO_TEXT),
+    (
+        _none(np.float64),
+        _none(np.float64),
+        _none(np.float64),
+        _none(np.int32, 2),
+        _none(np.int32, 2),
+    ),
+)
+"""Arrays of the right types: one signature of `run` serves all sets of drafters."""
+
+
+@njit
+def _rows(drafter, tables, root, noise, start, matches, pool, nodes, out):
+    """Let one drafter expand some nodes; returns the number of rows in `out`."""
+    if drafter == _CONTEXT:
+        grams, table, match = tables.context
+        return ngram.expand(grams, table, match, matches, pool, nodes, ngram.PROPOSED, out)
+    if drafter == _RECYCLING:
+        ids, probs = tables.recycling
+        return adjacency.expand(ids, probs, root, pool, nodes, out)
+    if drafter == _STAND:
+        keys, visits, ids, weights, text, grams = tables.stand
+        return successors.expand(keys, visits, ids, weights, pool, nodes, text, grams, out)
+    if drafter == _FREQUENCY:
+        weights, scale, top = tables.frequency
+        return frequency.expand(weights, scale, top, out)
+    if drafter == _SPARSE:
+        keys, ids, weights, text = tables.sparse
+        return sparse.expand(keys, ids, weights, pool, nodes, text, out)
+    weights, total, marks, tokens, buckets = tables.gumbel
+    return gumbel.expand(weights, total[0], noise, start, pool, nodes, marks, tokens, buckets, out)
+
+
+@njit
+def follow(pool, probs, limit, depth, round_number, chosen, frontier):
+    """Continue a chain with the likeliest child of its last node, `frontier[0]`.
+
+    Args:
+        limit, depth: nodes of the chain at most.
+        round_number: the round to come; the chain has `round_number - 2` nodes.
+        chosen, frontier: as for `best`.
+
+    Returns:
+        (number chosen, 1 if the chain continues, else 0)
+    """
+    number = round_number - 2
+    child = pool[frontier[0], tree.FIRST]
+    likeliest, highest = child, np.float32(0.0)
+    while child != 0:
+        if probs[child, tree.PATH] > highest:
+            likeliest, highest = child, probs[child, tree.PATH]
+        child = pool[child, tree.NEXT]
+    if not highest > 0.0:
+        return number, 0
+    chosen[number] = frontier[0] = likeliest
+    pool[likeliest, tree.ROUND] = round_number
+    number += 1
+    return number, 1 if number < limit and number < depth else 0
+
+
+@njit
+def run(
+    rounds,
+    asked,
+    tables,
+    suppressed,
+    vocab,
+    root,
+    noise,
+    start,
+    pool,
+    probs,
+    evidence,
+    shown,
+    table,
+    weights,
+    apm,
+    room,
+    limit,
+    depth,
+    chain,
+    chosen,
+    frontier,
+    nodes,
+    top,
+    matches,
+    out,
+    state,
+):
+    """Run up to `rounds` rounds of a search, until no node waits to be expanded.
+
+    Args:
+        asked: int64[n, ASKED_COLUMNS], the drafters to ask, in this order.
+        tables: `Tables`.
+        suppressed, vocab: see `insert`.
+        root: the last accepted token.
+        noise, start: see `kernels.mixer.mix`.
+        pool, probs, evidence: see `kernels.tree`; `shown` is `pool`, read-only.
+        table, weights, apm, room: see `kernels.mixer.mix`.
+        limit, depth: nodes of the tree at most, and its depth.
+        chain: whether to grow a single path.
+        chosen, frontier, top: see `best`; `nodes` is `frontier`, read-only.
+        matches: int32[capacity], scratch of `ngram.expand`.
+        out: int32[limit * MOST_ROWS, 3], scratch.
+        state: int64[STATE_COLUMNS], changed in place.
+
+    Returns:
+        -1, or the row in `asked` of a drafter whose proposals are refused; state[SIZE] is then the
+        reason, as `insert` gives it.
+    """
+    for _ in range(rounds):
+        size, waiting, number = state[SIZE], state[WAITING], state[ROUND]
+        if waiting == 0:
+            break
+        now = nodes[:waiting]
+        for row in range(asked.shape[0]):
+            if number > asked[row, ASKED_ROUNDS]:
+                continue
+            drafter = asked[row, ASKED_DRAFTER]
+            count = _rows(drafter, tables, root, noise, start, matches, shown, now, out)
+            size = tree.insert(
+                pool,
+                probs,
+                evidence,
+                size,
+                out[:count],
+                asked[row, ASKED_COLUMN],
+                asked[row, ASKED_BEGIN],
+                asked[row, ASKED_END],
+                suppressed,
+                vocab,
+                number,
+            )
+            state[SIZE] = size
+            if size < 0:
+                return row
+        mix(pool, probs, evidence, now, table, weights, apm, noise, start, room)
+        number += 1
+        if chain:
+            count, waiting = follow(pool, probs, limit, depth, number, chosen, frontier)
+        else:
+            count, waiting = tree.best(
+                pool, probs, size, limit, depth, number, chosen, frontier, top
+            )
+        state[WAITING], state[ROUND], state[NUMBER] = waiting, number, count
+    return -1
