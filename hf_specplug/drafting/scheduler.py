@@ -24,8 +24,8 @@ class DrafterScheduler:
     def __init__(self, count: int) -> None:
         self.all = [True] * count
         self._none = [False] * count
-        self._drafters = [_Account(0.002) for _ in range(count)]
-        self._search = _Account(0.003)
+        self._drafters = [_Account(0.002, 0.9, 0.0) for _ in range(count)]
+        self._search = _Account(0.003, 0.97, 3.0)
         self._step = 0
 
     def next(self) -> list[bool]:
@@ -69,14 +69,17 @@ class _Account:
     Args:
         free: share of the time that it may take even if it saves nothing, so that it is noticed
             when it saves time again.
+        memory: decay of the averages, per time asked.
+        credit: what it is first thought to save, in times of what it takes.
     """
 
-    _MEMORY = 0.9  # decay of the averages, per time asked
     _BURST = 4.0  # times the average spent: longer times are those of other programs
 
-    def __init__(self, free: float) -> None:
+    def __init__(self, free: float, memory: float, credit: float) -> None:
         self.every = 1  # asked in each step whose number is divisible by this power of two
         self._free = free
+        self._memory = memory
+        self._credit = credit
         self._saved = self._spent = 0.0
         self._times = 0
 
@@ -86,10 +89,10 @@ class _Account:
         if self._times == 1:  # the first time includes loading kernels
             return
         if self._times == 2:
-            self._spent = spent
-        self._saved += (1 - self._MEMORY) * (saved - self._saved)
+            self._saved, self._spent = self._credit * spent, spent
+        self._saved += (1 - self._memory) * (saved - self._saved)
         spent = min(spent, self._BURST * self._spent)
-        self._spent += (1 - self._MEMORY) * (spent - self._spent)
+        self._spent += (1 - self._memory) * (spent - self._spent)
         due = self._spent / (self._free * step)  # steps per time asked, to keep within the share
         if max(self._saved, saved) > self._spent or due <= 1:
             self.every = 1
