@@ -2,7 +2,10 @@
 
 Goodput is the expected number of tokens per second, as in SmartSpec (Liu et al. 2024, arXiv
 2406.14066), here for one request. The expected tokens follow from the probabilities of the draft.
-The seconds are measured, by width of the forward pass; so is the time that drafting takes.
+The cost of each width is measured in plain forward passes; so is the time that drafting takes.
+
+No draft must cost no more than plain decoding. Timing a width other than the best one loses time,
+which is therefore limited to a small share.
 """
 
 from __future__ import annotations
@@ -10,14 +13,14 @@ from __future__ import annotations
 from bisect import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from time import perf_counter
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hf_specplug.drafting.costs import Costs
 from hf_specplug.drafting.scheduler import DrafterScheduler
 from hf_specplug.errors import OptionError
-from hf_specplug.tree import DraftTree
+from hf_specplug.tree import EMPTY, DraftTree
 
 MAX_NODES = 1024
 WIDTHS = (1, 6, 8, 12, 16, 24, 32, 48, 64)
@@ -26,7 +29,9 @@ WIDTHS = (1, 6, 8, 12, 16, 24, 32, 48, 64)
 Widths from 2 to 5 are left out, because matrix kernels are mostly least efficient there.
 """
 
-_PROBE_EVERY = 64  # steps after which a width other than the best is timed again
+_PROBING = 0.005  # of the time may be lost by timing widths other than the best
+_RISK = 0.5  # plain forward passes that timing a hardly known width may lose
+_STALE = 32  # steps after which a width is timed again
 _NEARLY = 0.99  # of the best goodput: take the largest such width, as long chains are underrated
 _MEMORY = 0.98  # decay per step of the predicted and accepted tokens
 _GAINS = (0.2, 0.35, 0.5, 0.8, 1.2, 2.0, 3.5)
@@ -41,6 +46,7 @@ class Decision:
         tree: the draft to verify.
         asked: which drafters were asked for it; empty if none was.
         drafting: seconds that each drafter took.
+        searching: seconds from asking to this decision, the drafters' included.
         promise: the bucket of its expected tokens; None if they were not estimated.
         saved: seconds that the draft is expected to save; None if its width was a probe.
     """
@@ -48,6 +54,7 @@ class Decision:
     tree: DraftTree
     asked: Sequence[bool] = ()
     drafting: Sequence[float] = ()
+    searching: float = 0.0
     promise: int | None = None
     saved: float | None = 0.0
 
@@ -82,13 +89,19 @@ class Budget:
         self.limit = (self._widths[:4][-1] if isinstance(nodes, str) else nodes) - 1
         self._costs = Costs(self._widths)
         self._scheduler = DrafterScheduler(drafters)
+        self._asked_at = perf_counter()
         self._steps = 0
+        self._last: dict[int, int] = {}  # step in which each width was last run
+        self._allowance = 0.0  # time that probes may lose, in plain forward passes
         # predicted and accepted tokens by bucket; equal initial counts stand for exact predictions
-        self._kept = np.full((len(_GAINS) + 1, 2), 4.0)
+        self._kept = [[4.0, 4.0] for _ in range(len(_GAINS) + 1)]
 
     def ask(self) -> list[bool]:
         """Which drafters to ask in this step."""
-        return self._scheduler.all if self._fixed else self._scheduler.next()
+        if self._fixed:
+            return self._scheduler.all
+        self._asked_at = perf_counter()
+        return self._scheduler.next()
 
     def fit(
         self,
@@ -105,17 +118,21 @@ class Budget:
             asked: which drafters were asked for it.
             drafting: seconds that each drafter took.
         """
-        if self._fixed or not len(tree):
+        if self._fixed:
             return Decision(tree, asked, drafting)
-        paths = tree.path_probs()
-        order = np.argsort(-paths, kind="stable")
-        gains = np.cumsum(paths[order])
-        if self._padded:  # padding costs the same as drafted tokens
-            gains = np.pad(gains, (0, self._width(len(tree) + 1) - len(tree) - 1), mode="edge")
-        width, promise, saved = self._choose(gains, context)
-        if width <= len(tree):
-            tree = tree.select(np.sort(order[: width - 1]))
-        return Decision(tree, asked, drafting, promise, saved)
+        promise: int | None = None
+        saved: float | None = 0.0
+        if len(tree):
+            paths = tree.path_probs()
+            order = np.argsort(-paths, kind="stable")
+            gains = np.cumsum(paths[order]).tolist()
+            if self._padded:  # padding costs the same as drafted tokens
+                gains += gains[-1:] * (self._width(len(tree) + 1) - len(tree) - 1)
+            width, promise, saved = self._choose(gains, context)
+            if width <= len(tree):
+                tree = tree.select(np.sort(order[: width - 1])) if width > 1 else EMPTY
+        searching = perf_counter() - self._asked_at
+        return Decision(tree, asked, drafting, searching, promise, saved)
 
     def observe(self, decision: Decision, accepted: int, context: int, seconds: float) -> None:
         """Learn from a verified tree.
@@ -124,21 +141,29 @@ class Budget:
             decision: the result of `fit` for the tree.
             accepted: number of its tokens that were accepted.
             context: number of tokens before the tree.
-            seconds: duration of the forward pass.
+            seconds: from the start of the forward pass to the end of observing, because the rows
+                of a wider tree also take time after the pass.
         """
         if self._fixed:
             return
         tree = decision.tree
         self._steps += 1
-        self._costs.observe(self._width(len(tree) + 1), context, seconds)
-        if any(decision.asked) and decision.saved is not None:
-            self._scheduler.observe(
-                decision.asked, decision.drafting, tree, decision.saved, seconds
-            )
+        width = self._width(len(tree) + 1)
+        self._costs.observe(width, context, seconds)
+        self._last[width] = self._steps
         if len(tree) and decision.promise is not None:
             kept = self._kept[decision.promise]
-            kept *= _MEMORY
-            kept += float(tree.path_probs().sum()), accepted
+            kept[0] = _MEMORY * kept[0] + float(tree.path_probs().sum())
+            kept[1] = _MEMORY * kept[1] + accepted
+        if decision.saved is not None and any(decision.asked):
+            self._scheduler.observe(
+                decision.asked,
+                decision.drafting,
+                decision.searching,
+                tree,
+                decision.saved,
+                seconds,
+            )
 
     def _width(self, count: int) -> int:
         """The width, padded if the engine pads, at which `count` tokens are verified."""
@@ -146,47 +171,60 @@ class Budget:
             return count
         return next((width for width in self._widths if width >= count), count)
 
-    def _choose(
-        self, gains: NDArray[np.float32], context: int
-    ) -> tuple[int, int | None, float | None]:
+    def _choose(self, gains: list[float], context: int) -> tuple[int, int | None, float | None]:
         """Choose the width of highest goodput.
 
         Args:
-            gains: float32[n]; gains[k - 1] is the expected number of accepted tokens of k drafted
-                tokens.
+            gains: gains[k - 1] is the expected number of accepted tokens of k drafted tokens.
             context: number of tokens before the tree.
 
         Returns:
             (width, bucket of the expected tokens or None, seconds expected to be saved or None)
         """
-        if not self._costs.known(1, context):
-            return 1, None, 0.0
-        promise = bisect(_GAINS, float(gains[min(len(gains), 11) - 1]))
+        if self._costs.load == 0.0:  # widths are compared with plain passes: run one first
+            return 1, None, None
+        promise = bisect(_GAINS, gains[min(len(gains), 11) - 1])
         predicted, accepted = self._kept[promise]
         trust = accepted / predicted
-        seconds = self._costs.curve(context)
-        tokens = [1.0]
-        for width in self._widths[1:]:
+        costs = self._costs.relative(context)
+        tokens, rates, highest = [1.0], [1.0], 1.0
+        for width, cost in zip(self._widths[1:], costs[1:], strict=True):
             if width > len(gains) + 1:
                 break
-            tokens.append(1.0 + trust * float(gains[width - 2]))
-        rates = [count / cost for count, cost in zip(tokens, seconds, strict=False)]
-        enough = _NEARLY * max(rates)
-        best = max(place for place, rate in enumerate(rates) if rate >= enough)
-        if rates[0] >= enough and rates[best] < rates[0]:
+            tokens.append(1.0 + trust * gains[width - 2])
+            rates.append(tokens[-1] / cost)
+            highest = max(highest, rates[-1])
+        best = len(rates) - 1
+        while rates[best] < _NEARLY * highest:
+            best -= 1
+        if rates[best] < 1.0:
             best = 0
-        saved: float | None = tokens[best] * seconds[0] - seconds[best]
+        known = self._costs.known(0, context) and self._costs.known(best, context)
+        if best and not known and not self._costs.comparable:
+            return 1, None, None
         # let the next search grow at most one width above the best
         self.limit = self._widths[min(max(best, 2) + 1, len(self._widths) - 1)] - 1
-        if self._steps % _PROBE_EVERY == _PROBE_EVERY - 1:
-            best = self._neighbour(best, len(rates))
-            saved = None  # a probe says nothing about the drafters
+        self._allowance += _PROBING * costs[best]
+        probe = self._neighbour(best, len(rates))
+        if probe != best:
+            loss = costs[probe] - tokens[probe] / rates[best]
+            if not self._costs.known(probe, context):
+                loss = max(loss, _RISK)
+            if loss <= self._allowance:
+                self._allowance -= max(loss, 0.0)
+                return self._widths[probe], promise, None  # it says nothing about the drafters
+        saved = (tokens[best] - costs[best]) * self._costs.load
         return self._widths[best], promise, saved
 
     def _neighbour(self, best: int, count: int) -> int:
-        """The index of the width to probe: that of no draft or one next to the best, in turn."""
-        others = [0, max(best - 1, 0), min(best + 1, count - 1)]
-        return others[self._steps // _PROBE_EVERY % len(others)]
+        """The index of the width to probe: plain or next to the best, if not run of late."""
+        for place in (0, best - 1, best + 1):
+            if (
+                0 <= place < count
+                and self._last.get(self._widths[place], -_STALE) <= self._steps - _STALE
+            ):
+                return place
+        return best
 
 
 def check_nodes(nodes: int | str) -> None:

@@ -1,4 +1,7 @@
-"""The drafter scheduler: a drafter that takes more time than it saves is asked less often."""
+"""The drafter scheduler: a drafter that takes more time than it saves is asked less often.
+
+The same holds for all drafters together: the search takes time beside its drafters.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ import numpy as np
 
 from hf_specplug.tree import DraftTree
 
+_RAREST = 16  # maximum number of steps from one time asked to the next
+
 
 class DrafterScheduler:
     """Chooses which drafters to ask in each step, by the seconds that each saves and takes.
@@ -16,27 +21,25 @@ class DrafterScheduler:
         count: number of drafters.
     """
 
-    _MEMORY = 0.9  # decay of the averages, per time asked
-    _RAREST = 16  # maximum number of steps from one time asked to the next
-    _FREE = 0.002  # of a forward pass: cheaper drafters are always asked, so that they learn
-
     def __init__(self, count: int) -> None:
         self.all = [True] * count
-        self._saved = [0.0] * count
-        self._spent = [0.0] * count
-        self._started = [False] * count
-        self._every = [1] * count
+        self._none = [False] * count
+        self._drafters = [_Account(0.002, 0.9, 0.0) for _ in range(count)]
+        self._search = _Account(0.003, 0.97, 3.0)
         self._step = 0
 
     def next(self) -> list[bool]:
         """Whether to ask each drafter in this step, one bool per drafter."""
         self._step += 1
-        return [self._step % every == 0 for every in self._every]
+        if self._step % self._search.every:
+            return self._none
+        return [self._step % drafter.every == 0 for drafter in self._drafters]
 
     def observe(
         self,
         asked: Sequence[bool],
         spent: Sequence[float],
+        searching: float,
         tree: DraftTree,
         saved: float,
         step: float,
@@ -46,25 +49,57 @@ class DrafterScheduler:
         Args:
             asked: which drafters were asked for the tree.
             spent: seconds that each drafter took.
+            searching: seconds that the search took, drafters included.
             tree: the verified tree.
             saved: seconds that the tree is expected to save.
             step: seconds that its forward pass took.
         """
         shares = _shares(tree, len(asked)) if saved else [0.0] * len(asked)
-        for d, was_asked in enumerate(asked):
-            if not was_asked:
-                continue
-            if not self._started[d]:  # the first time includes loading kernels
-                self._started[d] = True
-                continue
-            earned = shares[d] * saved
-            self._saved[d] += (1 - self._MEMORY) * (earned - self._saved[d])
-            self._spent[d] += (1 - self._MEMORY) * (spent[d] - self._spent[d])
-            earns = max(self._saved[d], earned) > self._spent[d]
-            if earns or self._spent[d] < self._FREE * step:
-                self._every[d] = 1
-            else:
-                self._every[d] = min(2 * self._every[d], self._RAREST)
+        for drafter, was_asked, seconds, share in zip(
+            self._drafters, asked, spent, shares, strict=True
+        ):
+            if was_asked:
+                drafter.enter(share * saved, seconds, step)
+        self._search.enter(saved, searching - sum(spent), step)
+
+
+class _Account:
+    """What a drafter, or the search, has saved and spent, and how often it is asked.
+
+    Args:
+        free: share of the time that it may take even if it saves nothing, so that it is noticed
+            when it saves time again.
+        memory: decay of the averages, per time asked.
+        credit: what it is first thought to save, in times of what it takes.
+    """
+
+    _BURST = 4.0  # times the average spent: longer times are those of other programs
+
+    def __init__(self, free: float, memory: float, credit: float) -> None:
+        self.every = 1  # asked in each step whose number is divisible by this power of two
+        self._free = free
+        self._memory = memory
+        self._credit = credit
+        self._saved = self._spent = 0.0
+        self._times = 0
+
+    def enter(self, saved: float, spent: float, step: float) -> None:
+        """Enter what was saved and spent, in seconds, in a step that took `step` seconds."""
+        self._times += 1
+        if self._times == 1:  # the first time includes loading kernels
+            return
+        if self._times == 2:
+            self._saved, self._spent = self._credit * spent, spent
+        self._saved += (1 - self._memory) * (saved - self._saved)
+        spent = min(spent, self._BURST * self._spent)
+        self._spent += (1 - self._memory) * (spent - self._spent)
+        due = self._spent / (self._free * step)  # steps per time asked, to keep within the share
+        if max(self._saved, saved) > self._spent or due <= 1:
+            self.every = 1
+        elif due > self.every:
+            self.every = min(2 * self.every, _RAREST)
+        elif due <= self.every // 2:
+            self.every //= 2
 
 
 def _shares(tree: DraftTree, drafters: int) -> list[float]:

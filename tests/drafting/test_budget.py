@@ -10,16 +10,7 @@ import pytest
 from hf_specplug import DraftTree
 from hf_specplug.drafting.budget import WIDTHS, Budget, Decision
 from hf_specplug.drafting.scheduler import DrafterScheduler
-
-
-def draft(prob: float, size: int) -> DraftTree:
-    """A chain; each token has probability `prob`, given that its parent is accepted."""
-    return DraftTree(
-        np.arange(size, dtype=np.int32),
-        np.arange(-1, size - 1, dtype=np.int32),
-        np.full(size, prob, np.float32),
-        np.ones(size, np.uint16),
-    )
+from tests.drafting.virtual_machine import chain as draft
 
 
 def run(budget: Budget, prob: float, cost: Callable[[int], float], steps: int) -> list[int]:
@@ -87,11 +78,9 @@ def test_it_notices_when_drafting_is_worthwhile_again() -> None:
 
 def test_the_cut_tree_keeps_the_likeliest_nodes() -> None:
     budget = Budget()
-    for width in WIDTHS:
-        for _ in range(3):
-            decision = Decision(draft(0.5, width - 1))
-            budget.observe(decision, 0, 100, 1.0 if width <= 6 else 100.0)
-    budget._kept[:] = 4.0
+    for width in (1, 6, 1, 8, 1, 6, 1, 8, 1, 6, 1, 8):
+        decision = Decision(draft(0.5, width - 1))
+        budget.observe(decision, 0, 100, 1.0 if width <= 6 else 100.0)
     tree = DraftTree(
         np.arange(9, dtype=np.int32),
         np.array([-1, -1, 0, 0, 1, 2, -1, -1, -1], np.int32),
@@ -110,9 +99,17 @@ def test_fixed(nodes: int) -> None:
 
 
 def asked(
-    scheduler: DrafterScheduler, steps: int, saved: float, spent: tuple[float, float], sources: int
+    scheduler: DrafterScheduler,
+    steps: int,
+    saved: float,
+    spent: tuple[float, float],
+    sources: int,
+    searching: float = 0.0,
 ) -> np.ndarray:
-    """How often each of two drafters is asked if trees of `sources` save `saved` seconds."""
+    """How often each of two drafters is asked if trees of `sources` save `saved` seconds.
+
+    A forward pass takes a second; the search takes `searching` seconds beside its drafters.
+    """
     count = np.zeros(2)
     tree = draft(0.5, 4)
     tree.sources[:] = sources
@@ -121,22 +118,35 @@ def asked(
         count += mask
         if any(mask):
             seconds = [t * m for t, m in zip(spent, mask, strict=True)]
-            scheduler.observe(mask, seconds, tree, saved, 1.0)
+            scheduler.observe(mask, seconds, sum(seconds) + searching, tree, saved, 1.0)
     return count
 
 
 def test_drafters_are_asked_as_often_as_they_earn() -> None:
     scheduler = DrafterScheduler(2)
     assert asked(scheduler, 320, 0.1, (0.01, 0.01), 3).tolist() == [320, 320]
+    asked(scheduler, 100, 0.1, (0.01, 0.01), 1)
     only_first = asked(scheduler, 320, 0.1, (0.01, 0.01), 1)
     assert only_first[0] == 320
     assert only_first[1] < 50
-    assert (asked(scheduler, 320, 0.0, (0.01, 0.01), 3) < 60).all()
+    asked(scheduler, 100, 0.0, (0.01, 0.01), 3)
+    assert (asked(scheduler, 320, 0.0, (0.01, 0.01), 3) == 40).all()  # 0.2 % of the time at most
     assert (asked(scheduler, 64, 0.1, (0.01, 0.01), 3) > 40).all()  # drafting is worthwhile again
 
 
 def test_what_costs_nothing_is_always_asked() -> None:
     assert asked(DrafterScheduler(2), 100, 0.0, (0.0001, 0.5), 3).tolist()[0] == 100
+
+
+def test_nobody_is_asked_often_if_the_search_takes_more_than_it_saves() -> None:
+    """0.3 % of the time for the search, but 16 steps at the most until somebody is asked."""
+    for searching, often in ((0.002, 320), (0.02, 60), (0.1, 40)):
+        scheduler = DrafterScheduler(2)
+        asked(scheduler, 100, 0.0, (0.0001, 0.0001), 3, searching)
+        count = asked(scheduler, 320, 0.0, (0.0001, 0.0001), 3, searching)
+        assert 20 <= count[0] <= often
+        assert count[0] * searching <= 0.003 * 320 or count[0] == 20
+        assert asked(scheduler, 64, 0.2, (0.0001, 0.0001), 3, searching)[0] > 40
 
 
 def test_an_expensive_drafter_must_earn_more() -> None:
@@ -149,5 +159,5 @@ def test_compiling_kernels_at_the_first_call_is_no_cost() -> None:
     scheduler = DrafterScheduler(2)
     tree = draft(0.5, 4)
     tree.sources[:] = 3
-    scheduler.observe(scheduler.next(), [5.0, 5.0], tree, 0.1, 1.0)
+    scheduler.observe(scheduler.next(), [5.0, 5.0], 10.0, tree, 0.1, 1.0)
     assert asked(scheduler, 100, 0.1, (0.01, 0.01), 3).tolist() == [100, 100]
