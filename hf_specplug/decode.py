@@ -69,23 +69,25 @@ def decode(call: Decoding) -> None:
             with stats.phase("verify"):
                 outputs = engine.step(root, tree)
                 deferred()  # while the device computes
+                deferred = _nothing
                 outputs.wait()
 
             # 4. accept: the target's own tokens, as far as the tree contains them
             with stats.phase("accept"):
                 visited, emitted = verifier.accept(outputs, tree, search.proposal)
                 engine.keep(visited)
-            seconds = time.perf_counter() - engine.captured[1] - start
-            call.budget.observe(decision, len(visited) - 1, len(call.context), seconds)
 
             # 5. observe: drafters learn from all outputs of the forward pass
             step = CheckedStep(root, tree, visited, emitted)
+            length = len(call.context)
             with stats.phase("observe"):
-                _observe(call, step, outputs)
-                deferred = partial(_report, call, step)
-                if not engine.overlaps:
-                    deferred()
-                    deferred = _nothing
+                seen = _observe(call, step, outputs)
+            seconds = time.perf_counter() - engine.captured[1] - start
+            call.budget.observe(decision, len(visited) - 1, length, seconds)
+            if engine.overlaps:
+                deferred = partial(_finish, call, step, seen)
+            else:
+                _report(call, step)
     finally:
         deferred()
 
@@ -139,8 +141,8 @@ def _draft(call: Decoding, root: int) -> Decision:
     )
 
 
-def _observe(call: Decoding, step: CheckedStep, outputs: Outputs) -> None:
-    """Show the outputs of a forward pass to drafters and mixer, and extend their text."""
+def _observe(call: Decoding, step: CheckedStep, outputs: Outputs) -> Step:
+    """Extend the text; mixer and drafters learn, except for those that `_finish` shows the step."""
     search, context = call.search, call.context
     topk = outputs.topk() if search.needs("topk") else None
     hidden = outputs.hidden(step.visited[-1]) if search.needs("hidden") else None
@@ -149,11 +151,19 @@ def _observe(call: Decoding, step: CheckedStep, outputs: Outputs) -> None:
     seen = Step.of_tree(step.root, step.tree, before, step.visited, step.emitted, topk, hidden)
     with call.lock:
         search.learn(seen.emitted)
-        search.observe(seen)
+        search.observe(seen, patient=False if call.engine.overlaps else None)
+    return seen
+
+
+def _finish(call: Decoding, step: CheckedStep, seen: Step) -> None:
+    """Do the work that the next draft does not need: drafters that can wait learn."""
+    with call.lock:
+        call.search.observe(seen, patient=True)
+    _report(call, step)
 
 
 def _report(call: Decoding, step: CheckedStep) -> None:
-    """Stream and count a step: deferred work that the next forward pass does not need."""
+    """Stream and count a step."""
     call.verifier.stream()
     call.stats.observe(step.tree, step.visited, call.history.names)
     call.history.append(step)

@@ -231,6 +231,7 @@ class Drafter(ABC):
         layer: that of the hidden states, counted from 0; -1: those that the output embedding reads.
         kinds: the kinds of datastore that it reads; stores of these kinds are passed to `add`.
         rounds: in how many rounds of a search it is asked, 1 for the root only; None: in all.
+        patient: whether `observe` may be called after the next draft, while the device computes.
         priors: float32[buckets] in (0, 1], for each evidence bucket the probability that a token
             proposed with it is accepted, given that its parent is.
     """
@@ -239,6 +240,7 @@ class Drafter(ABC):
     needs: ClassVar[frozenset[str]] = frozenset()
     kinds: ClassVar[frozenset[str]] = frozenset()
     rounds: ClassVar[int | None] = None
+    patient: ClassVar[bool] = False
     layer: int = -1
     priors: Float32
 

@@ -58,6 +58,7 @@ class SparseDrafter(Drafter):
 
     name: ClassVar[str] = "sparse"
     rounds: ClassVar[int | None] = 2
+    patient: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"topk"})
 
     def __init__(self) -> None:

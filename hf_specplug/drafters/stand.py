@@ -48,6 +48,7 @@ class StandDrafter(Drafter):
 
     name: ClassVar[str] = "stand"
     needs: ClassVar[frozenset[str]] = frozenset({"topk"})
+    patient: ClassVar[bool] = True
 
     def __init__(self, rows: int = 1 << 18) -> None:
         if rows < successors.WAYS or rows & (rows - 1):

@@ -88,9 +88,15 @@ class Experts:
             except Exception as error:
                 self.drop(drafter, error)
 
-    def observe(self, step: Step) -> None:
-        """Let every drafter learn from a step; a drafter that fails is dropped."""
+    def observe(self, step: Step, patient: bool | None = None) -> None:
+        """Let drafters learn from a step; a drafter that fails is dropped.
+
+        Args:
+            patient: only those that are, or are not, `Drafter.patient`; None: all.
+        """
         for drafter in self.drafters:
+            if patient is not None and drafter.patient is not patient:
+                continue
             try:
                 drafter.observe(step)
             except Exception as error:

@@ -106,6 +106,40 @@ def _rows(drafter, tables, root, noise, start, matches, pool, nodes, out):
 
 
 @njit
+def _expand(asked, tables, allowed, root, noise, start, search, scratch, nodes, number, size):
+    """Let all drafters expand some nodes in round `number`; see `run` for the arguments.
+
+    Returns:
+        (the new number of nodes in the pool, -1), or (the reason, the row in `asked`) if the
+        proposals of a drafter are refused.
+    """
+    suppressed, vocab = allowed
+    pool, probs, evidence, shown = search
+    matches, out = scratch
+    for row in range(asked.shape[0]):
+        if number > asked[row, ASKED_ROUNDS]:
+            continue
+        drafter = asked[row, ASKED_DRAFTER]
+        count = _rows(drafter, tables, root, noise, start, matches, shown, nodes, out)
+        size = tree.insert(
+            pool,
+            probs,
+            evidence,
+            size,
+            out[:count],
+            asked[row, ASKED_COLUMN],
+            asked[row, ASKED_BEGIN],
+            asked[row, ASKED_END],
+            suppressed,
+            vocab,
+            number,
+        )
+        if size < 0:
+            return size, row
+    return size, -1
+
+
+@njit
 def follow(pool, probs, limit, depth, round_number, chosen, frontier):
     """Continue a chain with the likeliest child of its last node, `frontier[0]`.
 
@@ -134,81 +168,45 @@ def follow(pool, probs, limit, depth, round_number, chosen, frontier):
 
 @njit
 def run(
-    rounds,
-    asked,
-    tables,
-    suppressed,
-    vocab,
-    root,
-    noise,
-    start,
-    pool,
-    probs,
-    evidence,
-    shown,
-    table,
-    weights,
-    apm,
-    room,
-    limit,
-    depth,
-    chain,
-    chosen,
-    frontier,
-    nodes,
-    top,
-    matches,
-    out,
-    state,
+    rounds, asked, tables, allowed, root, noise, search, mixing, bounds, choice, scratch, state
 ):
     """Run up to `rounds` rounds of a search, until no node waits to be expanded.
 
     Args:
         asked: int64[n, ASKED_COLUMNS], the drafters to ask, in this order.
         tables: `Tables`.
-        suppressed, vocab: see `insert`.
+        allowed: `suppressed` and `vocab` of `kernels.tree.insert`.
         root: the last accepted token.
-        noise, start: see `kernels.mixer.mix`.
-        pool, probs, evidence: see `kernels.tree`; `shown` is `pool`, read-only.
-        table, weights, apm, room: see `kernels.mixer.mix`.
-        limit, depth: nodes of the tree at most, and its depth.
-        chain: whether to grow a single path.
-        chosen, frontier, top: see `best`; `nodes` is `frontier`, read-only.
-        matches: int32[capacity], scratch of `ngram.expand`.
-        out: int32[limit * MOST_ROWS, 3], scratch.
+        noise: `noise` and `start` of `kernels.mixer.mix`.
+        search: `pool`, `probs` and `evidence` of `kernels.tree`; `pool` once more, read-only.
+        mixing: `table`, `weights`, `apm` and `room` of `kernels.mixer.mix`.
+        bounds: nodes of the tree at most, its depth, and whether to grow a single path.
+        choice: `chosen`, `frontier` and `top` of `kernels.tree.best`; `frontier` once more,
+            read-only.
+        scratch: int32[capacity], `matches` of `ngram.expand`; int32[limit * MOST_ROWS, 3].
         state: int64[STATE_COLUMNS], changed in place.
 
     Returns:
         -1, or the row in `asked` of a drafter whose proposals are refused; state[SIZE] is then the
         reason, as `insert` gives it.
     """
+    noises, start = noise
+    pool, probs, evidence, _ = search
+    table, weights, apm, room = mixing
+    limit, depth, chain = bounds
+    chosen, frontier, top, nodes = choice
     for _ in range(rounds):
-        size, waiting, number = state[SIZE], state[WAITING], state[ROUND]
+        waiting, number = state[WAITING], state[ROUND]
         if waiting == 0:
             break
         now = nodes[:waiting]
-        for row in range(asked.shape[0]):
-            if number > asked[row, ASKED_ROUNDS]:
-                continue
-            drafter = asked[row, ASKED_DRAFTER]
-            count = _rows(drafter, tables, root, noise, start, matches, shown, now, out)
-            size = tree.insert(
-                pool,
-                probs,
-                evidence,
-                size,
-                out[:count],
-                asked[row, ASKED_COLUMN],
-                asked[row, ASKED_BEGIN],
-                asked[row, ASKED_END],
-                suppressed,
-                vocab,
-                number,
-            )
-            state[SIZE] = size
-            if size < 0:
-                return row
-        mix(pool, probs, evidence, now, table, weights, apm, noise, start, room)
+        size, refused = _expand(
+            asked, tables, allowed, root, noises, start, search, scratch, now, number, state[SIZE]
+        )
+        state[SIZE] = size
+        if refused >= 0:
+            return refused
+        mix(pool, probs, evidence, now, table, weights, apm, noises, start, room)
         number += 1
         if chain:
             count, waiting = follow(pool, probs, limit, depth, number, chosen, frontier)

@@ -45,7 +45,7 @@ class Aded(OneDrafterSearch):
         self._context = context
         self._added = SuccessorTable(_ROWS, trigram.SUCCESSORS, float("inf"))
 
-    def observe(self, step: Step) -> None:
+    def observe(self, step: Step, patient: bool | None = None) -> None:
         """Tri-grams are raised when a tree is grown."""
 
     def _tree(

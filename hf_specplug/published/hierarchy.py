@@ -145,7 +145,7 @@ class Hierarchy(PaperSearch):
         super().begin(context)
         self._context, self._recent = context, Recent()
 
-    def observe(self, step: Step) -> None:
+    def observe(self, step: Step, patient: bool | None = None) -> None:
         """The text is read when a tree is grown; stores are looked up when they are asked."""
 
     def _published(

@@ -64,7 +64,7 @@ class Rest(OneDrafterSearch):
         super().begin(context)
         self._context = context
 
-    def observe(self, step: Step) -> None:
+    def observe(self, step: Step, patient: bool | None = None) -> None:
         """The text is looked up when a tree is grown; nothing is learned."""
 
     def _tree(

@@ -21,6 +21,9 @@ from transformers import CompileConfig, DynamicCache, StaticCache
 from transformers.generation.streamers import BaseStreamer
 
 from hf_specplug import SpecPlug, attach, detach
+from hf_specplug.drafters.context import ContextDrafter
+from hf_specplug.drafters.contract import Drafter, Step
+from hf_specplug.drafters.stand import StandDrafter
 from hf_specplug.errors import OptionError
 from hf_specplug.hf import support
 from hf_specplug.hf.call import Call
@@ -361,6 +364,7 @@ def test_host_work_can_wait(name: str, captured: type[Repeated]) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(StaticEngine, "overlaps", True)
+        learned = {drafter: watched(drafter, patch) for drafter in (StandDrafter, ContextDrafter)}
         streamer = Streamer()
         plug = attach(model)
         try:
@@ -370,6 +374,21 @@ def test_host_work_can_wait(name: str, captured: type[Repeated]) -> None:
     assert streamer.tokens == [*output[0].tolist(), -1]
     assert plug.stats.tokens == 29
     assert plug.stats.forwards == sum(plug.stats.lengths.values())
+    assert learned[StandDrafter] == learned[ContextDrafter]  # the prompt and every step
+    assert len(learned[StandDrafter]) == plug.stats.forwards + 1
+
+
+def watched(drafter: type[Drafter], patch: pytest.MonkeyPatch) -> list[list[int]]:
+    """The emitted tokens of every step that a drafter learns from."""
+    steps: list[list[int]] = []
+    observe = drafter.observe
+
+    def observed(self: Drafter, step: Step) -> None:
+        steps.append(step.emitted.tolist())
+        observe(self, step)
+
+    patch.setattr(drafter, "observe", observed)
+    return steps
 
 
 @pytest.mark.usefixtures("by_default")
