@@ -47,6 +47,7 @@ def model() -> Iterator[Any]:
 def _packs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pack tiny layers too, from the first forward pass on."""
     monkeypatch.setattr(packed, "PACK_AFTER", 1)
+    monkeypatch.setattr(packed, "COMPARE_AFTER", 1)
     monkeypatch.setattr(packing_trial, "WORTHWHILE", float("inf"))
 
 
@@ -514,7 +515,7 @@ from hf_specplug.verify import packed, packing_trial
 from tests.verify.test_packed import patched
 from tests.helpers.zoo import make
 
-packed.PACK_AFTER, packing_trial.WORTHWHILE = 1, float("inf")
+packed.PACK_AFTER, packed.COMPARE_AFTER, packing_trial.WORTHWHILE = 1, 1, float("inf")
 model, ids = make("llama"), torch.arange(3, 15)[None]
 settings = dict(max_new_tokens=24, do_sample=False)
 if sys.argv[1] == "static":

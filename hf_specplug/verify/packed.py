@@ -38,6 +38,14 @@ _SPARE = 2.0  # available memory required, as a multiple of the packed weights' 
 PACK_AFTER = 12
 """Forward passes before weights are packed: packing costs about as many."""
 
+COMPARE_AFTER = 4
+"""Forward passes of a call before weights that are packed already are used: comparing them with the
+model's takes about as long as a pass, which a short answer does not earn back."""
+
+COMPARE_AFTER = 4
+"""Forward passes of a call before packed weights are compared with the model's and used. Comparing
+takes about as long as a pass, which a short answer does not earn back."""
+
 
 class _Thread(threading.local):
     """`packed`: whether this thread is in a forward pass that uses packed weights."""
@@ -53,9 +61,9 @@ class PackedLinears:
 
     Inside `with linears:`, forward passes of the model on this thread use the packed weights. Only
     plain `nn.Linear` layers on a CPU, in float32 or bfloat16, are packed. Weights that changed
-    between two calls (by training, or by merging adapters) are packed again: each call compares a
-    fingerprint of all weights, which takes as long as reading them once. During a call, torch's
-    version counter of in-place changes is compared.
+    between two calls (by training, or by merging adapters) are packed again: each call of more than
+    `COMPARE_AFTER` passes compares a fingerprint of all weights, which takes as long as reading
+    them once. During a call, torch's version counter of in-place changes is compared.
     """
 
     def __init__(self) -> None:
@@ -75,20 +83,20 @@ class PackedLinears:
                 self._passes = 0
             self._open[threading.get_ident()] += 1
             self._layers = _plain_layers(model)
-            if self._packed:
+            if self._patched:
                 self._patch()
 
     def step(self) -> None:
-        """Count a forward pass that is about to run; every `PACK_AFTER` passes, try to pack."""
+        """Count a forward pass that is about to run; after some of them, use packed weights."""
         passes = self._passes = self._passes + 1
-        if passes % PACK_AFTER == 0 and not self._packed:
+        if not self._patched and passes % (COMPARE_AFTER if self._packed else PACK_AFTER) == 0:
             self.warm()
 
     def warm(self) -> None:
-        """Pack the weights now if packing is worthwhile; returns at once if a thread is packing."""
+        """Use packed weights if that is worthwhile; returns at once if a thread is packing."""
         if self.lock.acquire(blocking=False):
             try:
-                if not self._packed and self._is_worthwhile():
+                if not self._patched and (self._packed or self._is_worthwhile()):
                     self._patch()
             finally:
                 self.lock.release()

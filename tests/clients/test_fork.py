@@ -19,6 +19,7 @@ PROGRAM = """
     from tests.helpers.zoo import prompt
 
     packed.PACK_AFTER = 2
+    packed.COMPARE_AFTER = 2
     packing_trial.WORTHWHILE = float("inf")
     model = tiny()
     inputs = prompt(model)

@@ -99,6 +99,7 @@ class _At(LogitsProcessor):  # type: ignore[misc]
 @pytest.mark.parametrize("how", ["deepcopy", "pickle"])
 def test_copied_while_weights_are_packed(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packed, "PACK_AFTER", 2)
+    monkeypatch.setattr(packed, "COMPARE_AFTER", 2)
     monkeypatch.setattr(packing_trial, "WORTHWHILE", float("inf"))
     model = tiny()
     inputs = prompt(model)

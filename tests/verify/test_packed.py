@@ -22,6 +22,7 @@ from tests.helpers.zoo import FAMILIES, make, prompt
 def _forced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pack tiny layers too, from the first forward pass on."""
     monkeypatch.setattr(packed, "PACK_AFTER", 1)
+    monkeypatch.setattr(packed, "COMPARE_AFTER", 1)
     monkeypatch.setattr(packing_trial, "WORTHWHILE", float("inf"))
 
 
@@ -122,6 +123,7 @@ def test_the_trial_says_from_how_many_rows_on(
     """Below that many rows a layer computes what it does without packing, bit for bit."""
     monkeypatch.setattr(packing_trial, "best_times", Clock(packed_time))
     monkeypatch.setattr(packed, "PACK_AFTER", 1)
+    monkeypatch.setattr(packed, "COMPARE_AFTER", 1)
     used: list[int] = []
 
     def watched(x: torch.Tensor, weight: torch.Tensor, bias: Any) -> torch.Tensor:
@@ -153,6 +155,7 @@ def test_each_kind_of_layer_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(packing_trial, "best_times", times)
     monkeypatch.setattr(packed, "PACK_AFTER", 1)
+    monkeypatch.setattr(packed, "COMPARE_AFTER", 1)
     model = nn.Sequential(*[nn.Linear(8, 8) for _ in range(7)], nn.Linear(8, 16), nn.Linear(16, 8))
     linears = PackedLinears()
     linears.open(model)
@@ -270,3 +273,24 @@ def test_a_short_first_call_packs_nothing() -> None:
 
 def test_available_memory_is_plausible() -> None:
     assert 0 <= available_memory() < 1 << 50
+
+
+@forced
+def test_a_short_call_does_not_compare_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading all weights costs a short answer more than packed weights would save."""
+    model, linears, x = Layers(), PackedLinears(), torch.randn(3, 24)
+    call(model, linears, x)
+    monkeypatch.setattr(packed, "COMPARE_AFTER", 3)
+    compared: list[torch.Tensor] = []
+    fingerprint = packed._fingerprint
+    monkeypatch.setattr(
+        packed, "_fingerprint", lambda weight: (compared.append(weight), fingerprint(weight))[1]
+    )
+    linears.open(model)
+    try:
+        for count in (0, 0, 2, 2):
+            linears.step()
+            assert patched(model) == len(compared) == count
+    finally:
+        linears.close()
+    assert patched(model) == 0
