@@ -107,9 +107,7 @@ class Budget:
         """
         if self._fixed or not len(tree):
             return Decision(tree, asked, drafting)
-        paths = tree.path_probs()
-        order = np.argsort(-paths, kind="stable")
-        gains = np.cumsum(paths[order])
+        order, gains = _ranked(tree)
         if self._padded:  # padding costs the same as drafted tokens
             gains = np.pad(gains, (0, self._width(len(tree) + 1) - len(tree) - 1), mode="edge")
         width, promise, saved = self._choose(gains, context)
@@ -117,7 +115,48 @@ class Budget:
             tree = tree.select(np.sort(order[: width - 1]))
         return Decision(tree, asked, drafting, promise, saved)
 
-    def observe(self, decision: Decision, accepted: int, context: int, seconds: float) -> None:
+    def fit_rows(
+        self,
+        trees: Sequence[DraftTree],
+        context: int,
+        asked: Sequence[bool] = (),
+        drafting: Sequence[float] = (),
+    ) -> tuple[list[DraftTree], Decision]:
+        """Cut the trees of a batch's rows to the width of highest goodput, the same for all rows.
+
+        The expected tokens are the mean over the rows: rows whose drafts promise little do not
+        widen the forward pass for the others.
+
+        Args:
+            trees: as drafted, one per row.
+            context, asked, drafting: those of `fit`, for all rows together.
+
+        Returns:
+            (the trees to verify, the decision on all of them as one forest)
+        """
+        if self._fixed or not any(len(tree) for tree in trees):
+            return list(trees), Decision(DraftTree.forest(trees), asked, drafting)
+        ranked = [_ranked(tree) for tree in trees]
+        longest = max(len(tree) for tree in trees)
+        gains = np.zeros(longest, np.float32)
+        for _, own in ranked:
+            if len(own):
+                gains += np.pad(own, (0, longest - len(own)), mode="edge") / len(trees)
+        width, promise, saved = self._choose(gains, context)
+        cut = [
+            tree if len(tree) < width else tree.select(np.sort(order[: width - 1]))
+            for tree, (order, _) in zip(trees, ranked, strict=True)
+        ]
+        return cut, Decision(DraftTree.forest(cut), asked, drafting, promise, saved)
+
+    def observe(
+        self,
+        decision: Decision,
+        accepted: int,
+        context: int,
+        seconds: float,
+        width: int | None = None,
+    ) -> None:
         """Learn from a verified tree.
 
         Args:
@@ -125,12 +164,13 @@ class Budget:
             accepted: number of its tokens that were accepted.
             context: number of tokens before the tree.
             seconds: duration of the forward pass.
+            width: tokens of a row in the forward pass; by default the tree and its root.
         """
         if self._fixed:
             return
         tree = decision.tree
         self._steps += 1
-        self._costs.observe(self._width(len(tree) + 1), context, seconds)
+        self._costs.observe(self._width(width or len(tree) + 1), context, seconds)
         if any(decision.asked) and decision.saved is not None:
             self._scheduler.observe(
                 decision.asked, decision.drafting, tree, decision.saved, seconds
@@ -187,6 +227,13 @@ class Budget:
         """The index of the width to probe: that of no draft or one next to the best, in turn."""
         others = [0, max(best - 1, 0), min(best + 1, count - 1)]
         return others[self._steps // _PROBE_EVERY % len(others)]
+
+
+def _ranked(tree: DraftTree) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+    """(the nodes by path probability, best first; float32[n], the sums of the best 1 to n)."""
+    paths = tree.path_probs()
+    order = np.argsort(-paths, kind="stable")
+    return order, np.cumsum(paths[order])
 
 
 def check_nodes(nodes: int | str) -> None:

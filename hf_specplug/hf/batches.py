@@ -1,0 +1,106 @@
+"""Which calls with several rows can be drafted, and why others run plainly.
+
+The rows of a drafted batch run ahead of one another. What looks at one row at a time gives the same
+results then. What looks at all rows of a step, or counts steps, does not.
+"""
+
+from __future__ import annotations
+
+from transformers import (
+    EosTokenCriteria,
+    EpsilonLogitsWarper,
+    EtaLogitsWarper,
+    ExponentialDecayLengthPenalty,
+    ForcedBOSTokenLogitsProcessor,
+    ForcedEOSTokenLogitsProcessor,
+    InfNanRemoveLogitsProcessor,
+    LogitNormalization,
+    LogitsProcessorList,
+    MaxLengthCriteria,
+    MinLengthLogitsProcessor,
+    MinNewTokensLengthLogitsProcessor,
+    MinPLogitsWarper,
+    NoBadWordsLogitsProcessor,
+    NoRepeatNGramLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+    SequenceBiasLogitsProcessor,
+    StoppingCriteriaList,
+    SuppressTokensAtBeginLogitsProcessor,
+    SuppressTokensLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    TypicalLogitsWarper,
+)
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+from hf_specplug.hf.call import OF_A_TEXT, Call
+from hf_specplug.hf.positions import position_argument
+from hf_specplug.hf.support import is_generic
+
+ROW_BY_ROW = frozenset(
+    {
+        EpsilonLogitsWarper,
+        EtaLogitsWarper,
+        ExponentialDecayLengthPenalty,
+        ForcedBOSTokenLogitsProcessor,
+        ForcedEOSTokenLogitsProcessor,
+        InfNanRemoveLogitsProcessor,
+        LogitNormalization,
+        MinLengthLogitsProcessor,
+        MinNewTokensLengthLogitsProcessor,
+        MinPLogitsWarper,
+        NoBadWordsLogitsProcessor,
+        NoRepeatNGramLogitsProcessor,
+        RepetitionPenaltyLogitsProcessor,
+        SequenceBiasLogitsProcessor,
+        SuppressTokensAtBeginLogitsProcessor,
+        SuppressTokensLogitsProcessor,
+        TemperatureLogitsWarper,
+        TopKLogitsWarper,
+        TopPLogitsWarper,
+        TypicalLogitsWarper,
+    }
+)
+"""Logits processors that treat each row alone, by its tokens only. A test compares them."""
+
+_GROWING = frozenset({DynamicLayer, DynamicSlidingWindowLayer})
+
+
+def unsuited(call: Call) -> str:
+    """Why the rows of a call cannot have caches of their own; "" if they can."""
+    model, cache = call.model, call.cache
+    config = model.config.get_text_config(decoder=True)
+    given = {key for key, value in call.kwargs.items() if value is not None} - OF_A_TEXT
+    if model.config.is_encoder_decoder:
+        return "a batch of an encoder-decoder model is not drafted yet"
+    if given:
+        return f"a batch with {', '.join(sorted(given))} is not drafted yet"
+    if not is_generic(model) or position_argument(model) is None:
+        return f"a batch of {config.model_type}, which prepares its own inputs, is not drafted yet"
+    if call.config.return_dict_in_generate:
+        return "return_dict_in_generate of a batch holds outputs of rows that have ended"
+    if type(cache) is not DynamicCache or not {type(layer) for layer in cache.layers} <= _GROWING:
+        return f"a batch with a cache of type {type(cache).__name__} is not drafted yet"
+    if getattr(cache, "_is_user_defined", False) or cache.get_seq_length():
+        return "a batch that continues with a cache of the caller is not drafted yet"
+    if getattr(cache, "offloading", False):
+        return "an offloaded cache is not rolled back"
+    if getattr(config, "num_kv_shared_layers", 0):
+        return "a batch of a model whose layers share keys is not drafted yet"
+    return ""
+
+
+def lockstep(processors: LogitsProcessorList, criteria: StoppingCriteriaList, streams: bool) -> str:
+    """Why the rows of a call must advance together; "" if they need not.
+
+    Args:
+        streams: whether a streamer receives the tokens of all rows at each step.
+    """
+    for processor in processors:
+        if type(processor) not in ROW_BY_ROW:
+            return f"{type(processor).__name__} is called for all rows of a batch at once"
+    for criterion in criteria:
+        if type(criterion) not in (EosTokenCriteria, MaxLengthCriteria):
+            return f"{type(criterion).__name__} is asked about all rows of a batch at once"
+    return "a streamer gets the tokens of a batch step by step" if streams else ""
