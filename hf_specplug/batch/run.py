@@ -44,7 +44,7 @@ def obstacle(
         device, width = call.input_ids.device, adapter.vocab_size(call.model)
         if not foreseen(device, call.rows, width):
             return f"the random numbers of a batch are not known in advance on {device.type}"
-    return batches.lockstep(processors, criteria, streamer is not None)
+    return batches.lockstep(call.rows, processors, criteria, streamer is not None)
 
 
 def run_rows(
@@ -75,7 +75,8 @@ def run_rows(
                     context, drafter_set.drafters, drafter_set.mixer, stats
                 )
                 own = ids[index : index + 1]
-                verifier = RowVerifier(index, noise, own, processors, criteria, call.config)
+                each = batches.processors_of_row(processors, index)
+                verifier = RowVerifier(index, noise, own, each, criteria, call.config)
                 rows.append(Row(verifier, search, context, History(search.names)))
             runner.history = rows[0].history
 

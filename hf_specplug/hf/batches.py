@@ -6,6 +6,9 @@ results then. What looks at all rows of a step, or counts steps, does not.
 
 from __future__ import annotations
 
+import copy
+
+import torch
 from transformers import (
     EosTokenCriteria,
     EpsilonLogitsWarper,
@@ -64,6 +67,9 @@ ROW_BY_ROW = frozenset(
 )
 """Logits processors that treat each row alone, by its tokens only. A test compares them."""
 
+_BY_ROW = "prompt_ignore_length"
+"""The attribute in which a processor may hold a tensor with one number per row."""
+
 _GROWING = frozenset({DynamicLayer, DynamicSlidingWindowLayer})
 
 
@@ -91,16 +97,35 @@ def unsuited(call: Call) -> str:
     return ""
 
 
-def lockstep(processors: LogitsProcessorList, criteria: StoppingCriteriaList, streams: bool) -> str:
+def lockstep(
+    rows: int, processors: LogitsProcessorList, criteria: StoppingCriteriaList, streams: bool
+) -> str:
     """Why the rows of a call must advance together; "" if they need not.
 
     Args:
+        rows: number of rows.
+        processors, criteria: as `generate` prepared them.
         streams: whether a streamer receives the tokens of all rows at each step.
     """
     for processor in processors:
+        numbers = getattr(processor, _BY_ROW, None)
+        if isinstance(numbers, torch.Tensor) and len(numbers) != rows:
+            return f"{type(processor).__name__} holds {len(numbers)} numbers for {rows} rows"
         if type(processor) not in ROW_BY_ROW:
             return f"{type(processor).__name__} is called for all rows of a batch at once"
     for criterion in criteria:
         if type(criterion) not in (EosTokenCriteria, MaxLengthCriteria):
             return f"{type(criterion).__name__} is asked about all rows of a batch at once"
     return "a streamer gets the tokens of a batch step by step" if streams else ""
+
+
+def processors_of_row(processors: LogitsProcessorList, row: int) -> LogitsProcessorList:
+    """The processors of one row of a batch: those of the batch, with what they hold for the row."""
+    own = LogitsProcessorList()
+    for processor in processors:
+        numbers = getattr(processor, _BY_ROW, None)
+        if isinstance(numbers, torch.Tensor):
+            processor = copy.copy(processor)
+            setattr(processor, _BY_ROW, numbers[row : row + 1])
+        own.append(processor)
+    return own
