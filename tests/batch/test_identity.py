@@ -40,12 +40,12 @@ def test_every_tree_family(name: str, dtype: torch.dtype) -> None:
     every = [{"do_sample": False, **ENDS}]
     if dtype == torch.float32:
         every += [{"do_sample": False}, {"do_sample": True, "top_k": 0, **ENDS}]
-    for settings in every:
-        settings["max_new_tokens"] = 28
-        expected, state = plain(model, inputs, **settings)
+    for kind in every:
+        kind["max_new_tokens"] = 28
+        expected, state = plain(model, inputs, **kind)
         wrong = {0: lambda position: position % 3 == 2, 2: always}
         drafter = ReplayRows(inputs, expected, wrong, rank=1)
-        output, after, plug = plugged(model, inputs, drafter, **settings)
+        output, after, plug = plugged(model, inputs, drafter, **kind)
         assert output.tolist() == expected.tolist()
         assert torch.equal(after, state)
         assert not plug.stats.dropped

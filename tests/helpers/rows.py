@@ -35,6 +35,7 @@ class ReplayRows(Replay):
         inputs: those of `generate`.
         output: int64[N, n] of plain `generate`.
         wrong: by row, where its drafts are wrong; rows that are not in it are always right.
+        ranks: by row, its `rank`, if it is not that of `others`: the trees then differ in shape.
         others: those of `Replay`.
     """
 
@@ -43,6 +44,7 @@ class ReplayRows(Replay):
         inputs: dict[str, torch.Tensor],
         output: torch.Tensor,
         wrong: dict[int, Wrong] | None = None,
+        ranks: dict[int, int] | None = None,
         **others: Any,
     ) -> None:
         super().__init__([], **others)
@@ -50,9 +52,10 @@ class ReplayRows(Replay):
         self.known = {}
         for row, (ids, mask) in enumerate(zip(*inputs.values(), strict=True)):
             place = (wrong or {}).get(row, lambda position: False)
-            self.known[tuple(ids[mask == 1].tolist())] = output[row, width:].tolist(), place
+            rank = (ranks or {}).get(row, self.rank)
+            self.known[tuple(ids[mask == 1].tolist())] = output[row, width:].tolist(), place, rank
         assert len(self.known) == len(output)
 
     def begin(self, context: Context) -> None:
         super().begin(context)
-        self.reference, self.wrong = self.known[tuple(context.tokens.tolist())]
+        self.reference, self.wrong, self.rank = self.known[tuple(context.tokens.tolist())]
