@@ -8,18 +8,23 @@ their part of it later. When the last row ends, the generator is where plain `ge
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from functools import cache
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
-from hf_specplug.verify.acceptance import Verifier
-from hf_specplug.verify.noise import generator_state
+from hf_specplug.drafters.contract import NO_NOISE, Noise
+from hf_specplug.tree import DraftTree
+from hf_specplug.verify.acceptance import Proposal, Verifier
+from hf_specplug.verify.noise import POSITIONS, generator_state, set_generator_state
+from hf_specplug.verify.outputs import Outputs
 
-HELD = 1 << 26
-"""Bytes of noise that are kept for rows that have not reached its step yet. The noise of further
-steps is drawn again when a row gets there, from the generator's state before the step."""
+HELD = 1 << 28
+"""Bytes of noise that are kept for rows that have not reached its step yet. Beyond that, the noise
+of the latest steps is dropped. A row that gets there draws it again, from the generator's state
+before that step."""
 
 
 class LockstepNoise:
@@ -27,8 +32,8 @@ class LockstepNoise:
 
     Args:
         device: the device of the probabilities.
-        rows: number of rows of the batch, including those that have ended.
-        held: maximum number of bytes to keep, at least the noise of one step.
+        rows: number of rows of the batch.
+        held: number of bytes to keep; the noise that rows need next is kept in any case.
 
     Example:
         >>> noise = LockstepNoise(torch.device("cpu"), rows=2)
@@ -38,9 +43,13 @@ class LockstepNoise:
 
     def __init__(self, device: torch.device, rows: int, held: int = HELD) -> None:
         self._device, self._rows, self._bytes = device, rows, held
-        self._states: list[torch.Tensor] = []  # the generator's state before each drawn step
-        self._held: OrderedDict[int, torch.Tensor] = OrderedDict()  # step -> float32[N, V]
+        self._states: list[torch.Tensor] = []  # the generator's state before each step
+        self._held: dict[int, torch.Tensor] = {}  # step -> float32[N, V]
         self._twin = torch.Generator(device)
+        self._next = dict.fromkeys(range(rows), 0)  # the next step of each row that has not ended
+        self._picked = 0  # steps that some row has picked
+        self._rings: dict[int, tuple[NDArray[np.float64], int]] = {}
+        self._width = 0
 
     def pick(self, row: int, step: int, probs: torch.Tensor) -> int:
         """The token of a row at a step, given its `probs` float32[1, V], as multinomial picks it.
@@ -48,27 +57,68 @@ class LockstepNoise:
         Raises:
             RuntimeError: the probabilities are not finite; it is raised by `torch.multinomial`.
         """
-        token = int(torch.argmax(probs[0] / self._of_step(step, probs.shape[-1])[row]))
+        self._width = probs.shape[-1]
+        token = int(torch.argmax(probs[0] / self._of_step(step)[row]))
         if not bool(torch.isfinite(probs[0, token])):
             torch.multinomial(probs, num_samples=1)
+        self._next[row] = step + 1
+        if step >= self._picked:
+            self._picked = step + 1
+            set_generator_state(self._device, self._states[step + 1])
         return token
 
-    def _of_step(self, step: int, width: int) -> torch.Tensor:
+    def ahead(self, row: int) -> Noise:
+        """The noise of a row's next picks; see `Frontier.noise`."""
+        step, count = self._next[row], self._positions()
+        if not count:
+            return NO_NOISE
+        ring, end = self._rings.get(row) or (np.empty((count, self._width)), 0)
+        for later in range(max(step, end), step + count):
+            noise = self._of_step(later)[row].double()
+            ring[later % count] = (-torch.expm1(-noise)).cpu().numpy()
+        self._rings[row] = ring, step + count
+        return ring, step % count
+
+    def _positions(self) -> int:
+        """How many positions to look ahead, so that those of all rows can be kept."""
+        size = self._rows * self._rows * self._width * 4
+        return min(POSITIONS, self._bytes // size) if size else 0
+
+    def leave(self, row: int) -> None:
+        """A row has ended: it needs no more noise."""
+        del self._next[row]
+        self._rings.pop(row, None)
+
+    def _of_step(self, step: int) -> torch.Tensor:
         """float32[N, V], the noise of a step."""
         noise = self._held.get(step)
         if noise is None:
-            noise = torch.empty((self._rows, width), device=self._device)
-            if step < len(self._states):
-                self._twin.set_state(self._states[step])
-                noise.exponential_(1, generator=self._twin)
-            else:  # a row reaches its steps one after the other, so this is the next one
+            if not self._states:
                 self._states.append(generator_state(self._device))
-                noise.exponential_(1)
-            while self._held and (len(self._held) + 1) * noise.nbytes > self._bytes:
-                self._held.popitem(last=False)
+            noise = torch.empty((self._rows, self._width), device=self._device)
+            for drawn in range(min(step, len(self._states) - 1), step + 1):
+                self._twin.set_state(self._states[drawn])
+                noise.exponential_(1, generator=self._twin)
+                if drawn + 1 == len(self._states):
+                    self._states.append(self._twin.get_state())
+            self._make_room(noise.nbytes)
             self._held[step] = noise
-        self._held.move_to_end(step)
         return noise
+
+    def _make_room(self, size: int) -> None:
+        """Drop what no row needs any more and, if that is not enough, what is needed last."""
+        most = self._bytes // size - 1
+        if len(self._held) <= most:
+            return
+        near = range(max(1, self._positions()))
+        soon = {step + place for step in self._next.values() for place in near}
+        first = min(self._next.values(), default=0)
+        past = [step for step in self._held if step < first]
+        later = sorted((step for step in self._held if step not in soon), reverse=True)
+        for step in dict.fromkeys([*past, *later]):
+            if len(self._held) <= most:
+                break
+            del self._held[step]
 
 
 @cache
@@ -117,6 +167,17 @@ class RowVerifier(Verifier):
         super().__init__(input_ids, processors, criteria, config, None)
         self._row, self._shared = row, noise
         self._prompt = input_ids.shape[1]
+
+    def noise(self) -> Noise:
+        return self._shared.ahead(self._row) if self._sample else NO_NOISE
+
+    def accept(
+        self, outputs: Outputs, tree: DraftTree, proposal: Proposal | None = None
+    ) -> tuple[list[int], list[int]]:
+        accepted = super().accept(outputs, tree)
+        if self.finished:
+            self._shared.leave(self._row)
+        return accepted
 
     def _draw(self, probs: torch.Tensor, node: int) -> int:
         return self._shared.pick(self._row, self._length - self._prompt, probs)

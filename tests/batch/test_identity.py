@@ -103,6 +103,7 @@ def test_sampling(kind: str, count: int) -> None:
             assert output.tolist() == expected.tolist()
             assert torch.equal(after, state)
             assert plug.stats.forwards > 0
+        assert plug.stats.drafted_by["gumbel"] > 0  # it drafts by the known noise of its row
     assert len(ended) >= min(count, 4)  # rows end at different times
 
 
@@ -133,7 +134,7 @@ def test_ragged_accept_lengths(wrong: list[set[int]], rank: int) -> None:
     assert output.tolist() == expected.tolist()
 
 
-@pytest.mark.parametrize("held", [0, 20_000])
+@pytest.mark.parametrize("held", [0, 5000, 20_000])
 def test_noise_is_drawn_again_for_a_row_far_behind(
     held: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
