@@ -86,12 +86,8 @@ def shown(call: Call, plan: CallPlan) -> CallPlan:
         found = plan
         if not _is_proven(model, plan, arguments):
             with unchanged(model):
-                if call.rows > 1:
-                    name = model.config.get_text_config(decoder=True).model_type
-                    reason = f"a batch of this {name} is not shown to be exact"
-                    found = plan.limited(PLAIN, reason)
-                elif arguments <= OF_A_TEXT and not model.config.is_encoder_decoder:
-                    found = _text_trial(model, plan, padded, call.config.max_length)
+                if arguments <= OF_A_TEXT and not model.config.is_encoder_decoder:
+                    found = _text_trial(model, plan, padded, call)
                 else:
                     found = trial.run_trial(call, plan)
         if model.training and found != plan:
@@ -136,26 +132,25 @@ def _is_proven(model: PreTrainedModel, plan: CallPlan, arguments: frozenset[str]
     )
 
 
-def _text_trial(model: PreTrainedModel, plan: CallPlan, padded: bool, longest: int) -> CallPlan:
-    """Run a trial on a short text.
+def _text_trial(model: PreTrainedModel, plan: CallPlan, padded: bool, call: Call) -> CallPlan:
+    """Run a trial on a short text; for a batch, on two rows of it.
 
     Args:
-        padded: whether the text has padding on its left.
-        longest: maximum length of the real text in tokens. The trial uses the settings of a text
-            that may grow to this length.
+        padded: whether the text has padding on its left, in a batch that of the first row.
+        call: the real call. The trial uses the settings of a text that may grow to its length.
     """
     result = [plan.limited(PLAIN, "generate did not come to decode")]
 
     def run(model: PreTrainedModel, input_ids: torch.Tensor, **rest: Any) -> torch.Tensor:
         config = rest.pop("generation_config")
-        config.max_length = longest
+        config.max_length = call.config.max_length
         kwargs = {key: value for key, value in rest.items() if key not in NOT_FOR_THE_MODEL}
         result[0] = trial.run_trial(Call(model, input_ids, config, kwargs), plan)
         return input_ids
 
-    ids = _trial_text(model)
+    ids = _trial_text(model).expand(min(call.rows, 2), -1)
     mask = torch.ones_like(ids)
-    mask[:, : 3 * padded] = 0
+    mask[0, : 3 * padded] = 0
     try:
         type(model).generate(
             model,
