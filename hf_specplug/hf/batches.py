@@ -28,6 +28,7 @@ from transformers import (
     RepetitionPenaltyLogitsProcessor,
     SequenceBiasLogitsProcessor,
     StoppingCriteriaList,
+    StopStringCriteria,
     SuppressTokensAtBeginLogitsProcessor,
     SuppressTokensLogitsProcessor,
     TemperatureLogitsWarper,
@@ -113,8 +114,11 @@ def lockstep(
             return f"{type(processor).__name__} holds {len(numbers)} numbers for {rows} rows"
         if type(processor) not in ROW_BY_ROW:
             return f"{type(processor).__name__} is called for all rows of a batch at once"
+    ends = any(type(criterion) is EosTokenCriteria for criterion in criteria)
     for criterion in criteria:
-        if type(criterion) not in (EosTokenCriteria, MaxLengthCriteria):
+        if type(criterion) is StopStringCriteria and not ends:
+            return "without a stop token, rows that found a stop string go on until all have"
+        if type(criterion) not in (EosTokenCriteria, MaxLengthCriteria, StopStringCriteria):
             return f"{type(criterion).__name__} is asked about all rows of a batch at once"
     return "a streamer gets the tokens of a batch step by step" if streams else ""
 

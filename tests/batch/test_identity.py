@@ -234,3 +234,31 @@ def test_the_cache_that_generate_made_is_left_alone() -> None:
     assert plug.stats.forwards == 0
     lengths = [decoder_cache(cache).get_seq_length() for cache in caches]
     assert lengths[0] == lengths[1] == 24 + 31
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_stop_strings(demo_model: Any, tokenizer: Any, ends: bool) -> None:
+    texts = ["def add(a, b):\n", "import os\nimport sys\n\n\ndef main", "class Point:"]
+    rows = [tokenizer(text)["input_ids"] for text in texts]
+    inputs = batch([len(row) for row in rows])
+    for place, row in enumerate(rows):
+        inputs["input_ids"][place, -len(row) :] = torch.tensor(row)
+    settings: dict[str, Any] = {
+        "max_new_tokens": 48,
+        "do_sample": False,
+        "tokenizer": tokenizer,
+        "stop_strings": ["return", "self", "\n\n"],
+        "eos_token_id": tokenizer.eos_token_id if ends else None,
+        "pad_token_id": 0,
+    }
+    before = demo_model.generation_config.eos_token_id
+    demo_model.generation_config.eos_token_id = settings["eos_token_id"]
+    try:
+        expected, _ = plain(demo_model, inputs, **settings)
+        output, _, plug = plugged(demo_model, inputs, DRAFTERS, **settings)
+    finally:
+        demo_model.generation_config.eos_token_id = before
+    assert output.tolist() == expected.tolist()
+    assert not ends or bool((expected[:, -1] == 0).any())  # a row has ended before another
+    assert bool(plug.stats.forwards) == ends
+    assert bool(plug.stats.fallbacks) != ends
