@@ -85,6 +85,9 @@ def unsuited(call: Call) -> str:
         return f"a batch with {', '.join(sorted(given))} is not drafted yet"
     if not is_generic(model) or position_argument(model) is None:
         return f"a batch of {config.model_type}, which prepares its own inputs, is not drafted yet"
+    mask = call.kwargs.get("attention_mask")
+    if mask is not None and mask.shape != call.input_ids.shape:
+        return "a batch with an attention mask of another shape than its tokens is not drafted yet"
     if call.config.return_dict_in_generate:
         return "return_dict_in_generate of a batch holds outputs of rows that have ended"
     if type(cache) is not DynamicCache or not {type(layer) for layer in cache.layers} <= _GROWING:

@@ -9,9 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hf_specplug import SpecPlug
 from hf_specplug.hf.cache import decoder_cache
 from hf_specplug.plug import DEFAULT_DRAFTERS
 from hf_specplug.verify import lockstep
+from hf_specplug.verify.eager import EagerFactory
+from hf_specplug.verify.ragged import RaggedEngine
 from tests.helpers.rows import ENDS, ReplayRows, batch
 from tests.helpers.runs import plain, plugged
 from tests.helpers.zoo import FAMILIES, make, prompt
@@ -152,6 +155,32 @@ def test_noise_is_drawn_again_for_a_row_far_behind(
     assert plug.stats.forwards == 59
 
 
+@pytest.mark.parametrize("published", ["token-recycling", "stand"])
+def test_drafting_as_in_papers(published: str) -> None:
+    model, inputs = make("llama"), batch([7, 24, 16])
+    for sample in (False, True):
+        every = {"do_sample": sample, "max_new_tokens": 24, **ENDS}
+        expected, state = plain(model, inputs, **every)
+        plug = SpecPlug(published=published)
+        torch.manual_seed(0)
+        output = model.generate(**inputs, custom_generate=plug, **every)
+        assert output.tolist() == expected.tolist()
+        assert torch.equal(torch.get_rng_state(), state)
+        assert plug.stats.drafted > 0
+
+
+def test_chunked_prefill_and_given_positions() -> None:
+    for name in ("llama", "mistral-window"):
+        model, inputs = make(name), batch([7, 24, 16])
+        positions = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
+        for more in ({"prefill_chunk_size": 5}, {"position_ids": positions + 3}):
+            expected, _ = plain(model, inputs, **GREEDY, **more)
+            drafter = ReplayRows(inputs, expected, rank=1)
+            output, _, plug = plugged(model, inputs, drafter, **GREEDY, **more)
+            assert output.tolist() == expected.tolist()
+            assert plug.stats.forwards > 0
+
+
 def test_several_samples_of_each_prompt() -> None:
     model, inputs = make("llama"), batch([7, 24])
     every = {"do_sample": True, "max_new_tokens": 20, "num_return_sequences": 3, **ENDS}
@@ -205,6 +234,21 @@ def test_a_batch_learns_and_a_single_call_goes_on() -> None:
     assert plug.stats.engines == {"tree, eager": 3, "tree, ragged": 2}
     assert plug.stats.tokens == 31 * (1 + 17 + 1 + 2 + 1)
     assert plug.stats.batches[17] > 0
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "llama4", "gpt2"])
+def test_the_ragged_engine_serves_a_single_row(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def make_ragged(self: EagerFactory, *arguments: Any) -> RaggedEngine:
+        return RaggedEngine(*arguments)
+
+    monkeypatch.setattr(EagerFactory, "make", make_ragged)
+    model, inputs = make(name), prompt(make(name))
+    expected, state = plain(model, inputs, **GREEDY)
+    drafter = ReplayRows(inputs, expected, {0: lambda position: position % 4 == 3}, rank=1)
+    output, after, plug = plugged(model, inputs, drafter, **GREEDY)
+    assert output.tolist() == expected.tolist()
+    assert torch.equal(after, state)
+    assert plug.stats.accepted > 0
 
 
 def test_statistics() -> None:
