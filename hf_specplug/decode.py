@@ -97,7 +97,7 @@ def _prefill(call: Decoding) -> list[int]:
     verifier, search, context = call.verifier, call.search, call.context
     rows = 1
     if search.needs("topk"):
-        rows = max(1, _prompt_rows(verifier, context))
+        rows = max(1, prompt_rows(verifier, context))
     outputs = call.engine.prefill(verifier.input_ids, rows)
     logits = outputs.logits
     prompt = context.tokens[len(context) - min(len(context), len(logits)) :].copy()
@@ -113,7 +113,7 @@ def _prefill(call: Decoding) -> list[int]:
     return emitted
 
 
-def _prompt_rows(verifier: Verifier, context: Context) -> int:
+def prompt_rows(verifier: Verifier, context: Context) -> int:
     """The number of prompt tokens whose outputs the drafters see.
 
     It is the number of tokens that may be generated, if so many fit. Placeholders of an image are

@@ -197,8 +197,9 @@ class SpecPlug(AssistedCandidates, CandidateGenerator):  # type: ignore[misc]
             tokenizer: the model's tokenizer, to show text; by default the plug's own.
 
         Returns:
-            A snapshot of the call's last 4096 steps. It can be printed, shown in a notebook, sliced
-            (`trace[3:6]`) and saved (`trace.save("trees.html")`).
+            A snapshot of the call's last 4096 steps; in a batch, those of its first row. It can be
+            printed, shown in a notebook, sliced (`trace[3:6]`) and saved
+            (`trace.save("trees.html")`).
 
         Raises:
             PlotError: nothing has been drafted yet.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -12,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 
+from hf_specplug.batch import run as batch
 from hf_specplug.datastore.building.growing import GrowingStore
 from hf_specplug.decode import Decoding, decode
 from hf_specplug.drafters.contract import Context, Drafter, TopK, as_text
@@ -105,20 +108,23 @@ class Runner:
             streamer: receives the tokens; None if there is no streamer.
         """
         session = self.session(call.model)
-        with session.planned(call) as plan:
+        obstacle = batch.obstacle(call, processors, criteria, streamer, self._verifier)
+        with session.planned(call, obstacle) as plan:
             if plan.reason:
                 self.record_fallback(plan.reason)
-            drafter_set = None if plan.mode == PLAIN else self._acquire()
+            if plan.mode != PLAIN and call.rows > 1:
+                return batch.run_rows(self, call, plan, session, processors, criteria)
+            drafter_set = None if plan.mode == PLAIN else self.acquire()
             if drafter_set is None:
                 return adapter.plain(call, processors, criteria, streamer)
             try:
                 verifier = self._verifier(
                     call.input_ids, processors, criteria, call.config, streamer
                 )
-                context = self._context(call, inputs, session)
+                context = self.context(adapter.text_of(call, inputs), call, session)
                 cache = self._decode(call, plan, session, verifier, context, drafter_set)
             finally:
-                self._ensemble.release(drafter_set)
+                self.release(drafter_set)
         if self.growing is not None:
             self.growing.add(context.tokens[context.prompt_length :])
         if streamer is not None:
@@ -134,7 +140,12 @@ class Runner:
             session.layer = hidden_layer(self._ensemble.drafters)
             return session
 
-    def _acquire(self) -> DrafterSet | None:
+    @property
+    def lock(self) -> AbstractContextManager[Any]:
+        """Held while drafters propose and observe."""
+        return self._ensemble.lock  # type: ignore[no-any-return]
+
+    def acquire(self) -> DrafterSet | None:
         """Acquire a set of drafters for one call; None if a drafter cannot be copied."""
         try:
             return self._ensemble.acquire()
@@ -142,10 +153,14 @@ class Runner:
             self.record_fallback(f"a drafter cannot be copied for calls at the same time ({error})")
             return None
 
-    def _context(self, call: Call, inputs: torch.Tensor | None, session: Session) -> Context:
+    def release(self, drafter_set: DrafterSet) -> None:
+        """Return the drafters of a call that has ended."""
+        self._ensemble.release(drafter_set)
+
+    def context(self, text: NDArray[np.int64], call: Call, session: Session) -> Context:
         """The text to draft from. Ids that are not tokens of the text are -1."""
         vocab, excluded = adapter.vocab_size(call.model), suppressed.tokens(call.model)
-        tokens = as_text(adapter.text_of(call, inputs), vocab, excluded)
+        tokens = as_text(text, vocab, excluded)
         return Context(tokens, vocab, session.signature(call.model), excluded)
 
     def _decode(
@@ -158,22 +173,36 @@ class Runner:
         drafter_set: DrafterSet,
     ) -> Any:
         """Run the decoding loop until `verifier` is finished; returns the KV cache."""
-        stats, lock = Stats(calls=1), self._ensemble.lock
-        stats.engines[f"{plan.mode}, {plan.engine}"] += 1
-        engine = session.engine(call, plan)
-        budget = session.budget(plan, len(drafter_set.drafters), drafter_set.number)
-        try:
+        with self.running(call, plan, session) as (engine, stats):
+            budget = session.budget(plan, len(drafter_set.drafters), drafter_set.number)
             search = self.begin_search(context, drafter_set.drafters, drafter_set.mixer, stats)
             history = self.history = History(search.names)
             chain = plan.mode == CHAIN
-            decode(Decoding(engine, verifier, search, context, budget, stats, history, chain, lock))
+            decode(
+                Decoding(
+                    engine, verifier, search, context, budget, stats, history, chain, self.lock
+                )
+            )
             return engine.cache
+
+    @contextmanager
+    def running(self, call: Call, plan: CallPlan, session: Session) -> Iterator[tuple[Any, Stats]]:
+        """Context manager that makes the engine of a call; on exit closes it and counts the call.
+
+        Yields:
+            (the engine of the plan, the statistics of this call)
+        """
+        stats = Stats(calls=1)
+        stats.engines[f"{plan.mode}, {plan.engine}"] += 1
+        engine = session.engine(call, plan)
+        try:
+            yield engine, stats
         finally:
             stats.add_captured(*engine.captured)
             if engine.degraded_reason:
                 stats.fallbacks[engine.degraded_reason] += 1
                 self._warn(engine.degraded_reason)
-            with lock:
+            with self.lock:
                 self._stats.add(stats)
             engine.close()
 
@@ -193,7 +222,7 @@ class Runner:
             vocab_size = adapter.vocab_size(model)
         if vocab_size is None:
             return None
-        drafter_set = self._acquire()
+        drafter_set = self.acquire()
         if drafter_set is None:
             return None
         excluded = frozenset[int]() if model is None else suppressed.tokens(model)

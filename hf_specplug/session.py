@@ -39,7 +39,7 @@ class Session:
         self._nodes = nodes
         self._signature = ""
         self.layer: int | None = None
-        self._budgets: dict[tuple[str, int, int], Budget] = {}
+        self._budgets: dict[tuple[str, int, int, int], Budget] = {}
         self._pack = pack
         self._packed: PackedLinears | None = None
         self.factories = make_factories()
@@ -68,12 +68,16 @@ class Session:
         return plan.limited(PLAIN, "no engine can run it")
 
     @contextmanager
-    def planned(self, call: Call) -> Iterator[CallPlan]:
+    def planned(self, call: Call, obstacle: str = "") -> Iterator[CallPlan]:
         """Context manager that plans a call and acquires its engine while the call runs.
 
         If another call uses the preferred engine, the next suitable one is taken.
+
+        Args:
+            obstacle: a reason to run plainly that the model's inputs do not show; "" if none.
         """
-        plan, busy = self.plan(call), frozenset[str]()
+        plan = CallPlan(PLAIN, obstacle) if obstacle else self.plan(call)
+        busy = frozenset[str]()
         while plan.mode != PLAIN and not self.factories[plan.engine].acquire():
             busy |= {plan.engine}
             plan = self.plan(call, busy)
@@ -156,7 +160,7 @@ class Session:
             self.on_engine(model, ids, act, **settings)
         return captured[-1]
 
-    def budget(self, plan: CallPlan, drafters: int, drafter_set: int) -> Budget:
+    def budget(self, plan: CallPlan, drafters: int, drafter_set: int, rows: int = 1) -> Budget:
         """The budget for the calls of one drafter set on the engine of a plan.
 
         Each set has its own budget: the higher its number, the more calls run concurrently, and the
@@ -165,8 +169,9 @@ class Session:
         Args:
             drafters: number of drafters.
             drafter_set: number of the set.
+            rows: number of sequences in a forward pass.
         """
-        key = plan.engine, drafters, drafter_set
+        key = plan.engine, drafters, drafter_set, rows
         with self.lock:
             budget = self._budgets.get(key)
             if budget is None:

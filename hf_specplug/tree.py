@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,6 +39,19 @@ class DraftTree:
         count = len(tokens)
         parents = np.arange(-1, count - 1, dtype=np.int32)
         return cls(tokens, parents, np.ones(count, np.float32), np.zeros(count, np.uint16))
+
+    @classmethod
+    def forest(cls, trees: Sequence[DraftTree]) -> DraftTree:
+        """The nodes of several trees, each after a root of its own, one tree after the other."""
+        starts = np.cumsum([0, *(len(tree) for tree in trees[:-1])], dtype=np.int32)
+        pairs = zip(trees, starts, strict=True)
+        parents = [np.where(t.parents < 0, t.parents, t.parents + start) for t, start in pairs]
+        return cls(
+            np.concatenate([tree.tokens for tree in trees]),
+            np.concatenate(parents),
+            np.concatenate([tree.probs for tree in trees]),
+            np.concatenate([tree.sources for tree in trees]),
+        )
 
     def __len__(self) -> int:
         return len(self.tokens)

@@ -290,7 +290,6 @@ def test_attentions_and_hidden_states_run_plainly(wanted: str) -> None:
     [
         ({"num_beams": 3}, "beam_search"),
         ({"num_beams": 2, "do_sample": True}, "beam_sample"),
-        ({"do_sample": True, "num_return_sequences": 3}, "batch of 3"),
         ({"use_cache": False}, "cache"),
         ({"prompt_lookup_num_tokens": 3}, "assisted generation"),
     ],
@@ -310,15 +309,6 @@ def test_what_cannot_be_drafted_runs_plainly(settings: dict[str, Any], reason: s
     output = model.generate(**inputs, custom_generate=direct, max_new_tokens=12, **settings)
     assert output.tolist() == expected.tolist()
     assert reason in next(iter(direct.stats.fallbacks))
-
-
-def test_batches_run_plainly() -> None:
-    model = make("llama")
-    inputs = {"input_ids": torch.cat([prompt(model, seed=s)["input_ids"] for s in (1, 2)])}
-    expected, _ = plain(model, inputs, max_new_tokens=12, do_sample=False)
-    output, _, plug = plugged(model, inputs, DRAFTERS, max_new_tokens=12, do_sample=False)
-    assert output.tolist() == expected.tolist()
-    assert "batch of 2" in next(iter(plug.stats.fallbacks))
 
 
 def test_classifier_free_guidance_and_watermark() -> None:

@@ -27,7 +27,7 @@ LAYERS = [
     ["published", "telemetry"],
     ["verify"],
     ["exactness"],
-    ["session", "decode", "runner", "plug"],
+    ["session", "decode", "batch", "runner", "plug"],
     ["entrypoints"],
     ["replay"],
     ["bench", "audit"],

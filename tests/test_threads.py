@@ -475,20 +475,20 @@ def test_drafter_sets() -> None:
 
 def test_a_new_store_is_for_all_calls_from_the_next_on() -> None:
     plug = SpecPlug(drafters=["rest"])
-    one, two = plug._runner._acquire(), plug._runner._acquire()
+    one, two = plug._runner.acquire(), plug._runner.acquire()
     assert one is not None
     assert two is not None
     plug._ensemble._sets.release(two)
     plug.add_datastore(store("suffix", 12))
     for _ in range(2):
-        drafter_set = plug._runner._acquire()
+        drafter_set = plug._runner.acquire()
         assert drafter_set is not None
         assert drafter_set.number > 0
         (drafter,) = drafter_set.drafters
         assert [opened.manifest.kind for opened in drafter.stores] == ["suffix"]
         assert len(drafter._shards) == 1
     plug.add_datastore(store("trigram", 12))
-    later = plug._runner._acquire()
+    later = plug._runner.acquire()
     assert later is not None
     assert [drafter.name for drafter in later.drafters] == ["rest", "trigram"]
     assert later.mixer.names == ["rest", "trigram"]

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from time import perf_counter
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hf_specplug.drafting.costs import Costs
 from hf_specplug.drafting.scheduler import DrafterScheduler
@@ -123,9 +124,7 @@ class Budget:
         promise: int | None = None
         saved: float | None = 0.0
         if len(tree):
-            paths = tree.path_probs()
-            order = np.argsort(-paths, kind="stable")
-            gains = np.cumsum(paths[order]).tolist()
+            order, gains = _ranked(tree)
             if self._padded:  # padding costs the same as drafted tokens
                 gains += gains[-1:] * (self._width(len(tree) + 1) - len(tree) - 1)
             width, promise, saved = self._choose(gains, context)
@@ -134,7 +133,50 @@ class Budget:
         searching = perf_counter() - self._asked_at
         return Decision(tree, asked, drafting, searching, promise, saved)
 
-    def observe(self, decision: Decision, accepted: int, context: int, seconds: float) -> None:
+    def fit_rows(
+        self,
+        trees: Sequence[DraftTree],
+        context: int,
+        asked: Sequence[bool] = (),
+        drafting: Sequence[float] = (),
+    ) -> tuple[list[DraftTree], Decision]:
+        """Cut the trees of a batch's rows to the width of highest goodput, the same for all rows.
+
+        The expected tokens are the mean over the rows: rows whose drafts promise little do not
+        widen the forward pass for the others.
+
+        Args:
+            trees: as drafted, one per row.
+            context, asked, drafting: those of `fit`, for all rows together.
+
+        Returns:
+            (the trees to verify, the decision on all of them as one forest)
+        """
+        if self._fixed:
+            return list(trees), Decision(DraftTree.forest(trees), asked, drafting)
+        promise: int | None = None
+        saved: float | None = 0.0
+        cut = list(trees)
+        if longest := max(len(tree) for tree in trees):
+            ranked = [_ranked(tree) for tree in trees]
+            padded = [own + (own or [0.0])[-1:] * (longest - len(own)) for _, own in ranked]
+            gains = np.mean(padded, axis=0).tolist()
+            width, promise, saved = self._choose(gains, context)
+            cut = [
+                tree if len(tree) < width else tree.select(np.sort(order[: width - 1]))
+                for tree, (order, _) in zip(trees, ranked, strict=True)
+            ]
+        searching = perf_counter() - self._asked_at
+        return cut, Decision(DraftTree.forest(cut), asked, drafting, searching, promise, saved)
+
+    def observe(
+        self,
+        decision: Decision,
+        accepted: int,
+        context: int,
+        seconds: float,
+        width: int | None = None,
+    ) -> None:
         """Learn from a verified tree.
 
         Args:
@@ -143,12 +185,13 @@ class Budget:
             context: number of tokens before the tree.
             seconds: from the start of the forward pass to the end of observing, because the rows
                 of a wider tree also take time after the pass.
+            width: tokens of a row in the forward pass; by default the tree and its root.
         """
         if self._fixed:
             return
         tree = decision.tree
         self._steps += 1
-        width = self._width(len(tree) + 1)
+        width = self._width(width or len(tree) + 1)
         self._costs.observe(width, context, seconds)
         self._last[width] = self._steps
         if len(tree) and decision.promise is not None:
@@ -225,6 +268,13 @@ class Budget:
             ):
                 return place
         return best
+
+
+def _ranked(tree: DraftTree) -> tuple[NDArray[np.intp], list[float]]:
+    """(the nodes by path probability, best first; the sums of those of the best 1 to n)."""
+    paths = tree.path_probs()
+    order = np.argsort(-paths, kind="stable")
+    return order, np.cumsum(paths[order]).tolist()
 
 
 def check_nodes(nodes: int | str) -> None:

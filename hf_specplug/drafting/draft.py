@@ -1,10 +1,10 @@
-"""One draft: ask the drafters, grow the tree, and cut it to the size of highest goodput."""
+"""One draft: ask the drafters, grow the trees, and cut them to the size of highest goodput."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy as np
 from hf_specplug.drafters.contract import NO_NOISE, Noise
 from hf_specplug.drafting.budget import Budget, Decision
 from hf_specplug.drafting.search import TreeSearch
+from hf_specplug.tree import DraftTree
 
 
 def no_noise() -> Noise:
@@ -59,3 +60,45 @@ def draft(
         )
     decision = budget.fit(tree, context, asked if limit > 0 else (), search.seconds)
     return decision if generator is None else replace(decision, tree=tree)
+
+
+@dataclass(frozen=True, slots=True)
+class RowDraft:
+    """What one row of a batch is drafted from.
+
+    Attributes:
+        search, root, room, depth, noise: those of `draft`.
+    """
+
+    search: TreeSearch
+    root: int
+    room: int
+    depth: int
+    noise: Callable[[], Noise] = no_noise
+
+
+def draft_rows(
+    rows: Sequence[RowDraft], budget: Budget, context: int, lock: AbstractContextManager[Any]
+) -> tuple[list[DraftTree], Decision]:
+    """Draft one tree per row of a batch, of the width that `budget` chooses for all rows.
+
+    Args:
+        rows: what each row is drafted from.
+        budget: chooses which drafters to ask, and the width.
+        context: number of tokens of the longest row so far.
+        lock: held while the drafters of a row are asked.
+
+    Returns:
+        (the trees to verify, the decision of `budget`)
+    """
+    asked = budget.ask()
+    limit = budget.limit if any(asked) else 0
+    trees: list[DraftTree] = []
+    spent = np.zeros(len(asked))
+    for row in rows:
+        size = min(limit, row.room)
+        known = row.noise() if size > 0 and row.depth > 0 else NO_NOISE
+        with lock:
+            trees.append(row.search.grow(row.root, size, row.depth, ask=asked, noise=known))
+        spent += row.search.seconds
+    return budget.fit_rows(trees, context, asked if limit > 0 else (), spent.tolist())

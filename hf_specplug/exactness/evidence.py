@@ -25,7 +25,7 @@ from hf_specplug import forking
 from hf_specplug.exactness import trial
 from hf_specplug.exactness.fingerprint import fingerprint, has_active_alora, is_stock
 from hf_specplug.hf import suppressed
-from hf_specplug.hf.call import NOT_FOR_THE_MODEL, Call
+from hf_specplug.hf.call import NOT_FOR_THE_MODEL, OF_A_TEXT, Call
 from hf_specplug.hf.plan import PLAIN, TREE, CallPlan
 from hf_specplug.hf.prefill import METHODS
 from hf_specplug.hf.reach import masks_needed
@@ -40,11 +40,6 @@ PROVEN = frozenset(
     """.split()  # noqa: SIM905
 )
 """`model_type`s of whole models whose trees pass the identity tests, with transformers 5.23."""
-
-_TEXT = frozenset(
-    {"attention_mask", "logits_to_keep", "past_key_values", "position_ids", "use_cache"}
-)
-"""The arguments that `generate` itself derives from a text for a decoder-only model."""
 
 
 class _Trials:
@@ -83,7 +78,7 @@ def shown(call: Call, plan: CallPlan) -> CallPlan:
     state = fingerprint(model)
     padded = not _all_ones(call.kwargs.get("attention_mask"))
     masks = tuple(masks_needed(model.config, call.config.max_length)) if plan.mode == TREE else ()
-    key = (plan.mode, plan.reason, state, arguments, padded, masks)
+    key = (plan.mode, plan.reason, state, arguments, padded, masks, call.rows > 1)
     with _trials.lock:
         known = _results.setdefault(model, {})
         if key in known:
@@ -91,8 +86,8 @@ def shown(call: Call, plan: CallPlan) -> CallPlan:
         found = plan
         if not _is_proven(model, plan, arguments):
             with unchanged(model):
-                if arguments <= _TEXT and not model.config.is_encoder_decoder:
-                    found = _text_trial(model, plan, padded, call.config.max_length)
+                if arguments <= OF_A_TEXT and not model.config.is_encoder_decoder:
+                    found = _text_trial(model, plan, padded, call)
                 else:
                     found = trial.run_trial(call, plan)
         if model.training and found != plan:
@@ -132,31 +127,30 @@ def _is_proven(model: PreTrainedModel, plan: CallPlan, arguments: frozenset[str]
     return (
         plan.mode == TREE
         and model.config.model_type in PROVEN
-        and arguments <= set(inspect.signature(model.forward).parameters) | _TEXT
+        and arguments <= set(inspect.signature(model.forward).parameters) | OF_A_TEXT
         and is_stock(model)
     )
 
 
-def _text_trial(model: PreTrainedModel, plan: CallPlan, padded: bool, longest: int) -> CallPlan:
-    """Run a trial on a short text.
+def _text_trial(model: PreTrainedModel, plan: CallPlan, padded: bool, call: Call) -> CallPlan:
+    """Run a trial on a short text; for a batch, on two rows of it.
 
     Args:
-        padded: whether the text has padding on its left.
-        longest: maximum length of the real text in tokens. The trial uses the settings of a text
-            that may grow to this length.
+        padded: whether the text has padding on its left, in a batch that of the first row.
+        call: the real call. The trial uses the settings of a text that may grow to its length.
     """
     result = [plan.limited(PLAIN, "generate did not come to decode")]
 
     def run(model: PreTrainedModel, input_ids: torch.Tensor, **rest: Any) -> torch.Tensor:
         config = rest.pop("generation_config")
-        config.max_length = longest
+        config.max_length = call.config.max_length
         kwargs = {key: value for key, value in rest.items() if key not in NOT_FOR_THE_MODEL}
         result[0] = trial.run_trial(Call(model, input_ids, config, kwargs), plan)
         return input_ids
 
-    ids = _trial_text(model)
+    ids = _trial_text(model).expand(min(call.rows, 2), -1)
     mask = torch.ones_like(ids)
-    mask[:, : 3 * padded] = 0
+    mask[0, : 3 * padded] = 0
     try:
         type(model).generate(
             model,

@@ -12,11 +12,14 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from hf_specplug.exactness import row_trial
+from hf_specplug.exactness.paths import Path, made_tree, paths_of
 from hf_specplug.exactness.row_dependence import row_dependent
 from hf_specplug.hf import suppressed
 from hf_specplug.hf.cache import holds_state
@@ -36,8 +39,6 @@ RANDOM = "the model draws random numbers in each forward pass"
 _EXACT, _ROUNDED = 1e-3, 0.15
 """The largest differences that rounding explains, in standard deviations of a row of logits: for
 float32 and float64, and for shorter formats."""
-
-Row = tuple[int, ...]  # the tokens after the prompt; the row of logits is that of the last one
 
 
 def run_trial(call: Call, plan: CallPlan) -> CallPlan:
@@ -61,7 +62,8 @@ def run_trial(call: Call, plan: CallPlan) -> CallPlan:
         except Exception as error:
             return plan.limited(PLAIN, f"a trial failed: {_summary(error)}")
         reasons: list[str] = []
-        for mode in (TREE, CHAIN) if plan.mode == TREE else (CHAIN,):
+        modes = (TREE, CHAIN) if plan.mode == TREE else (CHAIN,)
+        for mode in modes if call.rows == 1 else (TREE,):
             reason = _mismatch(call, mode, prompt, tokens)
             if not reason:
                 return plan.limited(mode, "; ".join(reasons))
@@ -101,18 +103,20 @@ def _mismatch(call: Call, mode: str, prompt: Prompt, tokens: Sequence[int]) -> s
     """Why a mode is not exact; "" if it is."""
     model = call.model
     name = model.config.get_text_config(decoder=True).model_type
-    engine = EagerEngine(replace(call, kwargs={}), CallPlan(mode))
+    drafted: dict[Any, torch.Tensor]
+    expected: dict[Any, torch.Tensor]
     try:
         with row_dependent(model) as found:
-            engine.resume(prompt.copied())
-            drafted = _drafted_logits(engine, mode, tokens)
+            drafted = _drafted(call, mode, prompt, tokens)
         if found:
             return f"{found[0]} computes a token differently beside others"
-        expected = _expected_logits(model, prompt, sorted(drafted))
+        if call.rows > 1:
+            paths = sorted({path for _, path in drafted})
+            expected = row_trial.expected_logits(model, prompt, paths)
+        else:
+            expected = _expected_logits(model, prompt, sorted(drafted))
     except Exception as error:
         return f"a {mode} of {name} failed in a trial: {_summary(error)}"
-    finally:
-        engine.close()
     errors = [_deviation(drafted[row], expected[row]) for row in drafted]
     exact = model.dtype in (torch.float32, torch.float64)
     # in short formats a router of experts may choose differently although nothing is wrong
@@ -122,55 +126,59 @@ def _mismatch(call: Call, mode: str, prompt: Prompt, tokens: Sequence[int]) -> s
     return f"a trial of {name} found a {mode}'s logits off by {worst:.2g} deviations"
 
 
-def _drafted_logits(engine: EagerEngine, mode: str, t: Sequence[int]) -> dict[Row, torch.Tensor]:
+def _drafted(
+    call: Call, mode: str, prompt: Prompt, tokens: Sequence[int]
+) -> dict[Any, torch.Tensor]:
+    """The logits of a trial's forward passes, by path or, in a batch, by row and path."""
+    if call.rows > 1:
+        return row_trial.drafted_logits(call, prompt, tokens)
+    engine = EagerEngine(replace(call, kwargs={}), CallPlan(mode))
+    try:
+        engine.resume(prompt.copied())
+        return _drafted_logits(engine, mode, tokens)
+    finally:
+        engine.close()
+
+
+def _drafted_logits(engine: EagerEngine, mode: str, t: Sequence[int]) -> dict[Path, torch.Tensor]:
     """The logits of two forward passes, by row.
 
     Between the passes, the cache keeps a path that is not the first one of the tree.
     """
-    path: Row
+    path: Path
     if mode == TREE:
         #     t0 ── t1 ── t3 ── t5
         #      │     └─── t2
         #      └─── t2 ── t4 ── t1      kept: t0 t2 t4, then t3 with t5 and t6
         parents, values, kept = [-1, -1, 0, 0, 1, 2, 4], [1, 2, 3, 2, 4, 5, 1], [0, 2, 5]
-        second, path = _tree([-1, -1], [t[5], t[6]]), (t[0], t[2], t[4])
+        second, path = made_tree([-1, -1], [t[5], t[6]]), (t[0], t[2], t[4])
     else:
         parents, values, kept = [-1, 0, 1], [1, 2, 3], [0, 1]
-        second, path = _tree([-1], [t[5]]), (t[0], t[1])
-    rows: dict[Row, torch.Tensor] = {}
-    first = _tree(parents, [t[value] for value in values])
+        second, path = made_tree([-1], [t[5]]), (t[0], t[1])
+    rows: dict[Path, torch.Tensor] = {}
+    first = made_tree(parents, [t[value] for value in values])
     _record(rows, (), t[0], first, engine.step(t[0], first).logits)
     engine.keep(kept)
     _record(rows, path, t[3], second, engine.step(t[3], second).logits)
     return rows
 
 
-def _tree(parents: Sequence[int], tokens: Sequence[int]) -> DraftTree:
-    """A draft tree whose nodes have probability 1 and no source."""
-    count = len(tokens)
-    ones, no_sources = np.ones(count, np.float32), np.zeros(count, np.uint16)
-    return DraftTree(np.array(tokens, np.int32), np.array(parents, np.int32), ones, no_sources)
-
-
 def _record(
-    rows: dict[Row, torch.Tensor], text: Row, root: int, tree: DraftTree, logits: torch.Tensor
+    rows: dict[Path, torch.Tensor], text: Path, root: int, tree: DraftTree, logits: torch.Tensor
 ) -> None:
     """Add the logits [N + 1, vocab] of a tree after `text` and `root` to `rows`."""
     if len(logits) != len(tree) + 1:
         raise ValueError(f"the model gives {len(logits)} rows for {len(tree) + 1} tokens")
-    places = [(*text, root)]
-    for parent, token in zip(tree.parents.tolist(), tree.tokens.tolist(), strict=True):
-        places.append((*places[parent + 1], token))
-    rows.update(zip(places, logits.float(), strict=True))
+    rows.update(zip(paths_of(text, root, tree), logits.float(), strict=True))
 
 
 def _expected_logits(
-    model: PreTrainedModel, prompt: Prompt, rows: Sequence[Row]
-) -> dict[Row, torch.Tensor]:
+    model: PreTrainedModel, prompt: Prompt, rows: Sequence[Path]
+) -> dict[Path, torch.Tensor]:
     """The logits of plain decoding at `rows`, in lexical order: each row after its parent."""
-    found: dict[Row, torch.Tensor] = {}
+    found: dict[Path, torch.Tensor] = {}
 
-    def visit(row: Row, before: Prompt) -> None:
+    def visit(row: Path, before: Prompt) -> None:
         ids = torch.cat([before.input_ids, before.input_ids.new_tensor([row[-1:]])], dim=1)
         inputs = model.prepare_inputs_for_generation(ids, next_sequence_length=1, **before.kwargs)
         outputs = model(**inputs, return_dict=True)

@@ -69,6 +69,22 @@ def text_of(call: Call, inputs: torch.Tensor | None) -> NDArray[np.int64]:
     return np.concatenate(parts)
 
 
+def text_of_row(call: Call, row: int) -> NDArray[np.int64]:
+    """The tokens of one row of a batch, int64[n], without padding on the left."""
+    tokens: NDArray[np.int64] = call.input_ids[row].cpu().numpy()
+    mask = call.kwargs.get("attention_mask")
+    return tokens if mask is None else tokens[int((mask[row] != 0).to(torch.uint8).argmax()) :]
+
+
+def padded(call: Call, rows: list[torch.Tensor]) -> torch.Tensor:
+    """int64[N, longest]: the finished rows int64[1, n], padded as `generate` pads them."""
+    longest = max(row.shape[1] for row in rows)
+    pad = call.config._pad_token_tensor
+    value = 0 if pad is None else int(pad)  # without a stop token all rows are equally long
+    pads = torch.nn.functional.pad
+    return torch.cat([pads(row, (0, longest - row.shape[1]), value=value) for row in rows])
+
+
 def result(
     call: Call,
     sequences: torch.Tensor,
@@ -79,7 +95,7 @@ def result(
     """Build the return value of `generate`.
 
     Args:
-        sequences: int64[1, n], the finished sequence.
+        sequences: int64[rows, n], the finished sequences.
         scores, logits: one entry per generated token; None if the call does not return them.
         cache: the KV cache after the last forward pass.
     """

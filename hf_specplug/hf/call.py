@@ -12,6 +12,11 @@ from transformers import GenerationConfig, PreTrainedModel
 NOT_FOR_THE_MODEL = ("logits_processor", "stopping_criteria", "inputs_tensor", "streamer")
 """Arguments of a decoding method that the model's forward pass does not take."""
 
+OF_A_TEXT = frozenset(
+    {"attention_mask", "logits_to_keep", "past_key_values", "position_ids", "use_cache"}
+)
+"""The arguments that `generate` itself derives from a text for a decoder-only model."""
+
 
 @dataclass(frozen=True, slots=True)
 class Call:
@@ -28,6 +33,11 @@ class Call:
     input_ids: torch.Tensor
     config: GenerationConfig
     kwargs: Mapping[str, Any]
+
+    @property
+    def rows(self) -> int:
+        """Number of sequences, one per prompt and return sequence."""
+        return self.input_ids.shape[0]
 
     @property
     def cache(self) -> Any:

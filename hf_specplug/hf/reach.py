@@ -23,15 +23,17 @@ class Reach:
     window: int | None = None
     chunk: int | None = None
 
-    def first(self, slots: NDArray[np.int64], padding: int) -> NDArray[np.int64]:
+    def first(
+        self, slots: NDArray[np.int64], padding: int | NDArray[np.int64]
+    ) -> NDArray[np.int64]:
         """The first slot that each of `slots` attends to.
 
         Args:
-            slots: int64[n], positions in the cache.
-            padding: number of padding slots on the left.
+            slots: int64[...], positions in the cache.
+            padding: number of padding slots on the left; may be an array, one number per row.
 
         Returns:
-            int64[n]
+            int64[...]
         """
         if self.window is not None:
             return np.maximum(slots - self.window + 1, 0)

@@ -76,11 +76,11 @@ class SlotCache(Cache):  # type: ignore[misc]
 
     def __init__(self, like: Any, capacity: int, joined: bool = True) -> None:
         self.capacity = capacity
-        kinds = [_kind(part) for part in _states(like)]
+        kinds = [kind(part) for part in states(like)]
         self.target = Target(kinds[0][2])
         self._blocks: list[torch.Tensor] = []
         views = [torch.empty(0)] * len(kinds)
-        for places in _groups(kinds, joined):
+        for places in groups(kinds, joined):
             (rows, heads, width), dtype, device = kinds[places[0]]
             size = (len(places), rows, heads, capacity, width)
             block = torch.zeros(size, dtype=dtype, device=device)
@@ -92,7 +92,7 @@ class SlotCache(Cache):  # type: ignore[misc]
 
     def fits(self, like: Any) -> bool:
         """Whether the text of another cache can be loaded: all shapes, dtypes and devices match."""
-        return [_kind(part) for part in _states(self)] == [_kind(part) for part in _states(like)]
+        return [kind(part) for part in states(self)] == [kind(part) for part in states(like)]
 
     def load(self, source: Any, length: int) -> None:
         """Copy a text of `length` tokens; a sliding-window layer has only its last tokens."""
@@ -119,22 +119,22 @@ class SlotCache(Cache):  # type: ignore[misc]
             block[:, :, :, base : base + len(kept)] = block.index_select(3, chosen)
 
 
-def _states(cache: Any) -> list[torch.Tensor]:
+def states(cache: Any) -> list[torch.Tensor]:
     """Keys and values of all layers: [keys, values, keys, values, ...]."""
     return [part for layer in decoder_cache(cache).layers for part in (layer.keys, layer.values)]
 
 
-def _kind(states: torch.Tensor) -> tuple[tuple[int, int, int], torch.dtype, torch.device]:
+def kind(states: torch.Tensor) -> tuple[tuple[int, int, int], torch.dtype, torch.device]:
     """((rows, heads, size of a head), dtype, device)."""
     rows, heads, _, width = states.shape
     return (rows, heads, width), states.dtype, states.device
 
 
-def _groups(kinds: list[Any], joined: bool) -> list[list[int]]:
+def groups(kinds: list[Any], joined: bool) -> list[list[int]]:
     """Indices of the keys and values that share a block, for each block."""
     if not joined:
         return [[place] for place in range(len(kinds))]
     return [
-        [place for place, other in enumerate(kinds) if other == kind]
-        for kind in dict.fromkeys(kinds)
+        [place for place, other in enumerate(kinds) if other == shape]
+        for shape in dict.fromkeys(kinds)
     ]

@@ -55,8 +55,6 @@ def of_call(call: Call) -> CallPlan:
     mode = config.get_generation_mode()
     if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
         return CallPlan(PLAIN, f"{mode.value} is not drafted")
-    if call.input_ids.shape[0] != 1:
-        return CallPlan(PLAIN, f"a batch of {call.input_ids.shape[0]} sequences is not drafted yet")
     if cache is None and getattr(model, "_is_stateful", False):
         return CallPlan(PLAIN, RECURRENT)
     if not call.kwargs.get("use_cache", True) or cache is None:
@@ -66,7 +64,8 @@ def of_call(call: Call) -> CallPlan:
             if getattr(config, wanted):
                 reason = f"{wanted} is per token, but drafts are verified together"
                 return CallPlan(PLAIN, reason)
-    if reason := _width_dependence(model, call.input_ids.shape[1], config.max_length):
+    start = call.input_ids.shape[1] if call.rows == 1 else 0  # rows differ in length
+    if reason := _width_dependence(model, start, config.max_length):
         return CallPlan(PLAIN, reason)
     if _llama4_scale_start(model) < config.max_length:
         reason = "Llama 4 scales attention by cache slot in a text of this length"

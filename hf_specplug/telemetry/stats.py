@@ -33,13 +33,14 @@ class Stats:
     Attributes:
         calls: calls of `generate` that were drafted (as tree or chain).
         forwards: forward passes after the prompt.
-        tokens: tokens that these forward passes emitted.
+        batches: [n] is the number of forward passes over n > 1 rows.
+        tokens: tokens that these forward passes emitted, in all rows.
         drafted: draft tokens that were verified.
         accepted: draft tokens that were accepted.
         accepted_per_position: [i] is the number of drafts that were accepted at depth i + 1.
-        lengths: [k] is the number of forward passes that emitted k tokens.
+        lengths: [k] is the number of forward passes that emitted k tokens; each row counts.
         widths: [n] is the number of forward passes over n tokens: the last accepted token and
-            n - 1 draft tokens.
+            n - 1 draft tokens. In a batch, n is that of the widest row.
         drafted_by: draft tokens by drafter; a token that two drafters proposed counts for both.
         accepted_by: accepted tokens by drafter, counted likewise.
         seconds: by phase: prefill, draft, verify (the forward pass), accept, observe.
@@ -65,6 +66,7 @@ class Stats:
     accepted_per_position: list[int] = field(default_factory=list)
     lengths: Counter[int] = field(default_factory=Counter)
     widths: Counter[int] = field(default_factory=Counter)
+    batches: Counter[int] = field(default_factory=Counter)
     drafted_by: Counter[str] = field(default_factory=Counter)
     accepted_by: Counter[str] = field(default_factory=Counter)
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
@@ -77,8 +79,9 @@ class Stats:
 
     @property
     def accept_length(self) -> float:
-        """Mean tokens emitted per forward pass, the model's own (bonus) token included."""
-        return self.tokens / self.forwards if self.forwards else 0.0
+        """Mean tokens per forward pass and row, the model's own (bonus) token included."""
+        rows = self.forwards + sum((n - 1) * count for n, count in self.batches.items())
+        return self.tokens / rows if rows else 0.0
 
     def calibration(self) -> Calibration:
         """Predicted against realised acceptance of drafted tokens; a plot in notebooks."""
@@ -134,9 +137,25 @@ class Stats:
             names: of the drafters, by source bit.
         """
         self.forwards += 1
+        self.widths[len(tree) + 1] += 1
+        self._count(tree, visited, names)
+
+    def observe_rows(
+        self,
+        trees: Sequence[DraftTree],
+        visited: Sequence[Sequence[int]],
+        names: Sequence[str],
+    ) -> None:
+        """Count the verified trees of a batch, one per row; see `observe`."""
+        self.forwards += 1
+        self.batches[len(trees)] += 1
+        self.widths[max(len(tree) for tree in trees) + 1] += 1
+        for tree, path in zip(trees, visited, strict=True):
+            self._count(tree, path, names)
+
+    def _count(self, tree: DraftTree, visited: Sequence[int], names: Sequence[str]) -> None:
         self.tokens += len(visited)
         self.lengths[len(visited)] += 1
-        self.widths[len(tree) + 1] += 1
         hits = len(visited) - 1
         self.drafted += len(tree)
         self.accepted += hits
@@ -158,7 +177,15 @@ class Stats:
         counters = ("calls", "forwards", "tokens", "drafted", "accepted", "captured")
         for name in (*counters, "capture_seconds"):
             setattr(self, name, getattr(self, name) + getattr(call, name))
-        for name in ("lengths", "widths", "drafted_by", "accepted_by", "engines", "fallbacks"):
+        for name in (
+            "lengths",
+            "widths",
+            "batches",
+            "drafted_by",
+            "accepted_by",
+            "engines",
+            "fallbacks",
+        ):
             getattr(self, name).update(getattr(call, name))
         for phase, seconds in call.seconds.items():
             self.seconds[phase] += seconds
@@ -183,6 +210,7 @@ class Stats:
             "accepted_per_position": list(self.accepted_per_position),
             "lengths": {str(k): self.lengths[k] for k in sorted(self.lengths)},
             "widths": {str(n): self.widths[n] for n in sorted(self.widths)},
+            "batches": {str(n): self.batches[n] for n in sorted(self.batches)},
             "drafted_by": dict(self.drafted_by),
             "accepted_by": dict(self.accepted_by),
             "seconds": dict(self.seconds),
@@ -197,12 +225,16 @@ class Stats:
     def rows(self) -> list[tuple[str, str]]:
         """(label, text) of each figure, for tables."""
         steps = self.forwards or 1
+        each = " and row" if self.batches else ""
         rows = [
             ("calls", f"{self.calls}"),
             ("tokens / forwards", f"{self.tokens} / {self.forwards}"),
-            ("accept length", f"{self.accept_length:.2f} tokens per forward, bonus included"),
+            ("accept length", f"{self.accept_length:.2f} tokens per forward{each}, bonus included"),
             ("accepted", f"{self.accepted} of {self.drafted} drafted"),
         ]
+        if self.batches:
+            most, batched = max(self.batches), sum(self.batches.values())
+            rows.append(("batches", f"{batched} forwards over 2 to {most} rows"))
         rows += [
             (f"  {name}", f"{self.accepted_by[name]} of {self.drafted_by[name]}")
             for name in self.drafted_by

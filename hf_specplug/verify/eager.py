@@ -33,12 +33,12 @@ from hf_specplug.verify.registry import EngineFactory, register_engine
 
 @register_engine
 class EagerFactory(EngineFactory):
-    """Makes eager engines. They suit every call, and keep nothing between calls."""
+    """Makes eager engines. They suit every call of one row, and keep nothing between calls."""
 
     name = "eager"
 
     def suits(self, call: Call, plan: CallPlan) -> bool:
-        return True
+        return call.rows == 1
 
     def limit(self, call: Call, plan: CallPlan) -> CallPlan:
         if left_to_compiled_generate(call):

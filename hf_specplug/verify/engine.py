@@ -128,6 +128,11 @@ class Engine(ABC):
 
     def prefill(self, input_ids: torch.Tensor, wanted: int) -> Outputs:
         """Run the prompt; returns the outputs at its last n tokens, n = `wanted` if possible."""
+        logits = self._run_prompt(input_ids, wanted)
+        return self._with_states(Outputs(logits[0, -wanted:], states=self._states(wanted)))
+
+    def _run_prompt(self, input_ids: torch.Tensor, wanted: int) -> torch.Tensor:
+        """Run the prompt of all rows; returns the logits [rows, n, V] of its last tokens."""
         kwargs = self._kwargs
         if kwargs.get("logits_to_keep") == 1 and wanted > 1:
             kwargs["logits_to_keep"] = wanted
@@ -138,8 +143,8 @@ class Engine(ABC):
             self._undo.callback(self._packed.close)
             self._packed.open(self._model)
         self.resume(prompt)
-        found = Outputs(outputs.logits[0, -wanted:], states=self._states(wanted))
-        return self._with_states(found)
+        logits: torch.Tensor = outputs.logits
+        return logits
 
     def _with_states(self, outputs: Outputs) -> Outputs:
         """The outputs; takes note if hidden states are needed and the hook saw none."""
@@ -164,9 +169,9 @@ class Engine(ABC):
     def _watched(self) -> AbstractContextManager[Any]:
         return nullcontext() if self._hook is None else self._hook
 
-    def _states(self, count: int) -> torch.Tensor | None:
+    def _states(self, count: int, row: int = 0) -> torch.Tensor | None:
         """[count, width], the hidden states of a forward pass; None if the hook saw none."""
-        return None if self._hook is None else self._hook.of(0, count)
+        return None if self._hook is None else self._hook.of(row, count)
 
     def _prepare_positions(self, input_ids: torch.Tensor) -> None:
         """Get the position of the next token from the model's own input preparation.
@@ -180,7 +185,7 @@ class Engine(ABC):
         key = self._position_key
         if key is None:
             return
-        ids = torch.cat([input_ids, input_ids.new_zeros((1, 1))], dim=1)
+        ids = torch.cat([input_ids, input_ids.new_zeros((len(input_ids), 1))], dim=1)
         prepared = self._model.prepare_inputs_for_generation(
             ids, next_sequence_length=1, is_first_iteration=False, **self._kwargs
         )
@@ -201,7 +206,7 @@ class Engine(ABC):
         """The arguments that the model's own `prepare_inputs_for_generation` makes for T tokens.
 
         Args:
-            ids: int64[1, T].
+            ids: int64[rows, T].
             offsets: int64[T], their positions relative to the first token after the prompt.
             mask: [1, past + T]; None unless tokens of the prompt are hidden.
         """

@@ -98,3 +98,11 @@ def generator_state(device: torch.device) -> torch.Tensor:
         return torch.get_rng_state()
     state: torch.Tensor = getattr(torch, device.type).get_rng_state(device)
     return state
+
+
+def set_generator_state(device: torch.device, state: torch.Tensor) -> None:
+    """Set the state that `generator_state` returns."""
+    if device.type == "cpu":
+        torch.set_rng_state(state)
+    else:
+        getattr(torch, device.type).set_rng_state(state, device)

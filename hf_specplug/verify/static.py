@@ -49,7 +49,8 @@ class StaticFactory(EngineFactory):
         forking.register(self)
 
     def suits(self, call: Call, plan: CallPlan) -> bool:
-        return plan.mode == TREE and not self.forward.failure and has_static_shapes(call)
+        fits = call.rows == 1 and not self.forward.failure
+        return plan.mode == TREE and fits and has_static_shapes(call)
 
     def limit(self, call: Call, plan: CallPlan) -> CallPlan:
         return plan

@@ -33,7 +33,18 @@ def _layer(kind: str) -> Any:
     return made
 
 
+@cache
+def _prepared() -> GenerationConfig:
+    """The config that `generate` hands to a decoding method."""
+
+    def take(model: Any, input_ids: Any, generation_config: GenerationConfig, **_: Any) -> Any:
+        return generation_config
+
+    return make("llama").generate(torch.tensor([[5]]), max_new_tokens=1, custom_generate=take)  # type: ignore[no-any-return]
+
+
 OWNERS = {
+    "a prepared config": _prepared,
     "a model": lambda: make("llama"),
     "its config": lambda: LlamaConfig(attn_implementation="sdpa"),
     "GenerationConfig": lambda: GenerationConfig,
@@ -54,6 +65,7 @@ PRIVATE = {
         "_valid_auto_compile_criteria",
     ],
     "its config": ["_attn_implementation", "_attn_implementation_internal"],
+    "a prepared config": ["_pad_token_tensor"],
     "GenerationConfig": ["_get_default_generation_params"],
     "CompileConfig": ["_compile_all_devices"],
 }
@@ -61,6 +73,7 @@ PRIVATE = {
 
 OPTIONAL = {
     "_beam_search": "a mode that generate may name; only compared with",
+    "_is_user_defined": "of a cache that the caller gave, asked for with a default",
     "_is_stateful": "of recurrent models only, asked for with a default",
     "_hf_hook": "what accelerate leaves on an offloaded model, asked for with a default",
 }

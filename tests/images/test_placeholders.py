@@ -10,7 +10,7 @@ import torch
 import transformers as tf
 
 from hf_specplug import SpecPlug, attach, detach
-from hf_specplug.decode import _prompt_rows
+from hf_specplug.decode import prompt_rows
 from hf_specplug.drafters.contract import Context, Drafter, Frontier, Int32
 from hf_specplug.hf.suppressed import placeholders
 from hf_specplug.plug import DEFAULT_DRAFTERS
@@ -129,7 +129,7 @@ class _Room:
 def test_rows_are_asked_for_after_the_last_one(text: int, rows: int) -> None:
     video = np.full(200_000, -1)
     prompt = np.concatenate([np.arange(5), video, np.full(text, 7)])
-    assert _prompt_rows(_Room(len(prompt)), Context(prompt, 100)) == rows  # type: ignore[arg-type]
+    assert prompt_rows(_Room(len(prompt)), Context(prompt, 100)) == rows  # type: ignore[arg-type]
     assert Context([5, 6], 100).unbroken == 2
     assert Context([5, -1], 100).unbroken == 0
 

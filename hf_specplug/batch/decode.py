@@ -1,0 +1,188 @@
+"""The decoding loop of a batch: each row drafts and accepts on its own, in one forward pass.
+
+It takes the five steps of `hf_specplug.decode`. Each row is a request of its own, with its own
+text, drafters, tree and accepted length. The rows share the engine, the budget, and what their
+drafters learn. A row that has ended leaves the forward pass.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from hf_specplug.decode import prompt_rows
+from hf_specplug.drafters.contract import Context, Step
+from hf_specplug.drafting.budget import Budget, Decision
+from hf_specplug.drafting.draft import RowDraft, draft_rows
+from hf_specplug.drafting.search import TreeSearch
+from hf_specplug.telemetry.history import CheckedStep, History
+from hf_specplug.telemetry.stats import Stats
+from hf_specplug.tree import EMPTY, DraftTree
+from hf_specplug.verify.acceptance import Verifier
+from hf_specplug.verify.engine import PREFILL_LOGITS
+from hf_specplug.verify.outputs import Outputs
+from hf_specplug.verify.ragged import RaggedEngine
+
+_ANY = 1 << 30  # tokens: a row's cache grows as needed
+
+
+@dataclass(slots=True)
+class Row:
+    """One row in progress.
+
+    Attributes:
+        verifier: holds its sequence, padding on the left included, and picks its tokens.
+        search: its drafters and their tree; each has begun this request.
+        context: its text as the drafters see it, without padding on the left.
+        history: its last trees.
+        root: its last accepted token.
+    """
+
+    verifier: Verifier
+    search: TreeSearch
+    context: Context
+    history: History
+    root: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One call with several rows in progress.
+
+    Attributes:
+        engine: runs the target model on the rows that have not ended.
+        rows: all rows of the call.
+        budget: the budget for a number of rows.
+        stats, lock: those of `Decoding`.
+    """
+
+    engine: RaggedEngine
+    rows: Sequence[Row]
+    budget: Callable[[int], Budget]
+    stats: Stats
+    lock: AbstractContextManager[Any]
+
+
+def decode_rows(call: Batch, input_ids: torch.Tensor) -> None:
+    """Generate until every row has ended. The texts are then in the rows' verifiers.
+
+    Args:
+        input_ids: int64[N, n], the prompts.
+    """
+    engine, stats = call.engine, call.stats
+    with stats.phase("prefill"):
+        _prefill(call, input_ids)
+    rows = _leave(engine, call.rows)
+    while rows:
+        budget = call.budget(len(rows))
+
+        # 1. draft a tree for each row; 2. size: cut all to the width of the best expected goodput
+        with stats.phase("draft"):
+            trees, decision = _draft(call, rows, budget)
+
+        # 3. verify: one forward pass over the last token and the tree of each row
+        start = time.perf_counter()
+        with stats.phase("verify"):
+            outputs = engine.step_rows([row.root for row in rows], trees)
+            for one in outputs:
+                one.wait()
+
+        # 4. accept: in each row the target's own tokens, as far as its tree contains them
+        with stats.phase("accept"):
+            steps = [_accept(*each) for each in zip(rows, outputs, trees, strict=True)]
+            engine.keep_rows([step.visited for step in steps])
+        _learn_costs(budget, decision, rows, steps, time.perf_counter() - start)
+
+        # 5. observe: drafters learn from all outputs of the forward pass
+        with stats.phase("observe"):
+            for row, step, one in zip(rows, steps, outputs, strict=True):
+                _observe(call, row, step, one)
+            stats.observe_rows(trees, [step.visited for step in steps], rows[0].history.names)
+            rows = _leave(engine, rows)
+
+
+def _prefill(call: Batch, input_ids: torch.Tensor) -> None:
+    """Run the prompts, show them to the drafters, and accept the first token of each row."""
+    rows = call.rows
+    wanted = 1
+    if any(row.search.needs("topk") for row in rows):
+        most = PREFILL_LOGITS // (rows[0].context.vocab_size * len(rows))
+        wanted = max(1, min(most, max(prompt_rows(row.verifier, row.context) for row in rows)))
+    found = call.engine.prefill_rows(input_ids, wanted)
+    for row, outputs in zip(rows, found, strict=True):
+        context, logits = row.context, outputs.logits
+        count = min(len(context), len(logits))
+        prompt = context.tokens[len(context) - count :].copy()
+        step = _accept(row, Outputs(logits[-1:]), EMPTY)
+        context.append(step.emitted)
+        topk = None
+        if row.search.needs("topk") and count:
+            topk = Outputs(logits[-count:]).topk()
+        hidden = outputs.hidden(-1) if row.search.needs("hidden") else None
+        before = len(context) - 1 - count
+        with call.lock:
+            row.search.observe(Step.of_text(prompt, before, [], step.emitted, topk, hidden))
+
+
+def _draft(call: Batch, rows: Sequence[Row], budget: Budget) -> tuple[list[DraftTree], Decision]:
+    """Draft the trees to verify; that of a row is empty if nothing may follow its last token."""
+    drafts = [
+        RowDraft(
+            row.search,
+            row.root,
+            room=0 if row.root in row.context.suppressed else _ANY,
+            depth=row.verifier.remaining - 1,
+            noise=row.verifier.noise,
+        )
+        for row in rows
+    ]
+    return draft_rows(drafts, budget, max(len(row.context) for row in rows), call.lock)
+
+
+def _accept(row: Row, outputs: Outputs, tree: DraftTree) -> CheckedStep:
+    """Accept the part of a row's tree that the target agrees with."""
+    visited, emitted = row.verifier.accept(outputs, tree, row.search.proposal)
+    step = CheckedStep(row.root, tree, visited, emitted)
+    row.root = emitted[-1]
+    return step
+
+
+def _learn_costs(
+    budget: Budget,
+    decision: Decision,
+    rows: Sequence[Row],
+    steps: Sequence[CheckedStep],
+    seconds: float,
+) -> None:
+    """Show the budget what a forward pass cost, and what it brought."""
+    accepted = sum(len(step.visited) - 1 for step in steps)
+    width = max(len(step.tree) for step in steps) + 1
+    longest = max(len(row.context) for row in rows)
+    budget.observe(decision, accepted, longest, seconds, width)
+
+
+def _observe(call: Batch, row: Row, step: CheckedStep, outputs: Outputs) -> None:
+    """Show a row's outputs to its drafters and the mixer, and extend its text."""
+    search, context = row.search, row.context
+    topk = outputs.topk() if search.needs("topk") else None
+    hidden = outputs.hidden(step.visited[-1]) if search.needs("hidden") else None
+    before = len(context) - 1
+    context.append(step.emitted)
+    seen = Step.of_tree(step.root, step.tree, before, step.visited, step.emitted, topk, hidden)
+    with call.lock:
+        search.learn(seen.emitted)
+        search.observe(seen)
+    row.history.append(step)
+
+
+def _leave(engine: RaggedEngine, rows: Sequence[Row]) -> list[Row]:
+    """The rows that have not ended; the others leave the engine."""
+    live = [index for index, row in enumerate(rows) if not row.verifier.finished]
+    if 0 < len(live) < len(rows):
+        engine.select(live)
+    return [rows[index] for index in live]

@@ -1,0 +1,84 @@
+"""A trial of a batch: the logits of a tree in each row, compared with those of plain decoding.
+
+The rows keep paths of different lengths. Then one of them leaves, and the other one goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from transformers import PreTrainedModel
+
+from hf_specplug.exactness.paths import Path, made_tree, paths_of
+from hf_specplug.hf.call import Call
+from hf_specplug.hf.plan import TREE, CallPlan
+from hf_specplug.hf.prefill import Prompt, next_kwargs
+from hf_specplug.tree import EMPTY
+from hf_specplug.verify.ragged import RaggedEngine
+
+Place = tuple[int, Path]  # a row of the batch, and the tokens after its prompt
+
+
+def drafted_logits(call: Call, prompt: Prompt, t: Sequence[int]) -> dict[Place, torch.Tensor]:
+    """The logits of three forward passes over two rows, by place.
+
+    Args:
+        call: a call with two rows.
+        prompt: its state after prefill; not changed.
+        t: seven tokens.
+    """
+    #   row 0   t0 ── t1 ── t3          kept: t0 t2 t4
+    #            └─── t2 ── t4
+    #   row 1   t0 ── t5                kept: t0
+    trees = [made_tree([-1, -1, 0, 1], [t[1], t[2], t[3], t[4]]), made_tree([-1], [t[5]])]
+    #   then    t3 with t5 or t6; t1 with t2 and t3, of which t1 and t2 are kept; row 0 leaves
+    second = [made_tree([-1, -1], [t[5], t[6]]), made_tree([-1, 0], [t[2], t[3]])]
+    found: dict[Place, torch.Tensor] = {}
+    engine = RaggedEngine(replace(call, kwargs={}), CallPlan(TREE))
+    try:
+        engine.resume(prompt.copied())
+        texts: list[Path] = [(), ()]
+        roots = [t[0], t[0]]
+        for grown, kept, after in (
+            (trees, [[0, 2, 4], [0]], [t[3], t[1]]),
+            (second, [[0], [0, 1]], [t[1], t[6]]),
+        ):
+            outputs = engine.step_rows(roots, grown)
+            for row, (text, root, tree) in enumerate(zip(texts, roots, grown, strict=True)):
+                places = paths_of(text, root, tree)
+                logits = outputs[row].logits.float()
+                found.update({(row, path): one for path, one in zip(places, logits, strict=True)})
+                texts[row] = places[kept[row][-1]]
+            engine.keep_rows(kept)
+            roots = after
+        engine.select([1])
+        logits = engine.step_rows([roots[1]], [EMPTY])[0].logits.float()
+        found[1, (*texts[1], roots[1])] = logits[0]
+    finally:
+        engine.close()
+    return found
+
+
+def expected_logits(
+    model: PreTrainedModel, prompt: Prompt, paths: Sequence[Path]
+) -> dict[Place, torch.Tensor]:
+    """The logits of plain decoding with the same path in all rows, for paths in lexical order."""
+    found: dict[Place, torch.Tensor] = {}
+
+    def visit(path: Path, before: Prompt) -> None:
+        new = before.input_ids.new_full((len(before.input_ids), 1), path[-1])
+        ids = torch.cat([before.input_ids, new], dim=1)
+        inputs = model.prepare_inputs_for_generation(ids, next_sequence_length=1, **before.kwargs)
+        outputs = model(**inputs, return_dict=True)
+        kwargs = next_kwargs(model, outputs, before.kwargs)
+        after = Prompt(ids, kwargs, before.per_token)
+        for row, logits in enumerate(outputs.logits[:, -1].float()):
+            found[row, path] = logits
+        for child in paths:
+            if child[:-1] == path:
+                visit(child, after.copied())
+
+    visit(paths[0], prompt.copied())
+    return found

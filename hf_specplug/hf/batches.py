@@ -1,0 +1,138 @@
+"""Which calls with several rows can be drafted, and why others run plainly.
+
+The rows of a drafted batch run ahead of one another. What looks at one row at a time gives the same
+results then. What looks at all rows of a step, or counts steps, does not.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from transformers import (
+    EosTokenCriteria,
+    EpsilonLogitsWarper,
+    EtaLogitsWarper,
+    ExponentialDecayLengthPenalty,
+    ForcedBOSTokenLogitsProcessor,
+    ForcedEOSTokenLogitsProcessor,
+    InfNanRemoveLogitsProcessor,
+    LogitNormalization,
+    LogitsProcessorList,
+    MaxLengthCriteria,
+    MinLengthLogitsProcessor,
+    MinNewTokensLengthLogitsProcessor,
+    MinPLogitsWarper,
+    NoBadWordsLogitsProcessor,
+    NoRepeatNGramLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+    SequenceBiasLogitsProcessor,
+    StoppingCriteriaList,
+    StopStringCriteria,
+    SuppressTokensAtBeginLogitsProcessor,
+    SuppressTokensLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    TypicalLogitsWarper,
+)
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+from hf_specplug.hf.call import OF_A_TEXT, Call
+from hf_specplug.hf.positions import position_argument
+from hf_specplug.hf.support import is_generic
+
+ROW_BY_ROW = frozenset(
+    {
+        EpsilonLogitsWarper,
+        EtaLogitsWarper,
+        ExponentialDecayLengthPenalty,
+        ForcedBOSTokenLogitsProcessor,
+        ForcedEOSTokenLogitsProcessor,
+        InfNanRemoveLogitsProcessor,
+        LogitNormalization,
+        MinLengthLogitsProcessor,
+        MinNewTokensLengthLogitsProcessor,
+        MinPLogitsWarper,
+        NoBadWordsLogitsProcessor,
+        NoRepeatNGramLogitsProcessor,
+        RepetitionPenaltyLogitsProcessor,
+        SequenceBiasLogitsProcessor,
+        SuppressTokensAtBeginLogitsProcessor,
+        SuppressTokensLogitsProcessor,
+        TemperatureLogitsWarper,
+        TopKLogitsWarper,
+        TopPLogitsWarper,
+        TypicalLogitsWarper,
+    }
+)
+"""Logits processors that treat each row alone, by its tokens only. A test compares them."""
+
+_BY_ROW = "prompt_ignore_length"
+"""The attribute in which a processor may hold a tensor with one number per row."""
+
+_GROWING = frozenset({DynamicLayer, DynamicSlidingWindowLayer})
+
+
+def unsuited(call: Call) -> str:
+    """Why the rows of a call cannot have caches of their own; "" if they can."""
+    model, cache = call.model, call.cache
+    config = model.config.get_text_config(decoder=True)
+    given = {key for key, value in call.kwargs.items() if value is not None} - OF_A_TEXT
+    if model.config.is_encoder_decoder:
+        return "a batch of an encoder-decoder model is not drafted yet"
+    if given:
+        return f"a batch with {', '.join(sorted(given))} is not drafted yet"
+    if not is_generic(model) or position_argument(model) is None:
+        return f"a batch of {config.model_type}, which prepares its own inputs, is not drafted yet"
+    mask = call.kwargs.get("attention_mask")
+    if mask is not None and mask.shape != call.input_ids.shape:
+        return "a batch with an attention mask of another shape than its tokens is not drafted yet"
+    if call.config.return_dict_in_generate:
+        return "return_dict_in_generate of a batch holds outputs of rows that have ended"
+    if type(cache) is not DynamicCache or not {type(layer) for layer in cache.layers} <= _GROWING:
+        return f"a batch with a cache of type {type(cache).__name__} is not drafted yet"
+    if getattr(cache, "_is_user_defined", False) or cache.get_seq_length():
+        return "a batch that continues with a cache of the caller is not drafted yet"
+    if getattr(cache, "offloading", False):
+        return "an offloaded cache is not rolled back"
+    if getattr(config, "num_kv_shared_layers", 0):
+        return "a batch of a model whose layers share keys is not drafted yet"
+    return ""
+
+
+def lockstep(
+    rows: int, processors: LogitsProcessorList, criteria: StoppingCriteriaList, streams: bool
+) -> str:
+    """Why the rows of a call must advance together; "" if they need not.
+
+    Args:
+        rows: number of rows.
+        processors, criteria: as `generate` prepared them.
+        streams: whether a streamer receives the tokens of all rows at each step.
+    """
+    for processor in processors:
+        numbers = getattr(processor, _BY_ROW, None)
+        if isinstance(numbers, torch.Tensor) and len(numbers) != rows:
+            return f"{type(processor).__name__} holds {len(numbers)} numbers for {rows} rows"
+        if type(processor) not in ROW_BY_ROW:
+            return f"{type(processor).__name__} is called for all rows of a batch at once"
+    ends = any(type(criterion) is EosTokenCriteria for criterion in criteria)
+    for criterion in criteria:
+        if type(criterion) is StopStringCriteria and not ends:
+            return "without a stop token, rows that found a stop string go on until all have"
+        if type(criterion) not in (EosTokenCriteria, MaxLengthCriteria, StopStringCriteria):
+            return f"{type(criterion).__name__} is asked about all rows of a batch at once"
+    return "a streamer gets the tokens of a batch step by step" if streams else ""
+
+
+def processors_of_row(processors: LogitsProcessorList, row: int) -> LogitsProcessorList:
+    """The processors of one row of a batch: those of the batch, with what they hold for the row."""
+    own = LogitsProcessorList()
+    for processor in processors:
+        numbers = getattr(processor, _BY_ROW, None)
+        if isinstance(numbers, torch.Tensor):
+            processor = copy.copy(processor)
+            setattr(processor, _BY_ROW, numbers[row : row + 1])
+        own.append(processor)
+    return own

@@ -1,0 +1,183 @@
+"""Sampling the rows of a batch from the random numbers that plain `generate` draws in lockstep.
+
+Plain `generate` calls `torch.multinomial` once per step for all N rows: it draws exponential noise
+[N, V] and picks argmax p / noise in each row (the Gumbel-max trick). Here the rows reach a step at
+different times. The first row that needs a step draws its noise from the generator; the others take
+their part of it later. When the last row ends, the generator is where plain `generate` leaves it.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+
+from hf_specplug.drafters.contract import NO_NOISE, Noise
+from hf_specplug.tree import DraftTree
+from hf_specplug.verify.acceptance import Proposal, Verifier
+from hf_specplug.verify.noise import POSITIONS, generator_state, set_generator_state
+from hf_specplug.verify.outputs import Outputs
+
+HELD = 1 << 28
+"""Bytes of noise that are kept for rows that have not reached its step yet. Beyond that, the noise
+of the latest steps is dropped. A row that gets there draws it again, from the generator's state
+before that step."""
+
+
+class LockstepNoise:
+    """The sampling noise of a batch, by step and row.
+
+    Args:
+        device: the device of the probabilities.
+        rows: number of rows of the batch.
+        held: number of bytes to keep; the noise that rows need next is kept in any case.
+
+    Example:
+        >>> noise = LockstepNoise(torch.device("cpu"), rows=2)
+        >>> noise.pick(1, 0, torch.tensor([[0.0, 1.0]]))
+        1
+    """
+
+    def __init__(self, device: torch.device, rows: int, held: int = HELD) -> None:
+        self._device, self._rows, self._bytes = device, rows, held
+        self._states: list[torch.Tensor] = []  # the generator's state before each step
+        self._held: dict[int, torch.Tensor] = {}  # step -> float32[N, V]
+        self._twin = torch.Generator(device)
+        self._next = dict.fromkeys(range(rows), 0)  # the next step of each row that has not ended
+        self._picked = 0  # steps that some row has picked
+        self._rings: dict[int, tuple[NDArray[np.float64], int]] = {}
+        self._width = 0
+
+    def pick(self, row: int, step: int, probs: torch.Tensor) -> int:
+        """The token of a row at a step, given its `probs` float32[1, V], as multinomial picks it.
+
+        Raises:
+            RuntimeError: the probabilities are not finite; it is raised by `torch.multinomial`.
+        """
+        self._width = probs.shape[-1]
+        token = int(torch.argmax(probs[0] / self._of_step(step)[row]))
+        if not bool(torch.isfinite(probs[0, token])):
+            torch.multinomial(probs, num_samples=1)
+        self._next[row] = step + 1
+        if step >= self._picked:
+            self._picked = step + 1
+            set_generator_state(self._device, self._states[step + 1])
+        return token
+
+    def ahead(self, row: int) -> Noise:
+        """The noise of a row's next picks; see `Frontier.noise`."""
+        step, count = self._next[row], self._positions()
+        if not count:
+            return NO_NOISE
+        ring, end = self._rings.get(row) or (np.empty((count, self._width)), 0)
+        for later in range(max(step, end), step + count):
+            noise = self._of_step(later)[row].double()
+            ring[later % count] = (-torch.expm1(-noise)).cpu().numpy()
+        self._rings[row] = ring, step + count
+        return ring, step % count
+
+    def _positions(self) -> int:
+        """How many positions to look ahead, so that those of all rows can be kept."""
+        size = self._rows * self._rows * self._width * 4
+        return min(POSITIONS, self._bytes // size) if size else 0
+
+    def leave(self, row: int) -> None:
+        """A row has ended: it needs no more noise."""
+        del self._next[row]
+        self._rings.pop(row, None)
+
+    def _of_step(self, step: int) -> torch.Tensor:
+        """float32[N, V], the noise of a step."""
+        noise = self._held.get(step)
+        if noise is None:
+            if not self._states:
+                self._states.append(generator_state(self._device))
+            noise = torch.empty((self._rows, self._width), device=self._device)
+            for drawn in range(min(step, len(self._states) - 1), step + 1):
+                self._twin.set_state(self._states[drawn])
+                noise.exponential_(1, generator=self._twin)
+                if drawn + 1 == len(self._states):
+                    self._states.append(self._twin.get_state())
+            self._make_room(noise.nbytes)
+            self._held[step] = noise
+        return noise
+
+    def _make_room(self, size: int) -> None:
+        """Drop what no row needs any more and, if that is not enough, what is needed last."""
+        most = self._bytes // size - 1
+        if len(self._held) <= most:
+            return
+        near = range(max(1, self._positions()))
+        soon = {step + place for step in self._next.values() for place in near}
+        first = min(self._next.values(), default=0)
+        past = [step for step in self._held if step < first]
+        later = sorted((step for step in self._held if step not in soon), reverse=True)
+        for step in dict.fromkeys([*past, *later]):
+            if len(self._held) <= most:
+                break
+            del self._held[step]
+
+
+@cache
+def foreseen(device: torch.device, rows: int, width: int) -> bool:
+    """Whether `LockstepNoise` picks as `torch.multinomial` does on this device, by a test run."""
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            logits = torch.linspace(0.0, 4.0, width, device=device)
+            probs = torch.stack([logits.roll(row * 7) for row in range(rows)]).softmax(dim=-1)
+            for seed in range(4):
+                torch.manual_seed(seed)
+                expected = [torch.multinomial(probs, 1).squeeze(1).tolist() for _ in range(2)]
+                state = generator_state(device)
+                torch.manual_seed(seed)
+                noise = LockstepNoise(device, rows)
+                for row in reversed(range(rows)):
+                    for step in range(2):
+                        if noise.pick(row, step, probs[row : row + 1]) != expected[step][row]:
+                            return False
+                if not torch.equal(state, generator_state(device)):
+                    return False
+    except Exception:  # the device has no such generators
+        return False
+    return True
+
+
+class RowVerifier(Verifier):
+    """A `Verifier` of one row of a batch.
+
+    Args:
+        row: its index in the batch.
+        noise: the noise of the batch, if it is sampled.
+        input_ids: int64[1, n], the row's prompt, padding on its left included.
+        processors, criteria, config: those of the batch.
+    """
+
+    def __init__(
+        self,
+        row: int,
+        noise: LockstepNoise,
+        input_ids: torch.Tensor,
+        processors: LogitsProcessorList,
+        criteria: StoppingCriteriaList,
+        config: GenerationConfig,
+    ) -> None:
+        super().__init__(input_ids, processors, criteria, config, None)
+        self._row, self._shared = row, noise
+        self._prompt = input_ids.shape[1]
+
+    def noise(self) -> Noise:
+        return self._shared.ahead(self._row) if self._sample else NO_NOISE
+
+    def accept(
+        self, outputs: Outputs, tree: DraftTree, proposal: Proposal | None = None
+    ) -> tuple[list[int], list[int]]:
+        accepted = super().accept(outputs, tree)
+        if self.finished:
+            self._shared.leave(self._row)
+        return accepted
+
+    def _draw(self, probs: torch.Tensor, node: int) -> int:
+        return self._shared.pick(self._row, self._length - self._prompt, probs)

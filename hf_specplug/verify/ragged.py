@@ -1,0 +1,173 @@
+"""The ragged engine: one forward pass over a batch, with a tree of its own for each row.
+
+Trees are padded to the widest one. Padding sees itself and the text, and is never kept. Every row
+has its own slots, positions, mask and accepted length (see `RowCache`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hf_specplug.hf import batches
+from hf_specplug.hf.attention import FoldedHeads, implementation
+from hf_specplug.hf.call import Call
+from hf_specplug.hf.plan import CHAIN, PLAIN, TREE, CallPlan
+from hf_specplug.hf.row_cache import RowCache
+from hf_specplug.tree import EMPTY, DraftTree
+from hf_specplug.verify.engine import Engine
+from hf_specplug.verify.outputs import Outputs, pack
+from hf_specplug.verify.packed import PackedLinears
+from hf_specplug.verify.registry import EngineFactory, register_engine
+from hf_specplug.verify.row_masks import RowMasks
+
+
+@register_engine
+class RaggedFactory(EngineFactory):
+    """Makes the engines of calls with several rows. It keeps nothing between calls."""
+
+    name = "ragged"
+    priority = 2
+    modes = (TREE, PLAIN)
+
+    def suits(self, call: Call, plan: CallPlan) -> bool:
+        return call.rows > 1
+
+    def limit(self, call: Call, plan: CallPlan) -> CallPlan:
+        if plan.mode == CHAIN:
+            return plan.limited(PLAIN, f"a batch is drafted as trees only: {plan.reason}")
+        return plan.limited(PLAIN, reason) if (reason := batches.unsuited(call)) else plan
+
+    def make(
+        self, call: Call, plan: CallPlan, packed: PackedLinears | None, layer: int | None
+    ) -> RaggedEngine:
+        return RaggedEngine(call, plan, packed, layer)
+
+
+class RaggedEngine(Engine):
+    """Verifies one tree per row of a batch; `step` and `keep` serve a batch of one."""
+
+    def _start(self) -> None:
+        starts, key = self._starts, self._position_key
+        if starts is None or key is None:
+            raise TypeError(f"{type(self._model).__name__} takes no positions, which trees need")
+        self._positions = key
+        self._heads = FoldedHeads(self._model)
+        self._slots = RowCache(self.cache, self._past)
+        rows = len(self._slots.lengths)
+        self._kwargs["past_key_values"] = self._slots
+        self._row_starts = starts.expand(rows, 1)
+        mask = self._prompt_mask
+        self._masks = RowMasks(
+            self._model.config,
+            self._model.dtype,
+            implementation(self._model) == "eager",
+            self._device,
+            None if mask is None else mask[:, : self._past],
+            rows,
+            self._config.max_length,
+        )
+        zeros = torch.zeros((rows, 1), dtype=torch.int64, device=self._device)
+        self._slots.aim(1)
+        self._template = self._prepare(zeros, zeros)
+
+    @property
+    def free_slots(self) -> int:
+        return 1 << 30
+
+    def prefill_rows(self, input_ids: torch.Tensor, wanted: int) -> list[Outputs]:
+        """Run the prompts; returns each row's outputs at its last n tokens; see `prefill`."""
+        logits = self._run_prompt(input_ids, wanted)[:, -wanted:]
+        return self._split(logits, [logits.shape[1]] * len(logits))
+
+    def step_rows(self, roots: Sequence[int], trees: Sequence[DraftTree]) -> list[Outputs]:
+        """Run one forward pass over a tree per row; returns the outputs of each row.
+
+        Args:
+            roots: the last accepted token of each row.
+            trees: one tree per row; may be empty.
+        """
+        if self._packed is not None:
+            self._packed.step()
+        rows, counts = len(trees), [len(tree) + 1 for tree in trees]
+        width = max(counts)
+        tokens = np.repeat(np.array(roots, np.int64)[:, None], width, axis=1)
+        depths = np.zeros((rows, width), np.int64)
+        seen = np.zeros((rows, width, width), np.bool_)
+        seen[:, range(width), range(width)] = True
+        for row, (tree, count) in enumerate(zip(trees, counts, strict=True)):
+            own = tree.ancestors()
+            tokens[row, 1:count] = tree.tokens
+            seen[row, :count, :count] = own
+            depths[row, :count] = own.sum(axis=1) - 1
+        with self._packed or nullcontext():
+            return self._verify_rows(tokens, depths, seen, counts)
+
+    def _verify_rows(
+        self,
+        tokens: NDArray[np.int64],
+        depths: NDArray[np.int64],
+        seen: NDArray[np.bool_],
+        counts: Sequence[int],
+    ) -> list[Outputs]:
+        """Run one forward pass over N rows of T tokens.
+
+        Args:
+            tokens, depths: int64[N, T].
+            seen: bool[N, T, T].
+            counts: number of tokens of each row without padding.
+        """
+        slots, device = self._slots, self._device
+        slots.aim(tokens.shape[1])
+        offsets = torch.from_numpy(depths + (slots.lengths - self._first_past)[:, None])
+        inputs = {
+            **self._template,
+            self._ids_key: torch.from_numpy(tokens).to(device),
+            self._positions: self._row_starts + offsets.to(device),
+            self._mask_key: self._masks.build(seen, depths, slots.lengths),
+        }
+        with self._heads, self._watched():
+            outputs = self._model(**inputs, return_dict=True)
+        return self._split(outputs.logits, counts)
+
+    def _split(self, logits: torch.Tensor, counts: Sequence[int]) -> list[Outputs]:
+        """The outputs of each row from `logits` [N, T, V]; `counts`: its number of tokens."""
+        packed: Any = [None] * len(counts)
+        if logits.device.type != "cpu":
+            packed = pack(logits.flatten(0, 1)).view(*logits.shape[:2], -1)
+            packed = [part[:count] for part, count in zip(packed, counts, strict=True)]
+        found = []
+        for row, count in enumerate(counts):
+            states = self._states(logits.shape[1], row)
+            states = None if states is None else states[:count]
+            outputs = Outputs(logits[row, :count], packed[row], states)
+            found.append(self._with_states(outputs))
+        return found
+
+    def keep_rows(self, visited: Sequence[Sequence[int]]) -> None:
+        """Keep these slots of each row's last tree (ascending, root first); drop the others."""
+        self._slots.keep(visited)
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Continue with these rows only, in this order."""
+        self._slots.select(rows)
+        self._masks.select(rows)
+        self._row_starts = self._row_starts[list(rows)]
+
+    def _verify(
+        self, tokens: NDArray[np.int64], depths: NDArray[np.int64], seen: NDArray[np.bool_]
+    ) -> Outputs:
+        return self._verify_rows(tokens[None], depths[None], seen[None], [len(tokens)])[0]
+
+    def keep(self, visited: Sequence[int]) -> None:
+        self.keep_rows([visited])
+
+    def warm(self, max_length: int) -> None:
+        self._warm_weights()
+        rows = len(self._slots.lengths)
+        self.step_rows([0] * rows, [EMPTY] * rows)
