@@ -96,14 +96,14 @@ def decode_rows(call: Batch, input_ids: torch.Tensor) -> None:
         with stats.phase("accept"):
             steps = [_accept(*each) for each in zip(rows, outputs, trees, strict=True)]
             engine.keep_rows([step.visited for step in steps])
-        _learn_costs(budget, decision, rows, steps, time.perf_counter() - start)
 
         # 5. observe: drafters learn from all outputs of the forward pass
         with stats.phase("observe"):
             for row, step, one in zip(rows, steps, outputs, strict=True):
                 _observe(call, row, step, one)
             stats.observe_rows(trees, [step.visited for step in steps], rows[0].history.names)
-            rows = _leave(engine, rows)
+        _learn_costs(budget, decision, rows, steps, time.perf_counter() - start)
+        rows = _leave(engine, rows)
 
 
 def _prefill(call: Batch, input_ids: torch.Tensor) -> None:
