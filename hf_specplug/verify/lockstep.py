@@ -26,6 +26,8 @@ HELD = 1 << 28
 of the latest steps is dropped. A row that gets there draws it again, from the generator's state
 before that step."""
 
+_BELOW_ONE = 1 - 2**-24  # the largest float32 below 1
+
 
 class LockstepNoise:
     """The sampling noise of a batch, by step and row.
@@ -74,8 +76,8 @@ class LockstepNoise:
             return NO_NOISE
         ring, end = self._rings.get(row) or (np.empty((count, self._width)), 0)
         for later in range(max(step, end), step + count):
-            noise = self._of_step(later)[row].double()
-            ring[later % count] = (-torch.expm1(-noise)).cpu().numpy()
+            noise = -torch.expm1(-self._of_step(later)[row])
+            ring[later % count] = noise.clamp_(max=_BELOW_ONE).cpu().numpy()
         self._rings[row] = ring, step + count
         return ring, step % count
 

@@ -59,6 +59,7 @@ class RaggedEngine(Engine):
         self._positions = key
         self._heads = FoldedHeads(self._model)
         self._slots = RowCache(self.cache, self._past)
+        self.cache.reset()  # frees the prompt's slots: such calls return no cache
         rows = len(self._slots.lengths)
         self._kwargs["past_key_values"] = self._slots
         self._row_starts = starts.expand(rows, 1)

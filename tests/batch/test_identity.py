@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_specplug import SpecPlug
+from hf_specplug import SpecPlug, attach, detach
 from hf_specplug.hf.cache import decoder_cache
 from hf_specplug.plug import DEFAULT_DRAFTERS
 from hf_specplug.verify import lockstep
@@ -220,8 +221,6 @@ def test_eager_attention() -> None:
 
 def test_a_batch_learns_and_a_single_call_goes_on() -> None:
     """Drafters are lent to the rows and given back: calls of any number of rows alternate."""
-    from hf_specplug import attach, detach
-
     model = make("llama")
     plug = attach(model, nodes=12)
     try:
@@ -234,6 +233,25 @@ def test_a_batch_learns_and_a_single_call_goes_on() -> None:
     assert plug.stats.engines == {"tree, eager": 3, "tree, ragged": 2}
     assert plug.stats.tokens == 31 * (1 + 17 + 1 + 2 + 1)
     assert plug.stats.batches[17] > 0
+
+
+def test_calls_at_the_same_time() -> None:
+    """Batches of different sizes and a single row, in three threads of one plug."""
+    model = make("llama")
+    every = [batch([7, 24, 16]), batch(LENGTHS[:6], seed=2), prompt(model)]
+    expected = [plain(model, inputs, **GREEDY)[0].tolist() for inputs in every]
+    plug = attach(model, nodes=12)
+    try:
+        with ThreadPoolExecutor(3) as pool:
+            calls = [pool.submit(model.generate, **inputs, **GREEDY) for inputs in [*every, *every]]
+            found = [call.result().tolist() for call in calls]
+    finally:
+        detach(model)
+    assert found == [*expected, *expected]
+    assert plug.stats.calls == 6
+    assert not plug.stats.fallbacks
+    sets = [plug._ensemble.acquire().number for _ in range(10)]
+    assert sets == list(range(10))  # all have been given back
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3", "llama4", "gpt2"])

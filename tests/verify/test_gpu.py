@@ -14,6 +14,7 @@ from hf_specplug.verify import noise
 from hf_specplug.verify.outputs import Outputs
 from hf_specplug.verify.static import PADDED_WIDTHS
 from tests.helpers.oracle import Replay
+from tests.helpers.rows import ENDS, batch
 from tests.helpers.runs import new_tokens
 from tests.helpers.zoo import FAMILIES, make, prompt
 from tests.hf.test_hidden import NEW, Recorder, assert_seen
@@ -162,3 +163,21 @@ def test_hidden_states_come_out_of_graphs() -> None:
     detach(model)
     on_cpu = {name: value.cpu() for name, value in inputs.items()}
     assert_seen(model.cpu(), on_cpu, expected.cpu(), recorder, 1e-3)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2"])
+def test_batches(name: str) -> None:
+    """Greedy and sampled: identical tokens and generator state; rows end at different times."""
+    model = on_gpu(name)
+    inputs = {key: value.cuda() for key, value in batch([7, 24, 1, 16]).items()}
+    for sample in (False, True):
+        settings: dict[str, Any] = {"max_new_tokens": 40, "do_sample": sample, **ENDS}
+        torch.manual_seed(3)
+        expected = model.generate(**inputs, **settings)
+        state = torch.cuda.get_rng_state()
+        plug = attach(model)
+        torch.manual_seed(3)
+        assert model.generate(**inputs, **settings).tolist() == expected.tolist()
+        assert torch.equal(torch.cuda.get_rng_state(), state)
+        assert plug.stats.forwards > 0
+        detach(model)
