@@ -17,7 +17,7 @@ from hf_specplug.telemetry.history import CheckedStep, History
 from hf_specplug.telemetry.stats import Stats
 from hf_specplug.tree import EMPTY
 from hf_specplug.verify.acceptance import Verifier
-from hf_specplug.verify.engine import PREFILL_LOGITS, Engine
+from hf_specplug.verify.engine import Engine
 from hf_specplug.verify.outputs import Outputs
 
 
@@ -95,32 +95,16 @@ def decode(call: Decoding) -> None:
 def _prefill(call: Decoding) -> list[int]:
     """Run the prompt, show it to the drafters, and return the first token in a list."""
     verifier, search, context = call.verifier, call.search, call.context
-    rows = 1
-    if search.needs("topk"):
-        rows = max(1, prompt_rows(verifier, context))
-    outputs = call.engine.prefill(verifier.input_ids, rows)
-    logits = outputs.logits
-    prompt = context.tokens[len(context) - min(len(context), len(logits)) :].copy()
-    _, emitted = verifier.accept(Outputs(logits[-1:]), EMPTY)
+    outputs = call.engine.prefill(verifier.input_ids)
+    last = context.tokens[-1:].copy()
+    _, emitted = verifier.accept(outputs, EMPTY)
     context.append(emitted)
-    topk = None
-    if search.needs("topk") and len(prompt):
-        topk = Outputs(logits[-len(prompt) :]).topk()
-    before = len(context) - len(emitted) - len(prompt)
-    hidden = outputs.hidden(-1) if search.needs("hidden") else None
+    topk = outputs.topk() if search.needs("topk") and len(last) else None
+    hidden = outputs.hidden(0) if search.needs("hidden") else None
+    before = len(context) - 1 - len(last)
     with call.lock:
-        search.observe(Step.of_text(prompt, before, [], emitted, topk, hidden))
+        search.observe(Step.of_text(last, before, [], emitted, topk, hidden))
     return emitted
-
-
-def prompt_rows(verifier: Verifier, context: Context) -> int:
-    """The number of prompt tokens whose outputs the drafters see.
-
-    It is the number of tokens that may be generated, if so many fit. Placeholders of an image are
-    excluded: drafters learn nothing from them, and there may be many.
-    """
-    text = min(verifier.input_ids.shape[1], context.unbroken)
-    return min(text, PREFILL_LOGITS // context.vocab_size, verifier.remaining)
 
 
 def _draft(call: Decoding, root: int) -> Decision:

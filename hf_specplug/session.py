@@ -127,7 +127,7 @@ class Session:
                 if plan.mode != PLAIN:
                     engine = self.engine(call, plan)
                     try:
-                        engine.prefill(input_ids, 1)
+                        engine.prefill(input_ids)
                         act(engine)
                     finally:
                         engine.close()

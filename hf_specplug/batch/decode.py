@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 
-from hf_specplug.decode import prompt_rows
 from hf_specplug.drafters.contract import Context, Step
 from hf_specplug.drafting.budget import Budget, Decision
 from hf_specplug.drafting.draft import RowDraft, draft_rows
@@ -24,7 +23,6 @@ from hf_specplug.telemetry.history import CheckedStep, History
 from hf_specplug.telemetry.stats import Stats
 from hf_specplug.tree import EMPTY, DraftTree
 from hf_specplug.verify.acceptance import Verifier
-from hf_specplug.verify.engine import PREFILL_LOGITS
 from hf_specplug.verify.outputs import Outputs
 from hf_specplug.verify.ragged import RaggedEngine
 
@@ -108,25 +106,17 @@ def decode_rows(call: Batch, input_ids: torch.Tensor) -> None:
 
 def _prefill(call: Batch, input_ids: torch.Tensor) -> None:
     """Run the prompts, show them to the drafters, and accept the first token of each row."""
-    rows = call.rows
-    wanted = 1
-    if any(row.search.needs("topk") for row in rows):
-        most = PREFILL_LOGITS // (rows[0].context.vocab_size * len(rows))
-        wanted = max(1, min(most, max(prompt_rows(row.verifier, row.context) for row in rows)))
-    found = call.engine.prefill_rows(input_ids, wanted)
-    for row, outputs in zip(rows, found, strict=True):
-        context, logits = row.context, outputs.logits
-        count = min(len(context), len(logits))
-        prompt = context.tokens[len(context) - count :].copy()
-        step = _accept(row, Outputs(logits[-1:]), EMPTY)
+    found = call.engine.prefill_rows(input_ids)
+    for row, outputs in zip(call.rows, found, strict=True):
+        search, context = row.search, row.context
+        last = context.tokens[-1:].copy()
+        step = _accept(row, outputs, EMPTY)
         context.append(step.emitted)
-        topk = None
-        if row.search.needs("topk") and count:
-            topk = Outputs(logits[-count:]).topk()
-        hidden = outputs.hidden(-1) if row.search.needs("hidden") else None
-        before = len(context) - 1 - count
+        topk = outputs.topk() if search.needs("topk") and len(last) else None
+        hidden = outputs.hidden(0) if search.needs("hidden") else None
+        before = len(context) - 1 - len(last)
         with call.lock:
-            row.search.observe(Step.of_text(prompt, before, [], step.emitted, topk, hidden))
+            search.observe(Step.of_text(last, before, [], step.emitted, topk, hidden))
 
 
 def _draft(call: Batch, rows: Sequence[Row], budget: Budget) -> tuple[list[DraftTree], Decision]:

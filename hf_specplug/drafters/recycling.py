@@ -2,8 +2,7 @@
 
 Every forward pass yields the likeliest next tokens after each of its tokens. They are kept in a
 matrix with one row per vocabulary entry and proposed when that token occurs again. Unlike in the
-paper, probabilities are kept with the ids, prompts fill the matrix too, and the result does not
-depend on the order of writes.
+paper, probabilities are kept with the ids, and the result does not depend on the order of writes.
 """
 
 from __future__ import annotations

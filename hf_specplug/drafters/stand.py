@@ -2,8 +2,8 @@
 
 The target's distributions are averaged by the last four, three and two tokens, and those of the
 longest known n-gram are proposed. What one sample of a question teaches serves the next sample.
-Written from the paper. Unlike in the paper, prompts are learned too, memory is bounded, and an
-observation holds the target's `TOP_K` likeliest tokens, of which a row keeps up to the paper's ten.
+Written from the paper. Unlike in the paper, memory is bounded, and an observation holds the
+target's `TOP_K` likeliest tokens, of which a row keeps up to the paper's ten.
 
 The tree is grown as for all drafters: see `hf_specplug.published.stand` for the paper's tree and
 its stochastic drafts.
@@ -76,7 +76,7 @@ class StandDrafter(Drafter):
         return twin
 
     def observe(self, step: Step) -> None:
-        """Learn from the target's outputs at every token of the prompt and of the tree.
+        """Learn from the target's outputs at every token of the tree.
 
         Rejected nodes teach as well: another sample of the same question may contain them.
         """

@@ -143,12 +143,14 @@ class TreeSearch(Experts):
 
     def _called(self, generator: np.random.Generator | None) -> list[Expert]:
         """The drafters to ask from Python; `_in_kernel` asks all others."""
-        asked = [expert for expert in self._asked if in_kernel(expert.drafter)]
-        if generator is not None or not self.in_kernel:
-            asked = []
+        allowed = generator is None and self.in_kernel
+        asked: list[Expert] = []
+        called: list[Expert] = []
+        for expert in self._asked:
+            (asked if allowed and in_kernel(expert.drafter) else called).append(expert)
         if asked != self._in_kernel.experts:
             self._in_kernel = Asked(asked)
-        return [expert for expert in self._asked if expert not in asked]
+        return called
 
     def proposal(self, node: int) -> tuple[Int32, Float32, list[int]]:
         """The distribution from which the last tree drew the children of a node.

@@ -22,9 +22,6 @@ from hf_specplug.tree import DraftTree
 from hf_specplug.verify.outputs import Outputs
 from hf_specplug.verify.packed import PackedLinears
 
-PREFILL_LOGITS = 1 << 25
-"""Maximum number of prompt logits that are computed for drafters (128 MB in float32)."""
-
 
 class Engine(ABC):
     """Runs the prompt, then one forward pass per tree.
@@ -126,24 +123,20 @@ class Engine(ABC):
     def _start(self) -> None:
         """Prepare for trees; the prompt is in `cache`."""
 
-    def prefill(self, input_ids: torch.Tensor, wanted: int) -> Outputs:
-        """Run the prompt; returns the outputs at its last n tokens, n = `wanted` if possible."""
-        logits = self._run_prompt(input_ids, wanted)
-        return self._with_states(Outputs(logits[0, -wanted:], states=self._states(wanted)))
+    def prefill(self, input_ids: torch.Tensor) -> Outputs:
+        """Run the prompt; returns the outputs at its last token."""
+        return self._with_states(Outputs(self._run_prompt(input_ids)[0], states=self._states(1)))
 
-    def _run_prompt(self, input_ids: torch.Tensor, wanted: int) -> torch.Tensor:
-        """Run the prompt of all rows; returns the logits [rows, n, V] of its last tokens."""
-        kwargs = self._kwargs
-        if kwargs.get("logits_to_keep") == 1 and wanted > 1:
-            kwargs["logits_to_keep"] = wanted
+    def _run_prompt(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Run the prompt of all rows; returns the logits [rows, 1, V] of its last token."""
         with self._watched():
-            outputs, prompt = prefilled(self._model, input_ids, self._config, kwargs)
+            outputs, prompt = prefilled(self._model, input_ids, self._config, self._kwargs)
         self._undo.enter_context(optimized_for_decode(self._model))
         if self._packed is not None:
             self._undo.callback(self._packed.close)
             self._packed.open(self._model)
         self.resume(prompt)
-        logits: torch.Tensor = outputs.logits
+        logits: torch.Tensor = outputs.logits[:, -1:]
         return logits
 
     def _with_states(self, outputs: Outputs) -> Outputs:

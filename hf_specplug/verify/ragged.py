@@ -81,10 +81,10 @@ class RaggedEngine(Engine):
     def free_slots(self) -> int:
         return 1 << 30
 
-    def prefill_rows(self, input_ids: torch.Tensor, wanted: int) -> list[Outputs]:
-        """Run the prompts; returns each row's outputs at its last n tokens; see `prefill`."""
-        logits = self._run_prompt(input_ids, wanted)[:, -wanted:]
-        return self._split(logits, [logits.shape[1]] * len(logits))
+    def prefill_rows(self, input_ids: torch.Tensor) -> list[Outputs]:
+        """Run the prompts; returns each row's outputs at its last token."""
+        logits = self._run_prompt(input_ids)
+        return self._split(logits, [1] * len(logits))
 
     def step_rows(self, roots: Sequence[int], trees: Sequence[DraftTree]) -> list[Outputs]:
         """Run one forward pass over a tree per row; returns the outputs of each row.

@@ -160,9 +160,9 @@ def test_noise_is_drawn_again_for_a_row_far_behind(
 def test_drafting_as_in_papers(published: str) -> None:
     model, inputs = make("llama"), batch([7, 24, 16])
     for sample in (False, True):
-        every = {"do_sample": sample, "max_new_tokens": 24, **ENDS}
+        every = {"do_sample": sample, "max_new_tokens": 48, **ENDS}
         expected, state = plain(model, inputs, **every)
-        plug = SpecPlug(published=published)
+        plug = SpecPlug(published=published, nodes=8)
         torch.manual_seed(0)
         output = model.generate(**inputs, custom_generate=plug, **every)
         assert output.tolist() == expected.tolist()

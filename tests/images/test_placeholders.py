@@ -10,12 +10,10 @@ import torch
 import transformers as tf
 
 from hf_specplug import SpecPlug, attach, detach
-from hf_specplug.decode import prompt_rows
 from hf_specplug.drafters.contract import Context, Drafter, Frontier, Int32
 from hf_specplug.hf.suppressed import placeholders
 from hf_specplug.plug import DEFAULT_DRAFTERS
 from hf_specplug.tree import DraftTree
-from hf_specplug.verify.engine import PREFILL_LOGITS
 from tests.helpers.oracle import Replay
 from tests.helpers.runs import new_tokens, plain, plugged
 from tests.images.talk import inputs, picture, said
@@ -118,32 +116,20 @@ def test_a_tree_without_some_tokens() -> None:
     assert tree.without([1]).tokens.tolist() == tree.tokens.tolist()
 
 
-class _Room:
-    remaining = 1 << 30
-
-    def __init__(self, length: int) -> None:
-        self.input_ids = torch.zeros((1, length))
-
-
-@pytest.mark.parametrize(("text", "rows"), [(12, 12), (300, 300), (400_000, PREFILL_LOGITS // 100)])
-def test_rows_are_asked_for_after_the_last_one(text: int, rows: int) -> None:
-    video = np.full(200_000, -1)
-    prompt = np.concatenate([np.arange(5), video, np.full(text, 7)])
-    assert prompt_rows(_Room(len(prompt)), Context(prompt, 100)) == rows  # type: ignore[arg-type]
+def test_the_text_after_the_last_placeholder() -> None:
     assert Context([5, 6], 100).unbroken == 2
     assert Context([5, -1], 100).unbroken == 0
+    assert Context([5, -1, 7, 7, 7], 100).unbroken == 3
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 @torch.no_grad()
-def test_rows_of_the_prompt(name: str) -> None:
-    """Few rows are computed, and they are those of the last tokens."""
+def test_one_row_of_the_prompt(name: str) -> None:
+    """As in plain `generate`, logits are computed for the last token only."""
     model, processor = made(name)
     prompt = inputs(processor, said("user", "x", picture(1)))
     prompt.pop("labels", None)
     every = model(**prompt).logits[0]
-    after = prompt["input_ids"][0].tolist()[::-1]
-    count = next(i for i, token in enumerate(after) if token in placeholders(model.config))
     computed: list[torch.Tensor] = []
 
     def keep(_: Any, args: Any, output: Any) -> None:
@@ -159,8 +145,8 @@ def test_rows_of_the_prompt(name: str) -> None:
         detach(model)
         watch.remove()
     logits = next(rows for rows in computed if torch.equal(rows[-1].argmax(), every[-1].argmax()))
-    assert len(logits) == min(count, GREEDY["max_new_tokens"])
-    torch.testing.assert_close(logits, every[-len(logits) :], atol=1e-4, rtol=1e-4)
+    assert len(logits) == 1
+    torch.testing.assert_close(logits, every[-1:], atol=1e-4, rtol=1e-4)
 
 
 def test_a_model_that_says_one() -> None:

@@ -527,7 +527,7 @@ def opened(model: Any) -> StaticForward:
         call = Call(model, input_ids, generation_config, kwargs)
         engine = StaticEngine(call, CallPlan("tree"), forward)
         with torch.no_grad():
-            engine.prefill(input_ids, 1)
+            engine.prefill(input_ids)
         return input_ids
 
     model.generate(**prompt(model), custom_generate=run, max_new_tokens=4)
