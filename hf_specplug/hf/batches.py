@@ -77,7 +77,7 @@ _GROWING = frozenset({DynamicLayer, DynamicSlidingWindowLayer})
 _MARKS_CACHES = (
     "_is_user_defined" in GenerationMixin._prepare_cache_for_generation.__code__.co_names
 )
-"""Whether `generate` marks caches that the caller gave, which must hold the whole text in the end."""
+"""Whether `generate` marks caches of the caller, which must hold the whole text in the end."""
 
 
 def unsuited(call: Call) -> str:
