@@ -16,6 +16,7 @@ from transformers import (
     ExponentialDecayLengthPenalty,
     ForcedBOSTokenLogitsProcessor,
     ForcedEOSTokenLogitsProcessor,
+    GenerationMixin,
     InfNanRemoveLogitsProcessor,
     LogitNormalization,
     LogitsProcessorList,
@@ -73,6 +74,11 @@ _BY_ROW = "prompt_ignore_length"
 
 _GROWING = frozenset({DynamicLayer, DynamicSlidingWindowLayer})
 
+_MARKS_CACHES = (
+    "_is_user_defined" in GenerationMixin._prepare_cache_for_generation.__code__.co_names
+)
+"""Whether `generate` marks caches of the caller, which must hold the whole text in the end."""
+
 
 def unsuited(call: Call) -> str:
     """Why the rows of a call cannot have caches of their own; "" if they can."""
@@ -90,8 +96,12 @@ def unsuited(call: Call) -> str:
         return "a batch with an attention mask of another shape than its tokens is not drafted yet"
     if call.config.return_dict_in_generate:
         return "return_dict_in_generate of a batch holds outputs of rows that have ended"
-    if type(cache) is not DynamicCache or not {type(layer) for layer in cache.layers} <= _GROWING:
-        return f"a batch with a cache of type {type(cache).__name__} is not drafted yet"
+    kinds = {type(layer) for layer in cache.layers}
+    if type(cache) is not DynamicCache or not kinds <= _GROWING:
+        names = ", ".join(sorted({type(cache).__name__, *(kind.__name__ for kind in kinds)}))
+        return f"a batch with a cache of {names} is not drafted yet"
+    if not _MARKS_CACHES:
+        return "this release of transformers does not tell whether a batch's cache is the caller's"
     if getattr(cache, "_is_user_defined", False) or cache.get_seq_length():
         return "a batch that continues with a cache of the caller is not drafted yet"
     if getattr(cache, "offloading", False):

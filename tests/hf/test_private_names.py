@@ -59,6 +59,7 @@ PRIVATE = {
         "_can_compile_fullgraph",
         "_optimize_model_for_decode",
         "_prefill",
+        "_prepare_cache_for_generation",
         "_sample",
         "_supports_attention_backend",
         "_update_model_kwargs_for_generation",
