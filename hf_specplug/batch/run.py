@@ -42,7 +42,7 @@ def obstacle(
         if verifier is not Verifier:
             return 'verification="rejection" of a batch is not drafted yet'
         device, width = call.input_ids.device, adapter.vocab_size(call.model)
-        if not foreseen(device, call.rows, width):
+        if not foreseen(device, width):
             return f"the random numbers of a batch are not known in advance on {device.type}"
     return batches.lockstep(call.rows, processors, criteria, streamer is not None)
 

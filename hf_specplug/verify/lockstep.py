@@ -36,6 +36,7 @@ class LockstepNoise:
         device: the device of the probabilities.
         rows: number of rows of the batch.
         held: number of bytes to keep; the noise that rows need next is kept in any case.
+        generator: draws the noise; by default the one that `torch.multinomial` uses by default.
 
     Example:
         >>> noise = LockstepNoise(torch.device("cpu"), rows=2)
@@ -43,8 +44,15 @@ class LockstepNoise:
         1
     """
 
-    def __init__(self, device: torch.device, rows: int, held: int = HELD) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        rows: int,
+        held: int = HELD,
+        generator: torch.Generator | None = None,
+    ) -> None:
         self._device, self._rows, self._bytes = device, rows, held
+        self._generator = generator
         self._states: list[torch.Tensor] = []  # the generator's state before each step
         self._held: dict[int, torch.Tensor] = {}  # step -> float32[N, V]
         self._twin = torch.Generator(device)
@@ -66,7 +74,10 @@ class LockstepNoise:
         self._next[row] = step + 1
         if step >= self._picked:
             self._picked = step + 1
-            set_generator_state(self._device, self._states[step + 1])
+            if self._generator is None:
+                set_generator_state(self._device, self._states[step + 1])
+            else:
+                self._generator.set_state(self._states[step + 1])
         return token
 
     def ahead(self, row: int) -> Noise:
@@ -96,7 +107,9 @@ class LockstepNoise:
         noise = self._held.get(step)
         if noise is None:
             if not self._states:
-                self._states.append(generator_state(self._device))
+                own = self._generator
+                first = generator_state(self._device) if own is None else own.get_state()
+                self._states.append(first)
             noise = torch.empty((self._rows, self._width), device=self._device)
             for drawn in range(min(step, len(self._states) - 1), step + 1):
                 self._twin.set_state(self._states[drawn])
@@ -124,24 +137,25 @@ class LockstepNoise:
 
 
 @cache
-def foreseen(device: torch.device, rows: int, width: int) -> bool:
+def foreseen(device: torch.device, width: int) -> bool:
     """Whether `LockstepNoise` picks as `torch.multinomial` does on this device, by a test run."""
+    rows = 2
     try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            logits = torch.linspace(0.0, 4.0, width, device=device)
-            probs = torch.stack([logits.roll(row * 7) for row in range(rows)]).softmax(dim=-1)
-            for seed in range(4):
-                torch.manual_seed(seed)
-                expected = [torch.multinomial(probs, 1).squeeze(1).tolist() for _ in range(2)]
-                state = generator_state(device)
-                torch.manual_seed(seed)
-                noise = LockstepNoise(device, rows)
-                for row in reversed(range(rows)):
-                    for step in range(2):
-                        if noise.pick(row, step, probs[row : row + 1]) != expected[step][row]:
-                            return False
-                if not torch.equal(state, generator_state(device)):
-                    return False
+        generator_state(device)
+        real, own = torch.Generator(device), torch.Generator(device)
+        logits = torch.linspace(0.0, 4.0, width, device=device)
+        probs = torch.stack([logits.roll(row * 7) for row in range(rows)]).softmax(dim=-1)
+        for seed in range(3):
+            real.manual_seed(seed)
+            own.manual_seed(seed)
+            expected = [torch.multinomial(probs, 1, generator=real).tolist() for _ in range(2)]
+            noise = LockstepNoise(device, rows, generator=own)
+            for row in reversed(range(rows)):
+                for step in range(2):
+                    if [noise.pick(row, step, probs[row : row + 1])] != expected[step][row]:
+                        return False
+            if not torch.equal(real.get_state(), own.get_state()):
+                return False
     except Exception:  # the device has no such generators
         return False
     return True

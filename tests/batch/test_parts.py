@@ -144,12 +144,14 @@ def test_probabilities_that_are_not_finite_raise_as_in_plain_sampling() -> None:
 
 
 def test_a_device_whose_numbers_differ_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert foreseen(CPU, 3, 50)
+    assert foreseen(CPU, 50)
     multinomial = torch.multinomial
-    monkeypatch.setattr(torch, "multinomial", lambda probs, n: multinomial(probs.flip(-1), n))
-    assert not foreseen(CPU, 3, 51)
+    monkeypatch.setattr(
+        torch, "multinomial", lambda probs, n, **own: multinomial(probs.flip(-1), n, **own)
+    )
+    assert not foreseen(CPU, 51)
     monkeypatch.setattr(lockstep, "generator_state", lambda device: 1 / 0)
-    assert not foreseen(CPU, 3, 52)
+    assert not foreseen(CPU, 52)
 
 
 def timed_budget(rows: int) -> Budget:
