@@ -81,15 +81,17 @@ def decode(call: Decoding) -> None:
             step = CheckedStep(root, tree, visited, emitted)
             length = len(call.context)
             with stats.phase("observe"):
-                seen = _observe(call, step, outputs)
+                seen = _observe(call, step, outputs, any(decision.asked))
             seconds = time.perf_counter() - engine.captured[1] - start
             call.budget.observe(decision, len(visited) - 1, length, seconds)
-            if engine.overlaps:
+            if engine.overlaps and seen is not None:
                 deferred = partial(_finish, call, step, seen)
             else:
                 _report(call, step)
     finally:
         deferred()
+        with call.lock:
+            search.catch_up()
 
 
 def _prefill(call: Decoding) -> list[int]:
@@ -125,9 +127,18 @@ def _draft(call: Decoding, root: int) -> Decision:
     )
 
 
-def _observe(call: Decoding, step: CheckedStep, outputs: Outputs) -> Step:
-    """Extend the text; mixer and drafters learn, except for those that `_finish` shows the step."""
+def _observe(call: Decoding, step: CheckedStep, outputs: Outputs, asked: bool) -> Step | None:
+    """Extend the text; mixer and drafters learn, except for those that `_finish` shows the step.
+
+    Returns:
+        What they learn from; None if no drafter was `asked`. They then catch up before the next
+        draft: where nothing can be guessed, a step should cost no more than a plain one.
+    """
     search, context = call.search, call.context
+    if not asked and not search.needs("hidden"):
+        context.append(step.emitted)
+        search.postpone(len(step.emitted))
+        return None
     topk = outputs.topk() if search.needs("topk") else None
     hidden = outputs.hidden(step.visited[-1]) if search.needs("hidden") else None
     before = len(context) - 1

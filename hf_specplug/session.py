@@ -175,7 +175,7 @@ class Session:
         with self.lock:
             budget = self._budgets.get(key)
             if budget is None:
-                budget = Budget(self._nodes, drafters, plan.widths)
+                budget = Budget(self._nodes, drafters, plan.widths, rows)
                 if drafter_set < MAX_KEPT_SETS:
                     self._budgets[key] = budget
             return budget

@@ -98,10 +98,13 @@ def decode_rows(call: Batch, input_ids: torch.Tensor) -> None:
         # 5. observe: drafters learn from all outputs of the forward pass
         with stats.phase("observe"):
             for row, step, one in zip(rows, steps, outputs, strict=True):
-                _observe(call, row, step, one)
+                _observe(call, row, step, one, any(decision.asked))
             stats.observe_rows(trees, [step.visited for step in steps], rows[0].history.names)
         _learn_costs(budget, decision, rows, steps, time.perf_counter() - start)
         rows = _leave(engine, rows)
+    with call.lock:
+        for row in call.rows:
+            row.search.catch_up()
 
 
 def _prefill(call: Batch, input_ids: torch.Tensor) -> None:
@@ -156,9 +159,17 @@ def _learn_costs(
     budget.observe(decision, accepted, longest, seconds, width)
 
 
-def _observe(call: Batch, row: Row, step: CheckedStep, outputs: Outputs) -> None:
-    """Show a row's outputs to its drafters and the mixer, and extend its text."""
+def _observe(call: Batch, row: Row, step: CheckedStep, outputs: Outputs, asked: bool) -> None:
+    """Show a row's outputs to its drafters and the mixer, and extend its text.
+
+    If no drafter was `asked`, they catch up before the next draft.
+    """
     search, context = row.search, row.context
+    row.history.append(step)
+    if not asked and not search.needs("hidden"):
+        context.append(step.emitted)
+        search.postpone(len(step.emitted))
+        return
     topk = outputs.topk() if search.needs("topk") else None
     hidden = outputs.hidden(step.visited[-1]) if search.needs("hidden") else None
     before = len(context) - 1
@@ -167,7 +178,6 @@ def _observe(call: Batch, row: Row, step: CheckedStep, outputs: Outputs) -> None
     with call.lock:
         search.learn(seen.emitted)
         search.observe(seen)
-    row.history.append(step)
 
 
 def _leave(engine: RaggedEngine, rows: Sequence[Row]) -> list[Row]:

@@ -29,6 +29,8 @@ WIDTHS = (1, 6, 8, 12, 16, 24, 32, 48, 64)
 
 Widths from 2 to 5 are left out, because matrix kernels are mostly least efficient there.
 """
+_OF_ROWS = (1, 2, 3, 4, *WIDTHS[1:])
+"""Widths of a batch: several rows are not least efficient there."""
 
 _PROBING = 0.005  # of the time may be lost by timing widths other than the best
 _RISK = 0.5  # plain forward passes that timing a hardly known width may lose
@@ -68,6 +70,7 @@ class Budget:
             draft.
         drafters: number of drafters.
         padded: the widths to which the engine pads trees, in tokens; None if it does not pad.
+        rows: number of rows of the batch: widths are tokens of a row.
 
     Raises:
         OptionError: `nodes` is neither "auto" nor an int in [1, 1024].
@@ -81,14 +84,18 @@ class Budget:
     """
 
     def __init__(
-        self, nodes: int | str = "auto", drafters: int = 1, padded: Sequence[int] | None = None
+        self,
+        nodes: int | str = "auto",
+        drafters: int = 1,
+        padded: Sequence[int] | None = None,
+        rows: int = 1,
     ) -> None:
         check_nodes(nodes)
         self._fixed = not isinstance(nodes, str)
         self._padded = padded is not None
-        self._widths = WIDTHS if padded is None else tuple(padded)
+        self._widths = (WIDTHS if rows == 1 else _OF_ROWS) if padded is None else tuple(padded)
         self.limit = (self._widths[:4][-1] if isinstance(nodes, str) else nodes) - 1
-        self._costs = Costs(self._widths)
+        self._costs = Costs(self._widths, rows)
         self._scheduler = DrafterScheduler(drafters)
         self._asked_at = perf_counter()
         self._steps = 0

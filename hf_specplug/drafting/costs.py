@@ -25,7 +25,8 @@ class Costs:
     """Estimates the cost of forward passes from those that generation runs.
 
     Args:
-        widths: the widths to estimate, in tokens per forward pass; ascending, 1 first.
+        widths: the widths to estimate, in tokens of a row per forward pass; ascending, 1 first.
+        rows: number of rows of the batch.
 
     Example:
         >>> costs = Costs((1, 8))
@@ -36,8 +37,9 @@ class Costs:
         [0.02, 0.03]
     """
 
-    def __init__(self, widths: Sequence[int]) -> None:
+    def __init__(self, widths: Sequence[int], rows: int = 1) -> None:
         self._widths = tuple(widths)
+        self._slope = _GUESSED_SLOPE * rows
         self._places = {width: place for place, width in enumerate(widths)}
         self._bands: dict[int, _Band] = {}
         self._current: _Band | None = None
@@ -121,15 +123,15 @@ class Costs:
         if band is None:
             nearest = min(self._bands, key=lambda other: abs(other - number), default=None)
             old = None if nearest is None else self._bands[nearest]
-            band = self._bands[number] = _Band(self._widths, old)
+            band = self._bands[number] = _Band(self._widths, self._slope, old)
         return band
 
 
 class _Band:
     """What is known of the widths at contexts of about the same length."""
 
-    def __init__(self, widths: Sequence[int], old: _Band | None = None) -> None:
-        self._widths = widths
+    def __init__(self, widths: Sequence[int], slope: float, old: _Band | None = None) -> None:
+        self._widths, self._slope = widths, slope
         # by place: comparisons; the first is what was expected before
         self._kept: dict[int, deque[float]] = {}
         if old is not None:
@@ -184,7 +186,7 @@ class _Band:
                 start, slope = known[after - 1], known[after] - known[after - 1]
                 slope /= widths[places[after]] - widths[low]
             else:  # on from plain through the last known width
-                start, slope = known[-1], _GUESSED_SLOPE
+                start, slope = known[-1], self._slope
                 if low:
                     slope = (start - 1.0) / (widths[low] - widths[0])
             self.relative.append(start + slope * (width - widths[low]))

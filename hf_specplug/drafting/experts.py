@@ -53,6 +53,8 @@ class Experts:
         self.names = [drafter.name for drafter in drafters]
         self.seconds = [0.0] * len(drafters)
         self._suppressed = np.zeros(0, np.int32)
+        self._context = Context([], 0)
+        self._missed = 0  # tokens of the text that drafters have not been shown
         self._on_error = on_error
         self._active: list[Expert] = []
         self._asked: list[Expert] = []
@@ -82,6 +84,8 @@ class Experts:
                 proposes them.
         """
         self._suppressed = np.array(context.suppressed, np.int32)
+        self._context = context
+        self._missed = 0
         for drafter in self.drafters:
             try:
                 drafter.begin(context)
@@ -101,6 +105,19 @@ class Experts:
                 drafter.observe(step)
             except Exception as error:
                 self.drop(drafter, error)
+
+    def postpone(self, count: int) -> None:
+        """Note that drafters have not been shown the last `count` tokens of the text."""
+        self._missed += count
+
+    def catch_up(self) -> None:
+        """Show the drafters all tokens that were postponed, without outputs of the target."""
+        count, self._missed = self._missed, 0
+        if count:
+            tokens = self._context.tokens
+            before = len(tokens) - count - 1
+            path = range(count)
+            self.observe(Step.of_text(tokens[before:-1], before, path, tokens[-count:], None))
 
     def needs(self, output: str) -> bool:
         """Whether a drafter needs this output of the target ("topk" or "hidden")."""

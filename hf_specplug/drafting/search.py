@@ -115,6 +115,8 @@ class TreeSearch(Experts):
             if (ask is None or ask[expert.column]) and silent.isdisjoint(expert.drafter.needs)
         ]
         self.seconds = [0.0] * len(self.names)
+        if self._asked and limit > 0:
+            self.catch_up()
         published = self._published(root, limit, depth, chain, generator)
         if published is not None:
             return published

@@ -137,3 +137,27 @@ def test_the_time_of_a_kernel_is_shared_by_its_drafters() -> None:
     assert search.seconds[0] == search.seconds[1] > 0
     search.grow(2, 4, 4, ask=[True, False])
     assert search.seconds[1] == 0
+
+
+def test_drafters_catch_up_before_they_are_asked() -> None:
+    """Tokens emitted while nobody was asked are shown together, ahead of the next draft."""
+    rng = np.random.default_rng(0)
+    names = ["context", "frequency", "sparse"]
+    text, more = rng.integers(0, 5, 40), rng.integers(0, 5, 9).tolist()
+    contexts = [Context(text, VOCAB) for _ in range(2)]
+    searches = [TreeSearch(create(names), Mixer(names), VOCAB, fail) for _ in contexts]
+    for search, context in zip(searches, contexts, strict=True):
+        search.begin(context)
+    at_once, late = searches
+    for token in more:
+        for context in contexts:
+            context.append([token])
+        before, root = len(contexts[0]) - 2, [int(contexts[0].tokens[-2])]
+        at_once.observe(Step.of_text(np.array(root, np.int32), before, [0], [token], None))
+        late.postpone(1)
+        assert not len(late.grow(token, 8, 4, ask=[False] * 3))
+    assert_equal(at_once.grow(more[-1], 8, 4), late.grow(more[-1], 8, 4))
+    states = [[drafter.state_dict() for drafter in search.drafters] for search in searches]
+    for one, other in zip(*states, strict=True):
+        for key in one:
+            np.testing.assert_allclose(one[key], other[key])
