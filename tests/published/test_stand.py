@@ -171,6 +171,7 @@ def test_rejection_is_for_drafts_that_are_drawn() -> None:
 
     def sampled(seed: int) -> tuple[Any, SpecPlug]:
         plug = SpecPlug(nodes=16, published="stand", verification="rejection")
+        model.generate(**inputs, max_new_tokens=40, do_sample=False, custom_generate=plug)  # learn
         return run(model, inputs, plug, seed, **settings), plug
 
     (one, plug), (two, _), (three, _) = sampled(0), sampled(0), sampled(1)
@@ -187,6 +188,8 @@ def test_greedy_calls_draw_no_noise(verification: str, monkeypatch: pytest.Monke
     plug = SpecPlug(nodes=16, published="stand", verification=verification)
     settings = {"max_new_tokens": 40, "do_sample": False}
     expected, state = plain(model, inputs, **settings)
-    assert model.generate(**inputs, **settings, custom_generate=plug).tolist() == expected.tolist()
-    assert torch.equal(torch.get_rng_state(), state)
+    for _ in range(2):  # the second time it has learned
+        output = model.generate(**inputs, **settings, custom_generate=plug)
+        assert output.tolist() == expected.tolist()
+        assert torch.equal(torch.get_rng_state(), state)
     assert plug.stats.drafted
