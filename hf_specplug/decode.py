@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -81,10 +81,12 @@ def decode(call: Decoding) -> None:
             step = CheckedStep(root, tree, visited, emitted)
             length = len(call.context)
             with stats.phase("observe"):
-                seen = _observe(call, step, outputs, any(decision.asked))
+                patient = False if engine.overlaps else None
+                asked = any(decision.asked)
+                seen = observe(search, call.context, step, outputs, asked, call.lock, patient)
             seconds = time.perf_counter() - engine.captured[1] - start
             call.budget.observe(decision, len(visited) - 1, length, seconds)
-            if engine.overlaps and seen is not None:
+            if engine.overlaps:
                 deferred = partial(_finish, call, step, seen)
             else:
                 _report(call, step)
@@ -98,14 +100,8 @@ def _prefill(call: Decoding) -> list[int]:
     """Run the prompt, show it to the drafters, and return the first token in a list."""
     verifier, search, context = call.verifier, call.search, call.context
     outputs = call.engine.prefill(verifier.input_ids)
-    last = context.tokens[-1:].copy()
     _, emitted = verifier.accept(outputs, EMPTY)
-    context.append(emitted)
-    topk = outputs.topk() if search.needs("topk") and len(last) else None
-    hidden = outputs.hidden(0) if search.needs("hidden") else None
-    before = len(context) - 1 - len(last)
-    with call.lock:
-        search.observe(Step.of_text(last, before, [], emitted, topk, hidden))
+    observe_prompt(search, context, outputs, emitted, call.lock)
     return emitted
 
 
@@ -127,14 +123,50 @@ def _draft(call: Decoding, root: int) -> Decision:
     )
 
 
-def _observe(call: Decoding, step: CheckedStep, outputs: Outputs, asked: bool) -> Step | None:
-    """Extend the text; mixer and drafters learn, except for those that `_finish` shows the step.
+def observe_prompt(
+    search: TreeSearch,
+    context: Context,
+    outputs: Outputs,
+    emitted: Sequence[int],
+    lock: AbstractContextManager[Any],
+) -> None:
+    """Extend a text by its first new token, and let drafters learn.
+
+    Args:
+        outputs: those at the prompt's last token.
+        emitted: the new token.
+        lock: held while drafters observe.
+    """
+    last = context.tokens[-1:].copy()
+    context.append(emitted)
+    topk = outputs.topk() if search.needs("topk") and len(last) else None
+    hidden = outputs.hidden(0) if search.needs("hidden") else None
+    before = len(context) - 1 - len(last)
+    with lock:
+        search.observe(Step.of_text(last, before, [], emitted, topk, hidden))
+
+
+def observe(
+    search: TreeSearch,
+    context: Context,
+    step: CheckedStep,
+    outputs: Outputs,
+    asked: bool,
+    lock: AbstractContextManager[Any],
+    patient: bool | None = None,
+) -> Step | None:
+    """Extend a text by the tokens of a step, and let mixer and drafters learn.
+
+    Args:
+        outputs: those of the step's forward pass.
+        asked: whether a drafter was asked for the step's tree.
+        lock: held while drafters observe.
+        patient: which drafters learn; see `Experts.observe`.
 
     Returns:
-        What they learn from; None if no drafter was `asked`. They then catch up before the next
+        What they learn from; None if no drafter was asked. They then catch up before the next
         draft: where nothing can be guessed, a step should cost no more than a plain one.
     """
-    search, context = call.search, call.context
     if not asked and not search.needs("hidden"):
         context.append(step.emitted)
         search.postpone(len(step.emitted))
@@ -144,16 +176,17 @@ def _observe(call: Decoding, step: CheckedStep, outputs: Outputs, asked: bool) -
     before = len(context) - 1
     context.append(step.emitted)
     seen = Step.of_tree(step.root, step.tree, before, step.visited, step.emitted, topk, hidden)
-    with call.lock:
+    with lock:
         search.learn(seen.emitted)
-        search.observe(seen, patient=False if call.engine.overlaps else None)
+        search.observe(seen, patient)
     return seen
 
 
-def _finish(call: Decoding, step: CheckedStep, seen: Step) -> None:
+def _finish(call: Decoding, step: CheckedStep, seen: Step | None) -> None:
     """Do the work that the next draft does not need: drafters that can wait learn."""
-    with call.lock:
-        call.search.observe(seen, patient=True)
+    if seen is not None:
+        with call.lock:
+            call.search.observe(seen, patient=True)
     _report(call, step)
 
 

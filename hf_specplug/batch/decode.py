@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from hf_specplug.drafters.contract import Context, Step
+from hf_specplug.decode import observe, observe_prompt
+from hf_specplug.drafters.contract import Context
 from hf_specplug.drafting.budget import Budget, Decision
 from hf_specplug.drafting.draft import RowDraft, draft_rows
 from hf_specplug.drafting.search import TreeSearch
@@ -96,9 +97,11 @@ def decode_rows(call: Batch, input_ids: torch.Tensor) -> None:
             engine.keep_rows([step.visited for step in steps])
 
         # 5. observe: drafters learn from all outputs of the forward pass
+        asked = any(decision.asked)
         with stats.phase("observe"):
             for row, step, one in zip(rows, steps, outputs, strict=True):
-                _observe(call, row, step, one, any(decision.asked))
+                observe(row.search, row.context, step, one, asked, call.lock)
+                row.history.append(step)
             stats.observe_rows(trees, [step.visited for step in steps], rows[0].history.names)
         _learn_costs(budget, decision, rows, steps, time.perf_counter() - start)
         rows = _leave(engine, rows)
@@ -111,15 +114,8 @@ def _prefill(call: Batch, input_ids: torch.Tensor) -> None:
     """Run the prompts, show them to the drafters, and accept the first token of each row."""
     found = call.engine.prefill_rows(input_ids)
     for row, outputs in zip(call.rows, found, strict=True):
-        search, context = row.search, row.context
-        last = context.tokens[-1:].copy()
-        step = _accept(row, outputs, EMPTY)
-        context.append(step.emitted)
-        topk = outputs.topk() if search.needs("topk") and len(last) else None
-        hidden = outputs.hidden(0) if search.needs("hidden") else None
-        before = len(context) - 1 - len(last)
-        with call.lock:
-            search.observe(Step.of_text(last, before, [], step.emitted, topk, hidden))
+        emitted = _accept(row, outputs, EMPTY).emitted
+        observe_prompt(row.search, row.context, outputs, emitted, call.lock)
 
 
 def _draft(call: Batch, rows: Sequence[Row], budget: Budget) -> tuple[list[DraftTree], Decision]:
@@ -157,27 +153,6 @@ def _learn_costs(
     width = max(len(step.tree) for step in steps) + 1
     longest = max(len(row.context) for row in rows)
     budget.observe(decision, accepted, longest, seconds, width)
-
-
-def _observe(call: Batch, row: Row, step: CheckedStep, outputs: Outputs, asked: bool) -> None:
-    """Show a row's outputs to its drafters and the mixer, and extend its text.
-
-    If no drafter was `asked`, they catch up before the next draft.
-    """
-    search, context = row.search, row.context
-    row.history.append(step)
-    if not asked and not search.needs("hidden"):
-        context.append(step.emitted)
-        search.postpone(len(step.emitted))
-        return
-    topk = outputs.topk() if search.needs("topk") else None
-    hidden = outputs.hidden(step.visited[-1]) if search.needs("hidden") else None
-    before = len(context) - 1
-    context.append(step.emitted)
-    seen = Step.of_tree(step.root, step.tree, before, step.visited, step.emitted, topk, hidden)
-    with call.lock:
-        search.learn(seen.emitted)
-        search.observe(seen)
 
 
 def _leave(engine: RaggedEngine, rows: Sequence[Row]) -> list[Row]:
