@@ -41,7 +41,7 @@ for _array in _NOTHING_LIKELY:
     _array.flags.writeable = False  # as in a Step: of other arrays kernels are compiled again
 
 ROWS = 1 << 18
-"""Contexts that are kept, of 80 bytes each: up to 20 MiB; pages never written take no memory."""
+"""Contexts that are kept, of 80 bytes each: up to 20 MiB."""
 
 
 @register

@@ -21,7 +21,8 @@ from hf_specplug.drafters.priors import learned
 from hf_specplug.drafters.registry import register
 from hf_specplug.drafters.successor_table import SuccessorTable
 from hf_specplug.errors import OptionError
-from hf_specplug.kernels import successors
+from hf_specplug.kernels import stand as kernels
+from hf_specplug.kernels.successors import WAYS
 
 SUCCESSORS = 10
 """Successors kept per n-gram, as in the paper."""
@@ -34,9 +35,9 @@ class StandDrafter(Drafter):
     Evidence: the length of the n-gram, how often it was learned, and the mean probability.
 
     Args:
-        rows: n-grams kept, a power of two, 8 at least. Each takes 96 bytes: 2^18 take up to 24 MiB
-            (pages that are never written take no memory). A new n-gram in a full set of eight
-            replaces the one that was learned longest ago.
+        rows: n-grams kept at most, a power of two, 8 at least. Each takes 96 bytes: 2^18 take up
+            to 24 MiB; the table grows as it fills. A new n-gram in a full set of eight replaces the
+            one that was learned longest ago.
 
     Raises:
         OptionError: `rows` is no such number.
@@ -51,14 +52,14 @@ class StandDrafter(Drafter):
     patient: ClassVar[bool] = True
 
     def __init__(self, rows: int = 1 << 18) -> None:
-        if rows < successors.WAYS or rows & (rows - 1):
+        if rows < WAYS or rows & (rows - 1):
             raise OptionError(
-                f"rows must be a power of two, {successors.WAYS} at least, not {rows}"
+                f"rows must be a power of two, {WAYS} at least, not {rows}"
             )
         self.priors = np.array(learned(self.name), np.float32)
         self.table = SuccessorTable(rows, SUCCESSORS, most=1.0)
         self._context = Context([], 0)
-        self._grams = np.empty(successors.LONGEST_GRAM, np.uint64)
+        self._grams = np.empty(kernels.LONGEST_GRAM, np.uint64)
         self._out = np.empty((0, 3), np.int32)
 
     def begin(self, context: Context) -> None:
@@ -71,7 +72,7 @@ class StandDrafter(Drafter):
         """A drafter that shares the table, until one of the two gets another vocabulary."""
         twin = self._sharing()
         twin._context = Context([], 0)
-        twin._grams = np.empty(successors.LONGEST_GRAM, np.uint64)
+        twin._grams = np.empty(kernels.LONGEST_GRAM, np.uint64)
         twin._out = np.empty((0, 3), np.int32)
         return twin
 
@@ -83,8 +84,8 @@ class StandDrafter(Drafter):
         if step.topk is None:
             return
         table = self.table
-        table.make_room(successors.GRAM_LENGTHS * len(step.tokens))
-        table.clock = successors.learn(
+        table.make_room(kernels.GRAM_LENGTHS * len(step.tokens))
+        table.clock = kernels.learn(
             *table.arrays,
             table.clock,
             self._context.tokens[: step.before],
@@ -105,7 +106,7 @@ class StandDrafter(Drafter):
         if len(self._out) < rows:
             self._out = np.empty((2 * rows, 3), np.int32)
         table = self.table
-        count = successors.expand(
+        count = kernels.expand(
             table.keys,
             table.visits,
             table.ids,
@@ -129,7 +130,7 @@ class StandDrafter(Drafter):
             (int32[n] tokens, float32[n] probabilities, descending), n <= 10.
         """
         table = self.table
-        row, _ = successors.lookup(table.keys, pool, node, self._context.tokens, self._grams)
+        row, _ = kernels.lookup(table.keys, pool, node, self._context.tokens, self._grams)
         probs = table.weights[row]
         known = 0 if row < 0 else int(np.count_nonzero(probs))
         return table.ids[row, :known], probs[:known]

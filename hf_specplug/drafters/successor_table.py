@@ -13,12 +13,21 @@ from hf_specplug.kernels import successors
 
 _LAST_STAMP = (1 << 31) - 1
 
+_FIRST_ROWS = 1 << 12
+"""Rows of a new table. The first write to a page of memory takes longer than all else that learning
+does, and a table that stays in the cache is read faster."""
+
+_NEVER = 1 << 62
+
 
 class SuccessorTable:
     """The arrays of `hf_specplug.kernels.successors`, with the clock that tells the oldest rows.
 
+    A table begins small and grows when a quarter of it may be in use: sets of rows are then hardly
+    ever full, and only a table of the largest size drops rows.
+
     Args:
-        rows: n-grams kept, a power of two, 8 at least; pages that are never written take no memory.
+        rows: n-grams kept at most, a power of two, 8 at least.
         width: successors kept per n-gram.
         most: the largest possible weight, to check states.
 
@@ -42,12 +51,18 @@ class SuccessorTable:
     def clear(self, vocab_size: int) -> None:
         """Forget everything; token ids are in [0, vocab_size) from now on."""
         self.vocab_size = vocab_size
+        self._allocate(_FIRST_ROWS)
+
+    def _allocate(self, rows: int) -> None:
+        """An empty table of `rows` rows, or the most that it may have."""
+        rows = min(rows, self._rows)
         self.clock = 0
-        self.keys = np.zeros(self._rows, np.uint64)
-        self.stamps = np.zeros(self._rows, np.int32)
-        self.visits = np.zeros(self._rows, np.int32)
-        self.ids: Int32 = np.zeros((self._rows, self._width), np.int32)
-        self.weights: Float32 = np.zeros((self._rows, self._width), np.float32)
+        self._full = rows // 4 if rows < self._rows else _NEVER  # on the clock, at the earliest
+        self.keys = np.zeros(rows, np.uint64)
+        self.stamps = np.zeros(rows, np.int32)
+        self.visits = np.zeros(rows, np.int32)
+        self.ids: Int32 = np.zeros((rows, self._width), np.int32)
+        self.weights: Float32 = np.zeros((rows, self._width), np.float32)
         self.arrays = (self.keys, self.stamps, self.visits, self.ids, self.weights)
 
     def emptied(self, vocab_size: int) -> SuccessorTable:
@@ -66,7 +81,15 @@ class SuccessorTable:
         self.load_state_dict(state)
 
     def make_room(self, claims: int) -> None:
-        """Make sure that the clock has room for so many claims before it overflows."""
+        """Make room for so many claims: rows for their n-grams, and time on the clock."""
+        if self.clock > self._full - claims:
+            used, enough = int(np.count_nonzero(self.keys)), len(self.keys) // 4
+            if used + claims > enough:
+                state = self.state_dict()
+                self._allocate(_rows_for(used + claims))
+                self._restore(state)
+            else:
+                self._full = self.clock + enough - used
         if self.clock > _LAST_STAMP - claims:
             used = self._by_age()
             self.stamps[used] = np.arange(1, len(used) + 1)
@@ -99,7 +122,12 @@ class SuccessorTable:
             StateError: the arrays are not such a state. Nothing is changed.
         """
         self._check(state)
-        self.clear(int(state["vocab_size"][0]))
+        self.vocab_size = int(state["vocab_size"][0])
+        self._allocate(_rows_for(len(state["keys"])))
+        self._restore(state)
+
+    def _restore(self, state: dict[str, NDArray[Any]]) -> None:
+        """Fill the empty table with the rows of a state."""
         self.clock = len(state["keys"])
         if not self.clock:
             return  # to copy an empty table, no kernel is compiled
@@ -144,3 +172,8 @@ class SuccessorTable:
             raise StateError(
                 "empty places must have no weight, and rows in use must have been visited"
             )
+
+
+def _rows_for(used: int) -> int:
+    """Rows of which so many are less than a quarter."""
+    return max(_FIRST_ROWS, 1 << (4 * used).bit_length())

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hf_specplug.kernels import adjacency, frequency, gumbel, ngram, sparse, successors, tree
+from hf_specplug.kernels import adjacency, frequency, gumbel, ngram, sparse, stand, tree
 from hf_specplug.kernels._njit import njit
 from hf_specplug.kernels.mixer import mix
 
@@ -94,7 +94,7 @@ def _rows(drafter, tables, root, noise, start, matches, pool, nodes, out):
         return adjacency.expand(ids, probs, root, pool, nodes, out)
     if drafter == _STAND:
         keys, visits, ids, weights, text, grams = tables.stand
-        return successors.expand(keys, visits, ids, weights, pool, nodes, text, grams, out)
+        return stand.expand(keys, visits, ids, weights, pool, nodes, text, grams, out)
     if drafter == _FREQUENCY:
         weights, scale, top = tables.frequency
         return frequency.expand(weights, scale, top, out)

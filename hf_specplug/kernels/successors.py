@@ -23,19 +23,8 @@ from __future__ import annotations
 import numpy as np
 
 from hf_specplug.kernels._njit import njit
-from hf_specplug.kernels.buckets import PROB_BUCKETS, PROB_EDGES, bucket
-from hf_specplug.kernels.proposals import propose
-from hf_specplug.kernels.tree import PARENT, TOKEN
 
 WAYS = 8
-
-SHORTEST_GRAM, LONGEST_GRAM = 2, 4
-"""Tokens of the n-grams that are learned and looked up."""
-
-_VISIT_EDGES = (2, 4)
-GRAM_LENGTHS = LONGEST_GRAM - SHORTEST_GRAM + 1
-VISITS = len(_VISIT_EDGES) + 1
-BUCKETS = GRAM_LENGTHS * VISITS * PROB_BUCKETS
 
 EMPTY_GRAM = 0x2545F4914F6CDD1D
 """The key of the n-gram without tokens."""
@@ -122,28 +111,59 @@ def mean(visits, ids, probs, row, new_ids, new_probs):
 
     Args:
         visits, ids, probs: arrays of the table, changed in place at `row`.
-        new_ids, new_probs: int32[n], float32[n], distinct tokens. Negative ids and probabilities
-            that are not above 0 are skipped.
+        new_ids, new_probs: int32[n], float32[n], n < 64, distinct tokens. Negative ids and
+            probabilities that are not above 0 are skipped.
     """
-    share = 1.0 / (visits[row] + 1)
+    if visits[row] == 0:
+        _first(ids, probs, row, new_ids, new_probs)
+    else:
+        _average(ids, probs, row, new_ids, new_probs, 1.0 / (visits[row] + 1))
+    if visits[row] < _MOST_VISITS:
+        visits[row] += 1
+
+
+@njit
+def _first(ids, probs, row, new_ids, new_probs):
+    """Fill an empty row: most n-grams of a tree are new, and their tokens need no search."""
+    last = ids.shape[1] - 1
+    end = 0
+    for i in range(new_ids.shape[0]):
+        token, weight = new_ids[i], new_probs[i]
+        if token < 0 or not weight > 0:
+            continue
+        if end <= last:
+            place = end
+            end += 1
+        elif weight > probs[row, last] or (weight == probs[row, last] and token < ids[row, last]):
+            place = last
+        else:
+            continue
+        ids[row, place], probs[row, place] = token, weight
+        _rise(ids, probs, row, place)
+
+
+@njit
+def _average(ids, probs, row, new_ids, new_probs, share):
+    """Give a new distribution its share in the mean of a row."""
     last = ids.shape[1] - 1
     for place in range(last + 1):
         probs[row, place] *= 1.0 - share
+    unknown = 0
     for i in range(new_ids.shape[0]):  # known tokens first: others may push them out
         place = _place(ids, row, new_ids[i]) if new_ids[i] >= 0 else -1
-        if place >= 0 and new_probs[i] > 0:
+        if place < 0:
+            unknown |= 1 << i
+        elif new_probs[i] > 0:
             probs[row, place] += share * new_probs[i]
             _rise(ids, probs, row, place)
     for i in range(new_ids.shape[0]):
         token, weight = new_ids[i], np.float32(share * new_probs[i])
-        if token < 0 or not weight > 0 or _place(ids, row, token) >= 0:
+        if token < 0 or not weight > 0 or not (unknown >> i) & 1:
             continue
         least = probs[row, last]
         if ids[row, last] < 0 or weight > least or (weight == least and token < ids[row, last]):
             ids[row, last], probs[row, last] = token, weight
             _rise(ids, probs, row, last)
-    if visits[row] < _MOST_VISITS:
-        visits[row] += 1
 
 
 @njit
@@ -184,45 +204,6 @@ def add(ids, weights, row, token, weight):
 
 
 @njit
-def learn(keys, stamps, visits, ids, probs, clock, text, tokens, parents, top_ids, top_probs):
-    """Add the target's distributions after the tokens of a tree, or a text, to their n-grams.
-
-    Args:
-        keys, stamps, visits, ids, probs: the table, changed in place.
-        clock: the last stamp given.
-        text: int32[l], what precedes the first token; n-grams with a negative id are not learned.
-        tokens, parents: int32[n]; the parent of a token is the index of the one before it, -1 at
-            the first.
-        top_ids, top_probs: int32[n, k], float32[n, k], the likeliest next tokens, descending.
-
-    Returns:
-        The last stamp given now.
-    """
-    for i in range(tokens.shape[0]):
-        if not top_probs[i, 0] > 0:
-            continue
-        key = np.uint64(EMPTY_GRAM)
-        place, before = i, text.shape[0]
-        for length in range(1, LONGEST_GRAM + 1):
-            if place >= 0:
-                token = tokens[place]
-                place = parents[place]
-            else:
-                before -= 1
-                if before < 0:
-                    break
-                token = text[before]
-            if token < 0:
-                break
-            key = longer(key, token)
-            if length >= SHORTEST_GRAM:
-                clock += 1
-                row = claim(keys, stamps, visits, ids, probs, key, clock)
-                mean(visits, ids, probs, row, top_ids[i], top_probs[i])
-    return clock
-
-
-@njit
 def restore(keys, stamps, visits, ids, weights, old_keys, old_visits, old_ids, old_weights):
     """Fill an empty table with saved rows, oldest first; of too many the last ones stay."""
     for i in range(old_keys.shape[0]):
@@ -230,69 +211,3 @@ def restore(keys, stamps, visits, ids, weights, old_keys, old_visits, old_ids, o
         visits[row] = old_visits[i]
         ids[row] = old_ids[i]
         weights[row] = old_weights[i]
-
-
-@njit
-def lookup(keys, pool, node, text, grams):
-    """Find the longest known n-gram at the end of a search node's path.
-
-    Args:
-        keys: of the table.
-        pool: see `hf_specplug.kernels`.
-        text: int32[n], the text up to node 0, the last `LONGEST_GRAM` tokens at least.
-        grams: uint64[LONGEST_GRAM], scratch.
-
-    Returns:
-        (row, tokens of the n-gram), (-1, 0) if none has a row.
-    """
-    key = np.uint64(EMPTY_GRAM)
-    at = text.shape[0] - 1
-    length = 0
-    while length < LONGEST_GRAM:
-        if node != 0:
-            token = pool[node, TOKEN]
-            node = pool[node, PARENT]
-        elif at >= 0:
-            token = text[at]
-            at -= 1
-        else:
-            break
-        if token < 0:
-            break
-        key = longer(key, token)
-        grams[length] = key
-        length += 1
-    for known in range(length, SHORTEST_GRAM - 1, -1):
-        row = find(keys, grams[known - 1])
-        if row >= 0:
-            return row, known
-    return -1, 0
-
-
-@njit
-def expand(keys, visits, ids, probs, pool, frontier, text, grams, out):
-    """Propose to every frontier node the successors of the longest known n-gram of its path.
-
-    Args:
-        keys, visits, ids, probs: arrays of the table.
-        pool, frontier: see `hf_specplug.kernels`.
-        text, grams: as for `lookup`.
-        out: int32[n * K, 3], receives the proposals.
-
-    Returns:
-        The number of rows. The evidence bucket tells the n-gram's length, its visits and the
-        probability, in this order.
-    """
-    rows = 0
-    for node in frontier:
-        row, length = lookup(keys, pool, node, text, grams)
-        if row < 0:
-            continue
-        often = bucket(visits[row], _VISIT_EDGES)
-        begin = ((length - SHORTEST_GRAM) * VISITS + often) * PROB_BUCKETS
-        for place in range(ids.shape[1]):
-            if ids[row, place] < 0 or not probs[row, place] > 0:
-                break
-            evidence = begin + bucket(probs[row, place], PROB_EDGES)
-            rows = propose(out, rows, node, ids[row, place], evidence)
-    return rows

@@ -32,7 +32,7 @@ from hf_specplug.kernels import (
     phrases,
     retrieval,
     sparse,
-    successors,
+    stand,
     trigram,
 )
 from hf_specplug.kernels import mixer as mixing
@@ -63,7 +63,7 @@ GRIDS = {
         (retrieval.LENGTHS, retrieval.SHORTER_BUCKETS),
     ],
     "sparse": [(sparse.SCORES, 1)] * sparse.DEPTHS,
-    "stand": [(successors.VISITS, buckets.PROB_BUCKETS)] * successors.GRAM_LENGTHS,
+    "stand": [(stand.VISITS, buckets.PROB_BUCKETS)] * stand.GRAM_LENGTHS,
     "trigram": [(trigram.SUPPORTS, buckets.PROB_BUCKETS)] * trigram.STRENGTHS,
 }
 """Evidence buckets of a drafter as tables (rows, columns); rows go from weak to strong evidence."""

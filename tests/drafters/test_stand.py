@@ -207,9 +207,30 @@ def test_memory_is_bounded_and_keeps_what_is_recent() -> None:
     state = drafter.state_dict()
     assert len(state["keys"]) == 256
     assert nbytes(drafter) == 96 * 256
-    assert nbytes(StandDrafter()) == 96 << 18
     recent = [known_in(drafter, text[end - 4 : end]) for end in range(20, 49)]
     assert sum(recent) > 0.9 * len(recent)
+
+
+def test_a_table_grows_before_it_drops_rows() -> None:
+    """The default table begins small, and ends as one that had all of its rows at first."""
+    rng = np.random.default_rng(0)
+    growing, full = StandDrafter(), StandDrafter()
+    context = Context([0], 1 << 20)
+    growing.begin(context)
+    full.begin(context)
+    full.table._allocate(1 << 18)
+    assert nbytes(growing) < nbytes(full) / 50
+    for _ in range(20):
+        text = rng.integers(0, 1 << 20, 200).tolist()
+        step = step_of(text, [[*range(TOP_K)]] * 200, [])
+        for drafter in (growing, full):
+            drafter.begin(Context(text, 1 << 20))
+            drafter.observe(step)
+    one, two = set(growing.table.keys.tolist()), set(full.table.keys.tolist())
+    assert len(two) > 10_000
+    assert one <= two
+    assert len(one) > 0.999 * len(two)
+    assert len(growing.table.keys) < 1 << 18
 
 
 def test_the_clock_goes_on_for_ever() -> None:

@@ -281,11 +281,9 @@ def test_what_is_unknown_gets_nothing() -> None:
 def test_memory_is_bounded_and_keeps_what_is_recent() -> None:
     made, rng = TrigramDrafter(), np.random.default_rng(0)
     made.begin(Context([], 2000))
-    arrays = [value for value in vars(made.table).values() if isinstance(value, np.ndarray)]
     for _ in range(4):
         made.observe(step(rng.integers(0, 2000, 50_000)))
     kept = [value for value in vars(made.table).values() if isinstance(value, np.ndarray)]
-    assert all(one is other for one, other in zip(arrays, kept, strict=True))
     assert sum(array.nbytes for array in kept) < 6_000_000
     rows = len(made.state_dict()["keys"])
     assert 0.9 * drafting.ROWS < rows <= drafting.ROWS

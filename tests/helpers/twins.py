@@ -305,7 +305,7 @@ def counted(row: Weighted, token: int, decay: float, width: int) -> Weighted:
     return _ranked(counts, width)
 
 
-@twin_of("successors.learn", "successors.lookup", "successors.expand")
+@twin_of("stand.learn", "stand.lookup", "stand.expand")
 class Grams:
     """N-grams and their mean distributions, in a table without a limit."""
 
