@@ -56,12 +56,9 @@ class DraftTree:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def depths(self) -> Int32:
-        """int32[N], the distance from the root in tokens; 1 for children of the root."""
-        depths = np.empty(len(self), np.int32)
-        for i, parent in enumerate(self.parents.tolist()):
-            depths[i] = 1 if parent < 0 else depths[parent] + 1
-        return depths
+    def depths(self) -> NDArray[np.int64]:
+        """int64[N], the distance from the root in tokens; 1 for children of the root."""
+        return self.ancestors()[1][1:]
 
     def path_probs(self) -> Float32:
         """float32[N], P(the node and all its ancestors are accepted)."""
@@ -95,10 +92,14 @@ class DraftTree:
     def without(self, barred: Iterable[int]) -> DraftTree:
         """The tree without the nodes that carry a token of `barred`, and their descendants."""
         is_barred = np.isin(self.tokens, list(barred))
-        return self.select(np.flatnonzero(~(self.ancestors()[1:, 1:] & is_barred).any(axis=1)))
+        return self.select(np.flatnonzero(~(self.ancestors()[0][1:, 1:] & is_barred).any(axis=1)))
 
-    def ancestors(self) -> NDArray[np.bool_]:
-        """bool[N + 1, N + 1], the tree attention mask: row 0 is the root, row i + 1 is node i."""
+    def ancestors(self) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+        """The tree attention mask and the depths, of the root (0) and the nodes (i + 1).
+
+        Returns:
+            (bool[N + 1, N + 1], int64[N + 1])
+        """
         return kernels.ancestors(self.parents)  # type: ignore[no-any-return]
 
 

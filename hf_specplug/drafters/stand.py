@@ -53,9 +53,7 @@ class StandDrafter(Drafter):
 
     def __init__(self, rows: int = 1 << 18) -> None:
         if rows < WAYS or rows & (rows - 1):
-            raise OptionError(
-                f"rows must be a power of two, {WAYS} at least, not {rows}"
-            )
+            raise OptionError(f"rows must be a power of two, {WAYS} at least, not {rows}")
         self.priors = np.array(learned(self.name), np.float32)
         self.table = SuccessorTable(rows, SUCCESSORS, most=1.0)
         self._context = Context([], 0)

@@ -83,13 +83,13 @@ class SuccessorTable:
     def make_room(self, claims: int) -> None:
         """Make room for so many claims: rows for their n-grams, and time on the clock."""
         if self.clock > self._full - claims:
-            used, enough = int(np.count_nonzero(self.keys)), len(self.keys) // 4
-            if used + claims > enough:
+            rows, enough = int(np.count_nonzero(self.keys)), len(self.keys) // 4
+            if rows + claims > enough:
                 state = self.state_dict()
-                self._allocate(_rows_for(used + claims))
+                self._allocate(_rows_for(rows + claims))
                 self._restore(state)
             else:
-                self._full = self.clock + enough - used
+                self._full = self.clock + enough - rows
         if self.clock > _LAST_STAMP - claims:
             used = self._by_age()
             self.stamps[used] = np.arange(1, len(used) + 1)

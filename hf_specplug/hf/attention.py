@@ -10,8 +10,9 @@ tokens, over five times for one token in bfloat16), and up to 8 % slower for 32 
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from typing import Any
-from weakref import WeakKeyDictionary, ref
+from weakref import ref
 
 import torch
 from transformers import AttentionInterface, PreTrainedModel
@@ -92,6 +93,11 @@ def implementation(model: PreTrainedModel) -> str:
     return "sdpa" if name == NAME else name
 
 
+_FIELD = "_attn_implementation_internal"
+"""Where a config keeps the name. It is read and written past the checks of the config's attributes,
+which take as long as a tree's mask."""
+
+
 class _Thread(threading.local):
     """Per thread: `folded` is True in a forward pass that uses `folded_attention`."""
 
@@ -100,7 +106,7 @@ class _Thread(threading.local):
 
 _thread = _Thread()
 _lock = threading.RLock()  # guards `_users` and the attention name in the models' configs
-_users: WeakKeyDictionary[PreTrainedModel, int] = WeakKeyDictionary()
+_users: Counter[int] = Counter()  # forward passes in progress, by the id of the model
 
 
 class FoldedHeads:
@@ -124,9 +130,9 @@ class FoldedHeads:
             return
         if model.config is not self._config:
             self._config, self._text_config = model.config, _text_config(model)
-        if self._text_config._attn_implementation in ("sdpa", NAME):
+        if vars(self._text_config).get(_FIELD) in ("sdpa", NAME):
             with _lock:
-                _users[model] = _users.get(model, 0) + 1
+                _users[id(model)] += 1
                 _switch(self._text_config, NAME)
             self._entered = _thread.folded = True
 
@@ -135,12 +141,14 @@ class FoldedHeads:
         if model is not None and self._entered:
             self._entered = _thread.folded = False
             with _lock:
-                _users[model] -= 1
-                if not _users[model]:
+                _users[id(model)] -= 1
+                if not _users[id(model)]:
+                    del _users[id(model)]
                     _switch(self._text_config, "sdpa")
 
 
 def _switch(config: Any, name: str) -> None:
     """Set the attention name in the config, unless the user has chosen another implementation."""
-    if config._attn_implementation in ("sdpa", NAME):
-        config._attn_implementation_internal = name
+    fields = vars(config)
+    if fields[_FIELD] in ("sdpa", NAME):
+        fields[_FIELD] = name

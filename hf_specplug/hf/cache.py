@@ -133,7 +133,7 @@ class Rollback:
     def __init__(self, cache: Any) -> None:
         self._cache = decoder_cache(cache)
         self._lengths = [_length(layer) for layer in self._cache.layers]
-        self._text: list[Any] = []
+        self._text: list[_Layer] = []
         self._recording = [
             layer
             for layer in self._cache.layers
@@ -149,23 +149,18 @@ class Rollback:
             kept: ascending indices of the slots to keep, starting at 0.
         """
         count = len(kept)
-        indices = None
-        if kept[-1] != count - 1:
-            indices = torch.tensor(kept)
         if not self._text:
             self._text = [
-                layer
+                _Layer(layer)
                 for layer, before in zip(self._cache.layers, self._lengths, strict=True)
                 if before is None or _length(layer) == before + width
             ]
+        first = next((place for place in range(count) if kept[place] != place), count)
+        moved = _Slots(kept[first:], width, first)
         for layer in self._text:
-            if indices is not None and getattr(layer, "keys", None) is not None:
-                indices = indices.to(layer.keys.device)
-                _gather(layer, width, indices)
-            if isinstance(layer, StaticLayer):
-                _shorten(layer, width - count)
-            else:
-                layer.crop(count - width)
+            if first < count:
+                layer.move(moved)
+            layer.drop(width - count)
 
     def close(self) -> None:
         """Stop recording, because the cache may outlive the call."""
@@ -180,24 +175,64 @@ def _length(layer: Any) -> int | None:
     return None
 
 
-def _gather(layer: Any, width: int, indices: torch.Tensor) -> None:
-    """Move the slots at `indices` to the start of the last `width` slots, in all tensors."""
-    end = int(layer.cumulative_length) if isinstance(layer, StaticLayer) else layer.keys.shape[-2]
-    for states in (layer.keys, layer.values):
-        _move(states, -2, end, width, indices)
-    if (keys := getattr(layer, "indexer_keys", None)) is not None:
-        _move(keys, 1, keys.shape[1], width, indices)
-    if (positions := getattr(layer, "indexer_position_ids", None)) is not None:
-        _move(positions, -1, positions.shape[-1], width, indices)
+class _Layer:
+    """A layer that grows with the text, and what is known of it since its first rollback."""
+
+    def __init__(self, layer: Any) -> None:
+        self._layer = layer
+        self._static = isinstance(layer, StaticLayer)
+        self._sliding = isinstance(layer, StaticSlidingWindowLayer)
+        self._states = [
+            (name, dim)
+            for name, dim in _STATES
+            if getattr(layer, "keys", None) is not None and getattr(layer, name, None) is not None
+        ]
+
+    def move(self, slots: _Slots) -> None:
+        """Move the entries of some slots to the first place that one of them is not at."""
+        for name, dim in self._states:
+            states = getattr(self._layer, name)
+            end = states.shape[dim]
+            if self._static and dim == -2:
+                end = int(self._layer.cumulative_length)
+            _move(states, dim, *slots.before(end, states.device))
+
+    def drop(self, surplus: int) -> None:
+        """Drop the last slots."""
+        layer = self._layer
+        if not self._static:
+            layer.crop(-surplus)
+            return
+        layer.cumulative_length.sub_(surplus)  # in place: compiled graphs hold its address
+        if self._sliding:
+            layer.cumulative_length_int -= surplus
 
 
-def _move(states: torch.Tensor, dim: int, end: int, width: int, indices: torch.Tensor) -> None:
-    """Move the slots at `indices` to the start of the `width` slots before `end`, along `dim`."""
-    tail = states.narrow(dim, end - width, width)
-    tail.narrow(dim, 0, len(indices)).copy_(tail.index_select(dim, indices))
+class _Slots:
+    """The slots of a forward pass to move, and where to.
+
+    Args:
+        kept: their indices among the last `width` slots.
+        first: the index of the place to move them to.
+    """
+
+    def __init__(self, kept: Sequence[int], width: int, first: int) -> None:
+        self._kept, self._width, self._first = kept, width, first
+        self._found: dict[tuple[int, torch.device], torch.Tensor] = {}
+
+    def before(self, end: int, device: torch.device) -> tuple[int, torch.Tensor]:
+        """(the first slot to move to, int64[n] the slots to move), if `end` slots are filled."""
+        begin = end - self._width
+        if (end, device) not in self._found:
+            slots = torch.tensor([begin + place for place in self._kept], device=device)
+            self._found[end, device] = slots
+        return begin + self._first, self._found[end, device]
 
 
-def _shorten(layer: Any, surplus: int) -> None:
-    layer.cumulative_length.sub_(surplus)  # in place: compiled graphs hold the tensor's address
-    if isinstance(layer, StaticSlidingWindowLayer):
-        layer.cumulative_length_int -= surplus
+_STATES = (("keys", -2), ("values", -2), ("indexer_keys", 1), ("indexer_position_ids", -1))
+"""The tensors of layers that hold one entry per slot, and the dimension of the slots."""
+
+
+def _move(states: torch.Tensor, dim: int, to: int, slots: torch.Tensor) -> None:
+    """Move the entries at `slots` along `dim` to those from `to` on."""
+    states.narrow(dim, to, len(slots)).copy_(states.index_select(dim, slots))

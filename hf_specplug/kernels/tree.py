@@ -230,25 +230,27 @@ def with_root(root, tree_tokens, tree_parents, tree_sources, tokens, parents, so
 
 
 def ancestors(parents: Any) -> Any:
-    """The tree attention mask: which nodes each node of a tree attends to.
+    """The tree attention mask: which nodes each node of a tree attends to; and the nodes' depths.
 
     Args:
         parents: int32[n], the index of each node's parent; -1 = the root.
 
     Returns:
-        bool[n + 1, n + 1] over the root (0) and the n nodes (i + 1): row i is True at i, at every
-        ancestor of it, and at the root.
+        (bool[n + 1, n + 1], int64[n + 1]), over the root (0) and the n nodes (i + 1): row i is True
+        at i, at every ancestor of it, and at the root; its depth is the number of its ancestors.
 
     Example:
-        two children of the root: parents = [-1, -1] gives [[1, 0, 0], [1, 1, 0], [1, 0, 1]].
+        two children of the root: parents = [-1, -1] gives the rows [1, 0, 0], [1, 1, 0], [1, 0, 1]
+        and the depths [0, 1, 1].
     """
     seen = np.zeros((len(parents) + 1, len(parents) + 1), np.bool_)
-    _inherit(parents, seen)
-    return seen
+    depths = np.zeros(len(parents) + 1, np.int64)
+    _inherit(parents, seen, depths)
+    return seen, depths
 
 
 @njit
-def _inherit(parents, seen):
+def _inherit(parents, seen, depths):
     """A node attends to itself and to what its parent attends to."""
     seen[0, 0] = True
     for i in range(1, seen.shape[0]):
@@ -256,3 +258,4 @@ def _inherit(parents, seen):
         for j in range(above + 1):
             seen[i, j] = seen[above, j]
         seen[i, i] = True
+        depths[i] = depths[above] + 1

@@ -6,8 +6,7 @@ import html
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
@@ -24,6 +23,21 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PHASES = ("prefill", "draft", "verify", "accept", "observe")
+
+
+class _Phase:
+    """Context manager that adds the time spent inside to an entry of `seconds`."""
+
+    __slots__ = ("_name", "_seconds", "_start")
+
+    def __init__(self, seconds: dict[str, float], name: str) -> None:
+        self._seconds, self._name = seconds, name
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self._seconds[self._name] += time.perf_counter() - self._start
 
 
 @dataclass
@@ -114,14 +128,9 @@ class Stats:
         warnings.warn("Stats.preparing is now capture_seconds", FutureWarning, stacklevel=2)
         return self.capture_seconds
 
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Add the time spent inside to `seconds[name]`."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] += time.perf_counter() - start
+    def phase(self, name: str) -> _Phase:
+        """Context manager that adds the time spent inside to `seconds[name]`."""
+        return _Phase(self.seconds, name)
 
     def add_captured(self, count: int, seconds: float) -> None:
         """Count forward passes that were captured or compiled."""

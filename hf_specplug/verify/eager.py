@@ -111,16 +111,16 @@ class EagerEngine(Engine):
     ) -> dict[str, Any]:
         """The arguments of a forward pass, with the mask of a chain."""
         model = self._model
-        ids = torch.from_numpy(tokens)[None].to(self._device)
-        offsets = torch.from_numpy(depths + (self._past - self._first_past)).to(self._device)
+        ids = self._on_device(tokens[None])
+        offsets = depths + (self._past - self._first_past)
         mask = None
-        if self._prompt_mask is not None:
+        if self._prompt_mask is not None and not (branches and self._template):
             ones = self._prompt_mask.new_ones(
                 (1, self._past + len(tokens) - self._prompt_mask.shape[1])
             )
             mask = torch.cat([self._prompt_mask, ones], dim=1)
         if self._template is None:
-            inputs = self._prepare(ids, offsets, mask)
+            inputs = self._prepare(ids, self._on_device(offsets), mask)
             if is_generic(model) and not self._per_token:
                 self._template = {**inputs, self._mask_key: None}
         else:
@@ -129,10 +129,14 @@ class EagerEngine(Engine):
                 inputs[self._mask_key] = mask
         if self._position_key is not None and (branches or not self._counts):
             if self._shape is not None:
-                inputs[self._position_key] = (offsets + self._first).expand(*self._shape, -1)
+                positions = self._on_device(offsets + self._first)
+                inputs[self._position_key] = positions.expand(*self._shape, -1)
             elif self._starts is not None:
-                inputs[self._position_key] = self._starts + offsets
+                inputs[self._position_key] = self._starts + self._on_device(offsets)
         return inputs
+
+    def _on_device(self, numbers: NDArray[np.int64]) -> torch.Tensor:
+        return torch.from_numpy(numbers).to(self._device)
 
     def keep(self, visited: Sequence[int]) -> None:
         if self.drafts:

@@ -90,9 +90,9 @@ class Engine(ABC):
         tokens = np.empty(len(tree) + 1, np.int64)
         tokens[0] = root
         tokens[1:] = tree.tokens
-        seen = tree.ancestors()
+        seen, depths = tree.ancestors()
         with self._packed or nullcontext():
-            outputs = self._verify(tokens, seen.sum(axis=1, dtype=np.int64) - 1, seen)
+            outputs = self._verify(tokens, depths, seen)
         return self._with_states(outputs)
 
     @abstractmethod

@@ -49,7 +49,7 @@ class TreeMasks:
         types = getattr(text, "layer_types", None) or []
         self._cache = decoder_cache(cache)
         self._layers = [
-            (kind, reach, 0 if kind is None else types.index(kind))
+            (kind, None if reach == Reach() else reach, 0 if kind is None else types.index(kind))
             for kind, reach in masks_needed(config, longest).items()
         ]
         lowest = max(torch.finfo(dtype).min, torch.finfo(torch.float32).min)
@@ -65,6 +65,9 @@ class TreeMasks:
                 self._padded = hidden.to(device)
                 self._left = int((~hidden).to(torch.uint8).argmax())
         self._buffers: dict[str | None, torch.Tensor] = {}
+        # slices of arrays are cheaper than those of tensors
+        self._in_arrays = self._padded is None and not additive and device.type == "cpu"
+        self._arrays: dict[str | None, NDArray[np.bool_]] = {}
 
     def build(
         self, seen: NDArray[np.bool_], depths: NDArray[np.int64], past: int
@@ -87,7 +90,7 @@ class TreeMasks:
     def _mask(
         self,
         kind: str | None,
-        reach: Reach,
+        reach: Reach | None,
         layer: int,
         seen: NDArray[np.bool_],
         depths: NDArray[np.int64],
@@ -98,18 +101,22 @@ class TreeMasks:
         buffer, middle = self._buffer(kind, width, past)
         begin = middle - past + offset
         limit = 0  # all tokens attend to the past slots from here on
-        if reach != Reach():
+        if reach is not None:
             slots = past + depths
             first = reach.first(slots, self._left)
             limit = min(past, int(first.max()))
             seen = seen & (slots[None, :] >= first[:, None])
+        surplus = offset + length - past - width  # slots of a static cache that are not filled yet
+        if self._in_arrays and limit <= offset and surplus <= 0:
+            array = self._arrays[kind]
+            array[:width, middle : middle + width] = seen
+            return torch.from_numpy(array[None, None, :width, begin : middle + width])
         buffer[:width, middle : middle + width] = self._values(seen)
         if limit > offset:
             columns = slice(begin, middle - past + limit)
             visible = np.arange(offset, limit)[None, :] >= first[:, None]
             buffer[:width, columns] = self._values(visible)
         mask = buffer[:width, begin : middle + width]
-        surplus = offset + length - past - width  # slots of a static cache that are not filled yet
         if self._padded is not None or limit > offset or surplus > 0:
             mask = mask.clone()
         if self._padded is not None and offset < len(self._padded):
@@ -137,6 +144,8 @@ class TreeMasks:
                 (rows, 2 * past + 256 + rows), self._see, dtype=self._dtype, device=self._device
             )
             self._buffers[kind] = buffer
+            if self._in_arrays:
+                self._arrays[kind] = buffer.numpy()
         return buffer, buffer.shape[1] - buffer.shape[0]
 
 

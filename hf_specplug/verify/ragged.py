@@ -102,10 +102,8 @@ class RaggedEngine(Engine):
         seen = np.zeros((rows, width, width), np.bool_)
         seen[:, range(width), range(width)] = True
         for row, (tree, count) in enumerate(zip(trees, counts, strict=True)):
-            own = tree.ancestors()
             tokens[row, 1:count] = tree.tokens
-            seen[row, :count, :count] = own
-            depths[row, :count] = own.sum(axis=1) - 1
+            seen[row, :count, :count], depths[row, :count] = tree.ancestors()
         with self._packed or nullcontext():
             return self._verify_rows(tokens, depths, seen, counts)
 

@@ -87,7 +87,9 @@ def test_ancestors(start: list[int], data: st.DataObject) -> None:
     parents = [-1] if start else []
     for i in range(1, data.draw(st.integers(0, 12))):
         parents.append(data.draw(st.integers(-1, min(i, len(parents)) - 1)))
-    assert tree.ancestors(np.array(parents, np.int32)).tolist() == twins.ancestors(parents)
+    seen, depths = tree.ancestors(np.array(parents, np.int32))
+    assert seen.tolist() == twins.ancestors(parents)
+    assert depths.tolist() == [sum(row) - 1 for row in seen.tolist()]
 
 
 @given(

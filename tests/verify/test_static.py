@@ -592,8 +592,7 @@ def test_slot_masks_are_tree_masks(name: str, parents: list[int], padding: int, 
         np.ones(count, np.float32),
         np.zeros(count, np.uint16),
     )
-    seen = tree.ancestors()
-    depths = seen.sum(axis=1, dtype=np.int64) - 1
+    seen, depths = tree.ancestors()
     prompt_mask = torch.ones((1, past), dtype=torch.int64)
     prompt_mask[:, :padding] = 0
     cache = StaticCache(config=model.config, max_cache_len=past + count + 1)
