@@ -20,6 +20,9 @@ from hf_specplug.verify.acceptance import Verifier
 from hf_specplug.verify.engine import Engine
 from hf_specplug.verify.outputs import Outputs
 
+COUNTED_AT_ONCE = 64
+"""Steps that the statistics count at a time: one by one, they would be counted with cold caches."""
+
 
 @dataclass(frozen=True, slots=True)
 class Decoding:
@@ -92,6 +95,7 @@ def decode(call: Decoding) -> None:
                 _report(call, step)
     finally:
         deferred()
+        _count(call)
         with call.lock:
             search.catch_up()
 
@@ -191,10 +195,16 @@ def _finish(call: Decoding, step: CheckedStep, seen: Step | None) -> None:
 
 
 def _report(call: Decoding, step: CheckedStep) -> None:
-    """Stream and count a step."""
+    """Stream a step, and note it for the statistics."""
     call.verifier.stream()
-    call.stats.observe(step.tree, step.visited, call.history.names)
     call.history.append(step)
+    _count(call, COUNTED_AT_ONCE)
+
+
+def _count(call: Decoding, least: int = 1) -> None:
+    """Count the steps that were noted, if they are not fewer than `least`."""
+    for step in call.history.take(least):
+        call.stats.observe(step.tree, step.visited, call.history.names)
 
 
 def _nothing() -> None:

@@ -70,6 +70,7 @@ class Experts:
             self._active.append(Expert(drafter, column, end, end + len(table)))
             end += len(table)
         self._table = np.concatenate(tables)
+        self._needed = self._all_needs()
 
     @property
     def drafters(self) -> list[Drafter]:
@@ -121,12 +122,16 @@ class Experts:
 
     def needs(self, output: str) -> bool:
         """Whether a drafter needs this output of the target ("topk" or "hidden")."""
-        return any(output in expert.drafter.needs for expert in self._active)
+        return output in self._needed
+
+    def _all_needs(self) -> frozenset[str]:
+        return frozenset().union(*(expert.drafter.needs for expert in self._active))
 
     def drop(self, drafter: Drafter, error: Exception) -> None:
         """Drop a drafter: it is not asked again in this call."""
         self._active = [expert for expert in self._active if expert.drafter is not drafter]
         self._asked = [expert for expert in self._asked if expert.drafter is not drafter]
+        self._needed = self._all_needs()
         self._on_error(drafter, error)
 
 

@@ -195,7 +195,7 @@ class _Layer:
             end = states.shape[dim]
             if self._static and dim == -2:
                 end = int(self._layer.cumulative_length)
-            _move(states, dim, *slots.before(end, states.device))
+            _move(states, dim, slots.before(end, states.device))
 
     def drop(self, surplus: int) -> None:
         """Drop the last slots."""
@@ -220,19 +220,20 @@ class _Slots:
         self._kept, self._width, self._first = kept, width, first
         self._found: dict[tuple[int, torch.device], torch.Tensor] = {}
 
-    def before(self, end: int, device: torch.device) -> tuple[int, torch.Tensor]:
-        """(the first slot to move to, int64[n] the slots to move), if `end` slots are filled."""
-        begin = end - self._width
+    def before(self, end: int, device: torch.device) -> torch.Tensor:
+        """int64[2, n], the slots to move and those to move to, if `end` slots are filled."""
         if (end, device) not in self._found:
-            slots = torch.tensor([begin + place for place in self._kept], device=device)
-            self._found[end, device] = slots
-        return begin + self._first, self._found[end, device]
+            begin = end - self._width
+            places = range(self._first, self._first + len(self._kept))
+            slots = [[begin + place for place in row] for row in (self._kept, places)]
+            self._found[end, device] = torch.tensor(slots, device=device)
+        return self._found[end, device]
 
 
 _STATES = (("keys", -2), ("values", -2), ("indexer_keys", 1), ("indexer_position_ids", -1))
 """The tensors of layers that hold one entry per slot, and the dimension of the slots."""
 
 
-def _move(states: torch.Tensor, dim: int, to: int, slots: torch.Tensor) -> None:
-    """Move the entries at `slots` along `dim` to those from `to` on."""
-    states.narrow(dim, to, len(slots)).copy_(states.index_select(dim, slots))
+def _move(states: torch.Tensor, dim: int, slots: torch.Tensor) -> None:
+    """Move the entries at `slots[0]` along `dim` to `slots[1]`."""
+    states.index_copy_(dim, slots[1], states.index_select(dim, slots[0]))

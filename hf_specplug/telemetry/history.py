@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, NamedTuple
 
 from hf_specplug.errors import OptionError
@@ -45,10 +46,19 @@ class History:
         self.names = names
         self.steps: deque[CheckedStep] = deque(maxlen=MAX_STEPS)
         self.count = 0
+        self._taken = 0
 
     def append(self, step: CheckedStep) -> None:
         self.steps.append(step)
         self.count += 1
+
+    def take(self, least: int = 1) -> list[CheckedStep]:
+        """The steps since this last returned some; none if they are fewer than `least`."""
+        fresh = self.count - self._taken
+        if fresh < least:
+            return []
+        self._taken = self.count
+        return list(islice(reversed(self.steps), fresh))[::-1]
 
 
 ROOT, ACCEPTED, REJECTED, BONUS = "root", "accepted", "rejected", "bonus"

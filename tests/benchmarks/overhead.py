@@ -227,7 +227,7 @@ def measure(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", default=DEMO_MODEL)
+    parser.add_argument("--model", default=str(DEMO_MODEL))
     parser.add_argument("--prompts", help="JSON lines (default: four questions)")
     parser.add_argument("--nodes", default="16,32", help="tokens per forward pass, with commas")
     parser.add_argument("--datastore", action="append", default=[])
