@@ -13,6 +13,7 @@ import numpy as np
 from hf_specplug.kernels._njit import njit, summing
 
 _BLOCK = 128
+_PART = 32  # of a block; parts without one of the k likeliest are skipped
 _SIGN = np.int32(0x7FFFFFFF)
 _LEAST_KEY = np.int32(-0x7F800001)  # the key of -inf
 _INFINITE_KEY = np.int32(0x7F800000)  # keys above it are those of NaN
@@ -124,18 +125,22 @@ def _fill(logits, bits, ids, probs):
         for block in range(maxima.shape[0]):
             if maxima[block] < enough:
                 continue
-            begin = block * _BLOCK
-            for token in range(begin, min(begin + _BLOCK, logits.shape[1])):
-                value = logits[row, token]
-                if value > least:
-                    place = k - 1
-                    while place > 0 and values[place - 1] < value:
-                        values[place] = values[place - 1]
-                        ids[row, place] = ids[row, place - 1]
-                        place -= 1
-                    values[place] = value
-                    ids[row, place] = token
-                    least = values[k - 1]
+            end = min((block + 1) * _BLOCK, logits.shape[1])
+            for begin in range(block * _BLOCK, end, _PART):
+                part = min(begin + _PART, end)
+                if _largest_key(bits[row, begin:part]) < enough:
+                    continue
+                for token in range(begin, part):
+                    value = logits[row, token]
+                    if value > least:
+                        place = k - 1
+                        while place > 0 and values[place - 1] < value:
+                            values[place] = values[place - 1]
+                            ids[row, place] = ids[row, place - 1]
+                            place -= 1
+                        values[place] = value
+                        ids[row, place] = token
+                        least = values[k - 1]
         highest = values[0]
         total = _sum_exp(logits[row], highest)
         for place in range(k):
