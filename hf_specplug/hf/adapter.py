@@ -78,11 +78,15 @@ def text_of_row(call: Call, row: int) -> NDArray[np.int64]:
 
 def padded(call: Call, rows: list[torch.Tensor]) -> torch.Tensor:
     """int64[N, longest]: the finished rows int64[1, n], padded as `generate` pads them."""
-    longest = max(row.shape[1] for row in rows)
-    pad = call.config._pad_token_tensor
-    value = 0 if pad is None else int(pad)  # without a stop token all rows are equally long
+    longest, value = max(row.shape[1] for row in rows), pad_token(call)
     pads = torch.nn.functional.pad
     return torch.cat([pads(row, (0, longest - row.shape[1]), value=value) for row in rows])
+
+
+def pad_token(call: Call) -> int:
+    """The token that `generate` appends to rows that have ended."""
+    pad = call.config._pad_token_tensor
+    return 0 if pad is None else int(pad)  # without a stop token all rows are equally long
 
 
 def result(

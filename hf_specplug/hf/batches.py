@@ -7,6 +7,7 @@ results then. What looks at all rows of a step, or counts steps, does not.
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from transformers import (
@@ -16,6 +17,7 @@ from transformers import (
     ExponentialDecayLengthPenalty,
     ForcedBOSTokenLogitsProcessor,
     ForcedEOSTokenLogitsProcessor,
+    GenerationConfig,
     GenerationMixin,
     InfNanRemoveLogitsProcessor,
     LogitNormalization,
@@ -77,7 +79,7 @@ _GROWING = frozenset({DynamicLayer, DynamicSlidingWindowLayer})
 _MARKS_CACHES = (
     "_is_user_defined" in GenerationMixin._prepare_cache_for_generation.__code__.co_names
 )
-"""Whether `generate` marks caches of the caller, which must hold the whole text in the end."""
+"""Whether `generate` marks caches of the caller; otherwise any cache may be the caller's."""
 
 
 def unsuited(call: Call) -> str:
@@ -94,21 +96,21 @@ def unsuited(call: Call) -> str:
     mask = call.kwargs.get("attention_mask")
     if mask is not None and mask.shape != call.input_ids.shape:
         return "a batch with an attention mask of another shape than its tokens is not drafted yet"
-    if call.config.return_dict_in_generate:
-        return "return_dict_in_generate of a batch holds outputs of rows that have ended"
     kinds = {type(layer) for layer in cache.layers}
     if type(cache) is not DynamicCache or not kinds <= _GROWING:
         names = ", ".join(sorted({type(cache).__name__, *(kind.__name__ for kind in kinds)}))
         return f"a batch with a cache of {names} is not drafted yet"
-    if not _MARKS_CACHES:
-        return "this release of transformers does not tell whether a batch's cache is the caller's"
-    if getattr(cache, "_is_user_defined", False) or cache.get_seq_length():
-        return "a batch that continues with a cache of the caller is not drafted yet"
     if getattr(cache, "offloading", False):
         return "an offloaded cache is not rolled back"
     if getattr(config, "num_kv_shared_layers", 0):
         return "a batch of a model whose layers share keys is not drafted yet"
     return ""
+
+
+def outlives(config: GenerationConfig, cache: Any) -> bool:
+    """Whether the cache of a call is used after it, and must hold what plain `generate` leaves."""
+    of_caller = getattr(cache, "_is_user_defined", not _MARKS_CACHES)
+    return bool(config.return_dict_in_generate or of_caller)
 
 
 def lockstep(

@@ -94,6 +94,8 @@ class RowCache(Cache):  # type: ignore[misc]
         kinds = [kind(part) for part in parts]
         rows = parts[0].shape[0]
         self.lengths: NDArray[np.int64] = np.full(rows, length)
+        self._live = list(range(rows))
+        self._parked: dict[int, list[torch.Tensor]] = {}
         self._target = Target()
         self._groups = groups(kinds, joined=True)
         self._blocks: list[torch.Tensor] = []
@@ -153,12 +155,39 @@ class RowCache(Cache):  # type: ignore[misc]
                 block[:, places[0], :, places[2]] = block[:, places[0], :, places[1]]
         self.lengths += [len(indices) for indices in kept]
 
-    def select(self, rows: Sequence[int]) -> None:
-        """Keep only these rows, in this order."""
+    def select(self, rows: Sequence[int], park: bool = False) -> None:
+        """Continue with these rows only, in this order.
+
+        Args:
+            park: whether the live slots of the others are kept for `restore`.
+        """
+        if park:
+            self._park(sorted(set(range(len(self._live))) - set(rows)))
+        self._live = [self._live[row] for row in rows]
         self.lengths = self.lengths[list(rows)]
         chosen = torch.tensor(rows)
         for index, block in enumerate(self._blocks):
             self._blocks[index] = block.index_select(1, chosen.to(block.device))
+        self._share()
+
+    def _park(self, rows: Sequence[int]) -> None:
+        for row, end in zip(rows, self.lengths[list(rows)].tolist(), strict=True):
+            held = [block[:, row, :, :end].clone() for block in self._blocks]
+            self._parked[self._live[row]] = held
+
+    def restore(self) -> None:
+        """Continue with all rows, in their first order; those that left have been parked."""
+        self._park(range(len(self._live)))
+        parked = [self._parked[row] for row in sorted(self._parked)]
+        self._live, self._parked = list(range(len(parked))), {}
+        self.lengths = np.array([blocks[0].shape[2] for blocks in parked])
+        capacity = _capacity(int(self.lengths.max()))
+        for index, block in enumerate(self._blocks):
+            places, _, heads, _, width = block.shape
+            whole = block.new_zeros((places, len(parked), heads, capacity, width))
+            for row, blocks in enumerate(parked):
+                whole[:, row, :, : blocks[index].shape[2]] = blocks[index]
+            self._blocks[index] = whole
         self._share()
 
 

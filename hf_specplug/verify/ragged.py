@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from hf_specplug.hf import batches
 from hf_specplug.hf.attention import FoldedHeads, implementation
+from hf_specplug.hf.cache import append_slots
 from hf_specplug.hf.call import Call
 from hf_specplug.hf.plan import CHAIN, PLAIN, TREE, CallPlan
 from hf_specplug.hf.row_cache import RowCache
@@ -50,7 +51,11 @@ class RaggedFactory(EngineFactory):
 
 
 class RaggedEngine(Engine):
-    """Verifies one tree per row of a batch; `step` and `keep` serve a batch of one."""
+    """Verifies one tree per row of a batch; `step` and `keep` serve a batch of one.
+
+    Attributes:
+        outlives: whether `generate` or its caller uses the cache after the call.
+    """
 
     def _start(self) -> None:
         starts, key = self._starts, self._position_key
@@ -59,10 +64,13 @@ class RaggedEngine(Engine):
         self._positions = key
         self._heads = FoldedHeads(self._model)
         self._slots = RowCache(self.cache, self._past)
-        self.cache.reset()  # frees the prompt's slots: such calls return no cache
         rows = len(self._slots.lengths)
+        self.outlives = batches.outlives(self._config, self.cache)
+        if not self.outlives:
+            self.cache.reset()  # frees the prompt's slots
         self._kwargs["past_key_values"] = self._slots
-        self._row_starts = starts.expand(rows, 1)
+        self._live = list(range(rows))
+        self._all_starts = self._row_starts = starts.expand(rows, 1)
         mask = self._prompt_mask
         self._masks = RowMasks(
             self._model.config,
@@ -156,9 +164,23 @@ class RaggedEngine(Engine):
 
     def select(self, rows: Sequence[int]) -> None:
         """Continue with these rows only, in this order."""
-        self._slots.select(rows)
-        self._masks.select(rows)
-        self._row_starts = self._row_starts[list(rows)]
+        self._slots.select(rows, park=self.outlives)
+        self._use([self._live[row] for row in rows])
+
+    def restore(self) -> None:
+        """Continue with all rows of the call, in its order; only if the cache outlives the call."""
+        self._slots.restore()
+        self._use(range(len(self._all_starts)))
+
+    def _use(self, rows: Sequence[int]) -> None:
+        """Use what belongs to these rows of the call."""
+        self._live = list(rows)
+        self._masks.select(self._live)
+        self._row_starts = self._all_starts[self._live]
+
+    def hand_back(self) -> None:
+        """Append to the call's cache what has been generated; all rows are equally long."""
+        append_slots(self._slots, self.cache, self._past, int(self._slots.lengths[0]))
 
     def _verify(
         self, tokens: NDArray[np.int64], depths: NDArray[np.int64], seen: NDArray[np.bool_]
