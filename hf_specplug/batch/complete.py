@@ -27,8 +27,9 @@ def complete(engine: RaggedEngine, rows: Sequence[RowVerifier], pad: int) -> Non
     """
     lengths = [row.input_ids.shape[1] for row in rows]
     engine.restore()
+    width = min(_WIDTH, engine.free_slots + 1)
     while min(lengths) < max(lengths):
-        counts = [min(max(lengths) - length, _WIDTH) for length in lengths]
+        counts = [min(max(lengths) - length, width) for length in lengths]
         roots = [int(row.input_ids[0, -1]) for row in rows]
         chains = [DraftTree.path(np.full(max(count - 1, 0), pad, np.int32)) for count in counts]
         outputs = engine.step_rows(roots, chains)

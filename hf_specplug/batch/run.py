@@ -56,6 +56,7 @@ def run_rows(
     session: Session,
     processors: LogitsProcessorList,
     criteria: StoppingCriteriaList,
+    inputs: torch.Tensor | None,
 ) -> Any:
     """Decode a call with several rows; returns what `generate` returns.
 
@@ -63,6 +64,7 @@ def run_rows(
         runner: lends drafters and counts.
         plan: as `session` planned the call: a tree, on the ragged engine.
         processors, criteria: as `generate` prepared them.
+        inputs: the model's own inputs, if they are not `input_ids`.
     """
     with _drafter_sets(runner, call.rows) as sets:
         if len(sets) < call.rows:
@@ -71,7 +73,7 @@ def run_rows(
         with runner.running(call, plan, session) as (engine, stats):
             rows, verifiers = [], []
             for index, drafter_set in enumerate(sets):
-                text = adapter.text_of_row(call, index)
+                text = adapter.text_of_row(call, index, inputs)
                 context = runner.context(text, call, session)
                 search = runner.begin_search(
                     context, drafter_set.drafters, drafter_set.mixer, stats

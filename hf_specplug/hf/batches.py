@@ -41,8 +41,10 @@ from transformers import (
 )
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
+from hf_specplug.hf.cache import decoder_cache
 from hf_specplug.hf.call import OF_A_TEXT, Call
-from hf_specplug.hf.positions import position_argument
+from hf_specplug.hf.encoder_rows import OF_AN_ENCODER
+from hf_specplug.hf.positions import position_argument, slot_modules
 from hf_specplug.hf.support import is_generic
 
 ROW_BY_ROW = frozenset(
@@ -84,20 +86,23 @@ _MARKS_CACHES = (
 
 def unsuited(call: Call) -> str:
     """Why the rows of a call cannot have caches of their own; "" if they can."""
-    model, cache = call.model, call.cache
+    model, cache = call.model, decoder_cache(call.cache)
     config = model.config.get_text_config(decoder=True)
-    given = {key for key, value in call.kwargs.items() if value is not None} - OF_A_TEXT
+    known, mask_key = OF_A_TEXT, "attention_mask"
     if model.config.is_encoder_decoder:
-        return "a batch of an encoder-decoder model is not drafted yet"
+        known, mask_key = OF_A_TEXT.union(OF_AN_ENCODER), "decoder_attention_mask"
+        known |= {mask_key}
+    given = {key for key, value in call.kwargs.items() if value is not None} - known
     if given:
         return f"a batch with {', '.join(sorted(given))} is not drafted yet"
-    if not is_generic(model) or position_argument(model) is None:
+    if not is_generic(model) or not (position_argument(model) or slot_modules(model)):
         return f"a batch of {config.model_type}, which prepares its own inputs, is not drafted yet"
-    mask = call.kwargs.get("attention_mask")
+    mask = call.kwargs.get(mask_key)
     if mask is not None and mask.shape != call.input_ids.shape:
         return "a batch with an attention mask of another shape than its tokens is not drafted yet"
+    caches = [cache, getattr(call.cache, "cross_attention_cache", cache)]
     kinds = {type(layer) for layer in cache.layers}
-    if type(cache) is not DynamicCache or not kinds <= _GROWING:
+    if {type(each) for each in caches} != {DynamicCache} or not kinds <= _GROWING:
         names = ", ".join(sorted({type(cache).__name__, *(kind.__name__ for kind in kinds)}))
         return f"a batch with a cache of {names} is not drafted yet"
     if getattr(cache, "offloading", False):

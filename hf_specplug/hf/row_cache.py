@@ -26,11 +26,13 @@ class Target:
     Attributes:
         rows: int64[N, 1], 0 to N - 1.
         slots: int64[N, T], by row.
+        past: the number of slots before its tokens, as a model is told that counts slots.
         end: the number of slots that its tokens may attend to.
     """
 
     rows: torch.Tensor
     slots: torch.Tensor
+    past: int
     end: int
 
 
@@ -69,7 +71,7 @@ class RowLayer(CacheLayerMixin):  # type: ignore[misc]
         return self._target.end, 0
 
     def get_seq_length(self) -> int:
-        return self._target.end
+        return self._target.past
 
     def get_max_length(self) -> int:
         return -1
@@ -116,15 +118,21 @@ class RowCache(Cache):  # type: ignore[misc]
             for index, place in enumerate(places):
                 setattr(self.layers[place // 2], "values" if place % 2 else "keys", block[index])
 
-    def aim(self, width: int) -> None:
-        """Make the next forward pass fill `width` slots of each row, behind its live ones."""
-        end = int(self.lengths.max()) + width
+    def aim(self, width: int, past: int | None = None) -> None:
+        """Make the next forward pass fill `width` slots of each row, behind its live ones.
+
+        Args:
+            past: the number of past tokens to state; by default that of the longest row.
+        """
+        longest = int(self.lengths.max())
+        end = longest + width
         if end > self._blocks[0].shape[3]:
             self._grow(_capacity(end))
         slots = self.lengths[:, None] + np.arange(width)
         target, device = self._target, self._blocks[0].device
         target.rows = torch.arange(len(slots), device=device)[:, None]
         target.slots, target.end = torch.from_numpy(slots).to(device), end
+        target.past = longest if past is None else past
 
     def _grow(self, capacity: int) -> None:
         """Move all slots to larger blocks. New slots are 0, as masked values must be finite."""

@@ -73,9 +73,6 @@ def test_calls_that_run_plainly(settings: dict[str, Any], reason: str) -> None:
         ("mamba2", "recurrent"),
         ("llama-dynamic-rope", "dynamic RoPE"),
         ("qwen2-vl", "is not drafted yet"),
-        ("t5", "encoder-decoder"),
-        ("bart", "encoder-decoder"),
-        ("whisper", "encoder-decoder"),
     ],
 )
 def test_families_that_run_plainly(name: str, reason: str) -> None:

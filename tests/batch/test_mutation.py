@@ -71,8 +71,8 @@ def test_slots_of_two_rows_swapped(
 ) -> None:
     aim = RowCache.aim
 
-    def mutated(self: RowCache, width: int) -> None:
-        aim(self, width)
+    def mutated(self: RowCache, *arguments: int) -> None:
+        aim(self, *arguments)
         self._target.slots = self._target.slots[swapped(len(self.lengths))]
 
     monkeypatch.setattr(RowCache, "aim", mutated)
