@@ -113,7 +113,7 @@ class Runner:
             if plan.reason:
                 self.record_fallback(plan.reason)
             if plan.mode != PLAIN and call.rows > 1:
-                return batch.run_rows(self, call, plan, session, processors, criteria)
+                return batch.run_rows(self, call, plan, session, processors, criteria, inputs)
             drafter_set = None if plan.mode == PLAIN else self.acquire()
             if drafter_set is None:
                 return adapter.plain(call, processors, criteria, streamer)

@@ -356,3 +356,12 @@ def test_generation_stops_at_the_token_not_at_the_block() -> None:
 def test_windows_matter_in_these_tests() -> None:
     model = make("mistral-window")
     assert prompt(model)["input_ids"].shape[1] > WINDOW == model.config.sliding_window
+
+
+def test_no_draft_asks_for_positions_that_the_model_does_not_have() -> None:
+    model = make("bart")
+    settings = {"do_sample": False, "max_length": model.config.max_position_embeddings}
+    expected, _ = plain(model, prompt(model), **settings)
+    output, _, plug = plugged(model, prompt(model), ["context", "recycling"], nodes=24, **settings)
+    assert output.tolist() == expected.tolist()
+    assert plug.stats.accepted > 0

@@ -27,8 +27,6 @@ from hf_specplug.verify.acceptance import Verifier
 from hf_specplug.verify.outputs import Outputs
 from hf_specplug.verify.ragged import RaggedEngine
 
-_ANY = 1 << 30  # tokens: a row's cache grows as needed
-
 
 @dataclass(slots=True)
 class Row:
@@ -124,7 +122,7 @@ def _draft(call: Batch, rows: Sequence[Row], budget: Budget) -> tuple[list[Draft
         RowDraft(
             row.search,
             row.root,
-            room=0 if row.root in row.context.suppressed else _ANY,
+            room=0 if row.root in row.context.suppressed else call.engine.free_slots,
             depth=row.verifier.remaining - 1,
             noise=row.verifier.noise,
         )

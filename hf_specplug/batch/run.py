@@ -6,8 +6,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
+from hf_specplug.batch.complete import complete
 from hf_specplug.batch.decode import Batch, Row, decode_rows
 from hf_specplug.drafting.budget import Budget
 from hf_specplug.drafting.drafter_sets import DrafterSet
@@ -54,6 +56,7 @@ def run_rows(
     session: Session,
     processors: LogitsProcessorList,
     criteria: StoppingCriteriaList,
+    inputs: torch.Tensor | None,
 ) -> Any:
     """Decode a call with several rows; returns what `generate` returns.
 
@@ -61,15 +64,16 @@ def run_rows(
         runner: lends drafters and counts.
         plan: as `session` planned the call: a tree, on the ragged engine.
         processors, criteria: as `generate` prepared them.
+        inputs: the model's own inputs, if they are not `input_ids`.
     """
     with _drafter_sets(runner, call.rows) as sets:
         if len(sets) < call.rows:
             return adapter.plain(call, processors, criteria, None)
         ids, noise = call.input_ids, LockstepNoise(call.input_ids.device, call.rows)
         with runner.running(call, plan, session) as (engine, stats):
-            rows = []
+            rows, verifiers = [], []
             for index, drafter_set in enumerate(sets):
-                text = adapter.text_of_row(call, index)
+                text = adapter.text_of_row(call, index, inputs)
                 context = runner.context(text, call, session)
                 search = runner.begin_search(
                     context, drafter_set.drafters, drafter_set.mixer, stats
@@ -77,6 +81,7 @@ def run_rows(
                 own = ids[index : index + 1]
                 each = batches.processors_of_row(processors, index)
                 verifier = RowVerifier(index, noise, own, each, criteria, call.config)
+                verifiers.append(verifier)
                 rows.append(Row(verifier, search, context, History(search.names)))
             runner.history = rows[0].history
 
@@ -85,8 +90,24 @@ def run_rows(
                 return session.budget(plan, len(sets[0].drafters), sets[0].number, size)
 
             decode_rows(Batch(engine, rows, budget, stats, runner.lock), ids)
+            if engine.outlives:
+                with stats.phase("verify"):
+                    complete(engine, verifiers, adapter.pad_token(call))
     _record(runner, rows)
-    return adapter.padded(call, [row.verifier.input_ids for row in rows])
+    return _result(call, verifiers, engine.cache)
+
+
+def _result(call: Call, rows: Sequence[Verifier], cache: Any) -> Any:
+    """What `generate` returns, from the finished rows."""
+    scores, logits = (_steps([getattr(row, name) for row in rows]) for name in ("scores", "logits"))
+    sequences = adapter.padded(call, [row.input_ids for row in rows])
+    return adapter.result(call, sequences, scores, logits, cache)
+
+
+def _steps(rows: Sequence[tuple[torch.Tensor, ...] | None]) -> tuple[torch.Tensor, ...] | None:
+    """[N, V] per step, from [1, V] per step of each row; None if they are not returned."""
+    known = [row for row in rows if row is not None]
+    return tuple(torch.cat(step) for step in zip(*known, strict=True)) if known else None
 
 
 @contextmanager

@@ -22,10 +22,10 @@ Place = tuple[int, Path]  # a row of the batch, and the tokens after its prompt
 
 
 def drafted_logits(call: Call, prompt: Prompt, t: Sequence[int]) -> dict[Place, torch.Tensor]:
-    """The logits of three forward passes over two rows, by place.
+    """The logits of three forward passes over all rows, by place.
 
     Args:
-        call: a call with two rows.
+        call: a call with two or more rows. The others do as the first two.
         prompt: its state after prefill; not changed.
         t: seven tokens.
     """
@@ -35,24 +35,26 @@ def drafted_logits(call: Call, prompt: Prompt, t: Sequence[int]) -> dict[Place, 
     trees = [made_tree([-1, -1, 0, 1], [t[1], t[2], t[3], t[4]]), made_tree([-1], [t[5]])]
     #   then    t3 with t5 or t6; t1 with t2 and t3, of which t1 and t2 are kept; row 0 leaves
     second = [made_tree([-1, -1], [t[5], t[6]]), made_tree([-1, 0], [t[2], t[3]])]
+    rows = range(call.rows)
     found: dict[Place, torch.Tensor] = {}
     engine = RaggedEngine(replace(call, kwargs={}), CallPlan(TREE))
     try:
         engine.resume(prompt.copied())
-        texts: list[Path] = [(), ()]
-        roots = [t[0], t[0]]
+        texts: list[Path] = [() for _ in rows]
+        roots = [t[0] for _ in rows]
         for grown, kept, after in (
             (trees, [[0, 2, 4], [0]], [t[3], t[1]]),
             (second, [[0], [0, 1]], [t[1], t[6]]),
         ):
-            outputs = engine.step_rows(roots, grown)
-            for row, (text, root, tree) in enumerate(zip(texts, roots, grown, strict=True)):
+            outputs = engine.step_rows(roots, [grown[row % 2] for row in rows])
+            for row, (text, root) in enumerate(zip(texts, roots, strict=True)):
+                tree = grown[row % 2]
                 places = paths_of(text, root, tree)
                 logits = outputs[row].logits.float()
                 found.update({(row, path): one for path, one in zip(places, logits, strict=True)})
-                texts[row] = places[kept[row][-1]]
-            engine.keep_rows(kept)
-            roots = after
+                texts[row] = places[kept[row % 2][-1]]
+            engine.keep_rows([kept[row % 2] for row in rows])
+            roots = [after[row % 2] for row in rows]
         engine.select([1])
         logits = engine.step_rows([roots[1]], [EMPTY])[0].logits.float()
         found[1, (*texts[1], roots[1])] = logits[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -63,26 +64,43 @@ def text_of(call: Call, inputs: torch.Tensor | None) -> NDArray[np.int64]:
         inputs: the model's own inputs, if they are not `input_ids`.
     """
     parts = [call.input_ids[0].cpu().numpy()]
-    reads_text = inputs is not None and inputs.ndim == 2 and not inputs.is_floating_point()
-    if call.model.config.is_encoder_decoder and inputs is not None and reads_text:
+    if call.model.config.is_encoder_decoder and inputs is not None and _is_text(inputs):
         parts = [inputs[0].cpu().numpy(), np.array([-1]), *parts]
     return np.concatenate(parts)
 
 
-def text_of_row(call: Call, row: int) -> NDArray[np.int64]:
-    """The tokens of one row of a batch, int64[n], without padding on the left."""
-    tokens: NDArray[np.int64] = call.input_ids[row].cpu().numpy()
-    mask = call.kwargs.get("attention_mask")
-    return tokens if mask is None else tokens[int((mask[row] != 0).to(torch.uint8).argmax()) :]
+def _is_text(inputs: torch.Tensor) -> bool:
+    return inputs.ndim == 2 and not inputs.is_floating_point()
+
+
+def text_of_row(call: Call, row: int, inputs: torch.Tensor | None) -> NDArray[np.int64]:
+    """`text_of` one row of a batch, without padding.
+
+    Args:
+        inputs: the model's own inputs, if they are not `input_ids`; one row per prompt.
+    """
+    ids, mask = call.input_ids[row], call.kwargs.get("attention_mask")
+    if not call.model.config.is_encoder_decoder:
+        first = 0 if mask is None else int((mask[row] != 0).to(torch.uint8).argmax())
+        return ids[first:].cpu().numpy()  # type: ignore[no-any-return]
+    own = replace(call, input_ids=ids[None])
+    if inputs is None or not _is_text(inputs):
+        return text_of(own, inputs)
+    shown = inputs[row * len(inputs) // call.rows]
+    return text_of(own, (shown if mask is None else shown[mask[row] != 0])[None])
 
 
 def padded(call: Call, rows: list[torch.Tensor]) -> torch.Tensor:
     """int64[N, longest]: the finished rows int64[1, n], padded as `generate` pads them."""
-    longest = max(row.shape[1] for row in rows)
-    pad = call.config._pad_token_tensor
-    value = 0 if pad is None else int(pad)  # without a stop token all rows are equally long
+    longest, value = max(row.shape[1] for row in rows), pad_token(call)
     pads = torch.nn.functional.pad
     return torch.cat([pads(row, (0, longest - row.shape[1]), value=value) for row in rows])
+
+
+def pad_token(call: Call) -> int:
+    """The token that `generate` appends to rows that have ended."""
+    pad = call.config._pad_token_tensor
+    return 0 if pad is None else int(pad)  # without a stop token all rows are equally long
 
 
 def result(

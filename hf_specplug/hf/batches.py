@@ -7,6 +7,7 @@ results then. What looks at all rows of a step, or counts steps, does not.
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from transformers import (
@@ -16,6 +17,7 @@ from transformers import (
     ExponentialDecayLengthPenalty,
     ForcedBOSTokenLogitsProcessor,
     ForcedEOSTokenLogitsProcessor,
+    GenerationConfig,
     GenerationMixin,
     InfNanRemoveLogitsProcessor,
     LogitNormalization,
@@ -39,8 +41,10 @@ from transformers import (
 )
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
+from hf_specplug.hf.cache import decoder_cache
 from hf_specplug.hf.call import OF_A_TEXT, Call
-from hf_specplug.hf.positions import position_argument
+from hf_specplug.hf.encoder_rows import OF_AN_ENCODER
+from hf_specplug.hf.positions import position_argument, slot_modules
 from hf_specplug.hf.support import is_generic
 
 ROW_BY_ROW = frozenset(
@@ -77,38 +81,41 @@ _GROWING = frozenset({DynamicLayer, DynamicSlidingWindowLayer})
 _MARKS_CACHES = (
     "_is_user_defined" in GenerationMixin._prepare_cache_for_generation.__code__.co_names
 )
-"""Whether `generate` marks caches of the caller, which must hold the whole text in the end."""
+"""Whether `generate` marks caches of the caller; otherwise any cache may be the caller's."""
 
 
 def unsuited(call: Call) -> str:
     """Why the rows of a call cannot have caches of their own; "" if they can."""
-    model, cache = call.model, call.cache
+    model, cache = call.model, decoder_cache(call.cache)
     config = model.config.get_text_config(decoder=True)
-    given = {key for key, value in call.kwargs.items() if value is not None} - OF_A_TEXT
+    known, mask_key = OF_A_TEXT, "attention_mask"
     if model.config.is_encoder_decoder:
-        return "a batch of an encoder-decoder model is not drafted yet"
+        known, mask_key = OF_A_TEXT.union(OF_AN_ENCODER), "decoder_attention_mask"
+        known |= {mask_key}
+    given = {key for key, value in call.kwargs.items() if value is not None} - known
     if given:
         return f"a batch with {', '.join(sorted(given))} is not drafted yet"
-    if not is_generic(model) or position_argument(model) is None:
+    if not is_generic(model) or not (position_argument(model) or slot_modules(model)):
         return f"a batch of {config.model_type}, which prepares its own inputs, is not drafted yet"
-    mask = call.kwargs.get("attention_mask")
+    mask = call.kwargs.get(mask_key)
     if mask is not None and mask.shape != call.input_ids.shape:
         return "a batch with an attention mask of another shape than its tokens is not drafted yet"
-    if call.config.return_dict_in_generate:
-        return "return_dict_in_generate of a batch holds outputs of rows that have ended"
+    caches = [cache, getattr(call.cache, "cross_attention_cache", cache)]
     kinds = {type(layer) for layer in cache.layers}
-    if type(cache) is not DynamicCache or not kinds <= _GROWING:
+    if {type(each) for each in caches} != {DynamicCache} or not kinds <= _GROWING:
         names = ", ".join(sorted({type(cache).__name__, *(kind.__name__ for kind in kinds)}))
         return f"a batch with a cache of {names} is not drafted yet"
-    if not _MARKS_CACHES:
-        return "this release of transformers does not tell whether a batch's cache is the caller's"
-    if getattr(cache, "_is_user_defined", False) or cache.get_seq_length():
-        return "a batch that continues with a cache of the caller is not drafted yet"
     if getattr(cache, "offloading", False):
         return "an offloaded cache is not rolled back"
     if getattr(config, "num_kv_shared_layers", 0):
         return "a batch of a model whose layers share keys is not drafted yet"
     return ""
+
+
+def outlives(config: GenerationConfig, cache: Any) -> bool:
+    """Whether the cache of a call is used after it, and must hold what plain `generate` leaves."""
+    of_caller = getattr(cache, "_is_user_defined", not _MARKS_CACHES)
+    return bool(config.return_dict_in_generate or of_caller)
 
 
 def lockstep(

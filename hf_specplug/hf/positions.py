@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedModel
 
-_ABSOLUTE, _RELATIVE = "embed_positions", "relative_attention_bias"
+ABSOLUTE, RELATIVE = "embed_positions", "relative_attention_bias"
 
 
 class SlotPositions:
@@ -40,7 +40,7 @@ class SlotPositions:
         self._depths: torch.Tensor | None = None
         self._past = 0
         self._hooks = [
-            module.register_forward_hook(partial(self._reorder, name == _RELATIVE))
+            module.register_forward_hook(partial(self._reorder, name == RELATIVE))
             for name, module in slot_modules(model)
         ]
 
@@ -94,6 +94,16 @@ def slot_modules(model: PreTrainedModel) -> list[tuple[str, nn.Module]]:
     found = []
     for path, module in () if decoder is None else decoder.named_modules():
         name = path.rpartition(".")[2]
-        if name in (_ABSOLUTE, _RELATIVE):
+        if name in (ABSOLUTE, RELATIVE):
             found.append((name, module))
     return found
+
+
+def last_position(model: PreTrainedModel) -> int:
+    """The last slot for which the modules of `slot_modules` have a position; 2^30 if all have."""
+    tables = [
+        module.num_embeddings - getattr(module, "offset", 0)
+        for name, module in slot_modules(model)
+        if name == ABSOLUTE and isinstance(module, nn.Embedding)
+    ]
+    return int(min(tables, default=(1 << 30) + 1)) - 1

@@ -26,11 +26,13 @@ class Target:
     Attributes:
         rows: int64[N, 1], 0 to N - 1.
         slots: int64[N, T], by row.
+        past: the number of slots before its tokens, as a model is told that counts slots.
         end: the number of slots that its tokens may attend to.
     """
 
     rows: torch.Tensor
     slots: torch.Tensor
+    past: int
     end: int
 
 
@@ -69,7 +71,7 @@ class RowLayer(CacheLayerMixin):  # type: ignore[misc]
         return self._target.end, 0
 
     def get_seq_length(self) -> int:
-        return self._target.end
+        return self._target.past
 
     def get_max_length(self) -> int:
         return -1
@@ -94,6 +96,8 @@ class RowCache(Cache):  # type: ignore[misc]
         kinds = [kind(part) for part in parts]
         rows = parts[0].shape[0]
         self.lengths: NDArray[np.int64] = np.full(rows, length)
+        self._live = list(range(rows))
+        self._parked: dict[int, list[torch.Tensor]] = {}
         self._target = Target()
         self._groups = groups(kinds, joined=True)
         self._blocks: list[torch.Tensor] = []
@@ -114,15 +118,21 @@ class RowCache(Cache):  # type: ignore[misc]
             for index, place in enumerate(places):
                 setattr(self.layers[place // 2], "values" if place % 2 else "keys", block[index])
 
-    def aim(self, width: int) -> None:
-        """Make the next forward pass fill `width` slots of each row, behind its live ones."""
-        end = int(self.lengths.max()) + width
+    def aim(self, width: int, past: int | None = None) -> None:
+        """Make the next forward pass fill `width` slots of each row, behind its live ones.
+
+        Args:
+            past: the number of past tokens to state; by default that of the longest row.
+        """
+        longest = int(self.lengths.max())
+        end = longest + width
         if end > self._blocks[0].shape[3]:
             self._grow(_capacity(end))
         slots = self.lengths[:, None] + np.arange(width)
         target, device = self._target, self._blocks[0].device
         target.rows = torch.arange(len(slots), device=device)[:, None]
         target.slots, target.end = torch.from_numpy(slots).to(device), end
+        target.past = longest if past is None else past
 
     def _grow(self, capacity: int) -> None:
         """Move all slots to larger blocks. New slots are 0, as masked values must be finite."""
@@ -153,12 +163,39 @@ class RowCache(Cache):  # type: ignore[misc]
                 block[:, places[0], :, places[2]] = block[:, places[0], :, places[1]]
         self.lengths += [len(indices) for indices in kept]
 
-    def select(self, rows: Sequence[int]) -> None:
-        """Keep only these rows, in this order."""
+    def select(self, rows: Sequence[int], park: bool = False) -> None:
+        """Continue with these rows only, in this order.
+
+        Args:
+            park: whether the live slots of the others are kept for `restore`.
+        """
+        if park:
+            self._park(sorted(set(range(len(self._live))) - set(rows)))
+        self._live = [self._live[row] for row in rows]
         self.lengths = self.lengths[list(rows)]
         chosen = torch.tensor(rows)
         for index, block in enumerate(self._blocks):
             self._blocks[index] = block.index_select(1, chosen.to(block.device))
+        self._share()
+
+    def _park(self, rows: Sequence[int]) -> None:
+        for row, end in zip(rows, self.lengths[list(rows)].tolist(), strict=True):
+            held = [block[:, row, :, :end].clone() for block in self._blocks]
+            self._parked[self._live[row]] = held
+
+    def restore(self) -> None:
+        """Continue with all rows, in their first order; those that left have been parked."""
+        self._park(range(len(self._live)))
+        parked = [self._parked[row] for row in sorted(self._parked)]
+        self._live, self._parked = list(range(len(parked))), {}
+        self.lengths = np.array([blocks[0].shape[2] for blocks in parked])
+        capacity = _capacity(int(self.lengths.max()))
+        for index, block in enumerate(self._blocks):
+            places, _, heads, _, width = block.shape
+            whole = block.new_zeros((places, len(parked), heads, capacity, width))
+            for row, blocks in enumerate(parked):
+                whole[:, row, :, : blocks[index].shape[2]] = blocks[index]
+            self._blocks[index] = whole
         self._share()
 
 

@@ -130,11 +130,12 @@ PER_TOKEN = ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
 def is_generic(model: PreTrainedModel) -> bool:
     """Whether the model prepares its inputs in the same way at every step.
 
-    Phi-3 differs only where longrope changes factors, and such calls run plainly.
+    Phi-3 differs only where longrope changes factors, and such calls run plainly. Whisper differs
+    only in the positions of a padded text.
     """
     own = type(model).prepare_inputs_for_generation
     generic = own is GenerationMixin.prepare_inputs_for_generation
-    generic = generic or model.config.model_type == "phi3"
+    generic = generic or model.config.model_type in ("phi3", "whisper")
     return generic and "prepare_inputs_for_generation" not in vars(model)
 
 

@@ -128,16 +128,21 @@ class Verifier:
 
     def _pick(self, outputs: Outputs, node: int) -> int:
         """Pick one token as `GenerationMixin._sample` does."""
+        scores = self._process(outputs, node)
+        if self._sample:
+            return self._draw(torch.nn.functional.softmax(scores, dim=-1), node)
+        return int(torch.argmax(scores, dim=-1))
+
+    def _process(self, outputs: Outputs, node: int) -> torch.Tensor:
+        """float32[1, V], the processed scores of one pick; kept if `generate` returns them."""
         logits = outputs.logits[node : node + 1]
         raw = logits.to(copy=True, dtype=torch.float32, device=self._device)
-        scores = self._processors(self.input_ids, raw)
+        scores: torch.Tensor = self._processors(self.input_ids, raw)
         if self.scores is not None:
             self.scores += (scores,)
         if self.logits is not None:
             self.logits += (raw,)
-        if self._sample:
-            return self._draw(torch.nn.functional.softmax(scores, dim=-1), node)
-        return int(torch.argmax(scores, dim=-1))
+        return scores
 
     def _draw(self, probs: torch.Tensor, node: int) -> int:
         """Draw one token from `probs` float32[1, V]."""

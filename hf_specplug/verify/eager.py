@@ -22,7 +22,7 @@ from hf_specplug.hf.cache import (
 )
 from hf_specplug.hf.call import Call
 from hf_specplug.hf.plan import PLAIN, CallPlan
-from hf_specplug.hf.positions import SlotPositions
+from hf_specplug.hf.positions import SlotPositions, last_position
 from hf_specplug.hf.support import RECURRENT, is_generic, left_to_compiled_generate
 from hf_specplug.verify.engine import Engine
 from hf_specplug.verify.masks import TreeMasks
@@ -65,7 +65,7 @@ class EagerEngine(Engine):
             start = self._past
             self._working = self._kwargs["past_key_values"] = growing_copy(self.cache, start)
             self._undo.callback(lambda: append_slots(self._working, self.cache, start, self._past))
-        self._capacity = capacity(self._working)
+        self._capacity = min(capacity(self._working), last_position(self._model) + 1)
         self._rollback = Rollback(self._working)
         self._undo.callback(self._rollback.close)
         self.drafts = not holds_state(self._working)

@@ -195,5 +195,19 @@ class RowVerifier(Verifier):
             self._shared.leave(self._row)
         return accepted
 
+    def pad(self, outputs: Outputs, token: int, count: int) -> None:
+        """Append padding to a row that has ended, as plain `generate` does.
+
+        Args:
+            outputs: the target's outputs at the tokens before each padding token, in order.
+            token: the padding token.
+            count: number of padding tokens.
+        """
+        for node in range(count):
+            if self.scores is not None or self.logits is not None:
+                self._process(outputs, node)
+            self._new.append(token)
+            self._length += 1
+
     def _draw(self, probs: torch.Tensor, node: int) -> int:
         return self._shared.pick(self._row, self._length - self._prompt, probs)

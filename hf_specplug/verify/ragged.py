@@ -16,9 +16,12 @@ from numpy.typing import NDArray
 
 from hf_specplug.hf import batches
 from hf_specplug.hf.attention import FoldedHeads, implementation
+from hf_specplug.hf.cache import append_slots
 from hf_specplug.hf.call import Call
+from hf_specplug.hf.encoder_rows import encoder_rows
 from hf_specplug.hf.plan import CHAIN, PLAIN, TREE, CallPlan
 from hf_specplug.hf.row_cache import RowCache
+from hf_specplug.hf.row_positions import RowPositions
 from hf_specplug.tree import EMPTY, DraftTree
 from hf_specplug.verify.engine import Engine
 from hf_specplug.verify.outputs import Outputs, pack
@@ -50,19 +53,26 @@ class RaggedFactory(EngineFactory):
 
 
 class RaggedEngine(Engine):
-    """Verifies one tree per row of a batch; `step` and `keep` serve a batch of one."""
+    """Verifies one tree per row of a batch; `step` and `keep` serve a batch of one.
+
+    Attributes:
+        outlives: whether `generate` or its caller uses the cache after the call.
+    """
 
     def _start(self) -> None:
-        starts, key = self._starts, self._position_key
-        if starts is None or key is None:
-            raise TypeError(f"{type(self._model).__name__} takes no positions, which trees need")
-        self._positions = key
+        self._counting = RowPositions(self._model, self._past)
+        self._undo.callback(self._counting.close)
         self._heads = FoldedHeads(self._model)
         self._slots = RowCache(self.cache, self._past)
-        self.cache.reset()  # frees the prompt's slots: such calls return no cache
         rows = len(self._slots.lengths)
-        self._kwargs["past_key_values"] = self._slots
-        self._row_starts = starts.expand(rows, 1)
+        self.outlives = batches.outlives(self._config, self.cache)
+        encoder = self._encoder = encoder_rows(self.cache, self._slots, self._kwargs)
+        self._kwargs["past_key_values"] = self._slots if encoder is None else encoder.cache
+        if not self.outlives:
+            self.cache.reset()  # frees the prompt's slots
+        self._live = list(range(rows))
+        self._starts_of_all = None if self._starts is None else self._starts.expand(rows, 1)
+        self._row_starts = self._starts_of_all
         mask = self._prompt_mask
         self._masks = RowMasks(
             self._model.config,
@@ -79,7 +89,7 @@ class RaggedEngine(Engine):
 
     @property
     def free_slots(self) -> int:
-        return 1 << 30
+        return self._counting.room - 1
 
     def prefill_rows(self, input_ids: torch.Tensor) -> list[Outputs]:
         """Run the prompts; returns each row's outputs at its last token."""
@@ -122,15 +132,16 @@ class RaggedEngine(Engine):
             counts: number of tokens of each row without padding.
         """
         slots, device = self._slots, self._device
-        slots.aim(tokens.shape[1])
-        offsets = torch.from_numpy(depths + (slots.lengths - self._first_past)[:, None])
         inputs = {
             **self._template,
             self._ids_key: torch.from_numpy(tokens).to(device),
-            self._positions: self._row_starts + offsets.to(device),
             self._mask_key: self._masks.build(seen, depths, slots.lengths),
         }
-        with self._heads, self._watched():
+        if self._position_key is not None and self._row_starts is not None:
+            offsets = torch.from_numpy(depths + (slots.lengths - self._first_past)[:, None])
+            inputs[self._position_key] = self._row_starts + offsets.to(device)
+        with self._heads, self._watched(), self._counting.at(depths, slots.lengths) as past:
+            slots.aim(tokens.shape[1], past)
             outputs = self._model(**inputs, return_dict=True)
         return self._split(outputs.logits, counts)
 
@@ -154,9 +165,26 @@ class RaggedEngine(Engine):
 
     def select(self, rows: Sequence[int]) -> None:
         """Continue with these rows only, in this order."""
-        self._slots.select(rows)
-        self._masks.select(rows)
-        self._row_starts = self._row_starts[list(rows)]
+        self._slots.select(rows, park=self.outlives)
+        self._use([self._live[row] for row in rows])
+
+    def restore(self) -> None:
+        """Continue with all rows of the call, in its order; only if the cache outlives the call."""
+        self._slots.restore()
+        self._use(range(len(self._slots.lengths)))
+
+    def _use(self, rows: Sequence[int]) -> None:
+        """Use what belongs to these rows of the call."""
+        self._live = list(rows)
+        self._masks.select(self._live)
+        if self._starts_of_all is not None:
+            self._row_starts = self._starts_of_all[self._live]
+        if self._encoder is not None:
+            self._template.update(self._encoder.select(self._live))
+
+    def hand_back(self) -> None:
+        """Append to the call's cache what has been generated; all rows are equally long."""
+        append_slots(self._slots, self.cache, self._past, int(self._slots.lengths[0]))
 
     def _verify(
         self, tokens: NDArray[np.int64], depths: NDArray[np.int64], seen: NDArray[np.bool_]

@@ -43,6 +43,7 @@ class RowMasks:
         self._left = np.zeros(rows, np.int64)  # padding slots on the left
         if self._shown.size:
             self._left = self._shown.argmax(axis=1)
+        self._all = self._shown, self._left
 
     def build(
         self, seen: NDArray[np.bool_], depths: NDArray[np.int64], lengths: NDArray[np.int64]
@@ -87,5 +88,6 @@ class RowMasks:
         return mask[:, None]
 
     def select(self, rows: Sequence[int]) -> None:
-        """Keep only these rows, in this order."""
-        self._shown, self._left = self._shown[list(rows)], self._left[list(rows)]
+        """Continue with these rows of the prompt, in this order."""
+        shown, left = self._all
+        self._shown, self._left = shown[list(rows)], left[list(rows)]

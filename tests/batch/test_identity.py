@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_specplug import SpecPlug, attach, detach
-from hf_specplug.hf.cache import decoder_cache
 from hf_specplug.plug import DEFAULT_DRAFTERS
 from hf_specplug.verify import lockstep
 from hf_specplug.verify.eager import EagerFactory
@@ -284,20 +283,6 @@ def test_statistics() -> None:
     assert sum(stats.lengths.values()) == 9
     assert "forwards over 2 to 3 rows" in str(stats)
     assert plug.trace()
-
-
-def test_the_cache_that_generate_made_is_left_alone() -> None:
-    """Nothing but the prompt is in it: calls that return a cache run plainly."""
-    from transformers import DynamicCache
-
-    model, inputs = make("llama"), batch([7, 24])
-    caches = [DynamicCache(), DynamicCache()]
-    expected, _ = plain(model, inputs, past_key_values=caches[0], **GREEDY)
-    output, _, plug = plugged(model, inputs, DRAFTERS, past_key_values=caches[1], **GREEDY)
-    assert output.tolist() == expected.tolist()
-    assert plug.stats.forwards == 0
-    lengths = [decoder_cache(cache).get_seq_length() for cache in caches]
-    assert lengths[0] == lengths[1] == 24 + 31
 
 
 @pytest.mark.parametrize("ends", [True, False])

@@ -36,8 +36,8 @@ def allowed(batch: int, ids: torch.Tensor) -> list[int]:
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ({"return_dict_in_generate": True, "output_scores": True}, "return_dict_in_generate"),
-        ({"return_dict_in_generate": True}, "return_dict_in_generate"),
+        ({"return_dict_in_generate": True, "output_attentions": True}, "output_attentions"),
+        ({"return_dict_in_generate": True, "output_hidden_states": True}, "output_hidden_states"),
         ({"cache_implementation": "static"}, "StaticCache"),
         ({"prefix_allowed_tokens_fn": allowed}, "PrefixConstrainedLogitsProcessor"),
         ({"logits_processor": LogitsProcessorList([Own()])}, "Own is called for all rows"),
@@ -55,7 +55,8 @@ def test_calls_that_run_plainly(settings: dict[str, Any], reason: str) -> None:
     expected, state = plain(model, inputs, **every)
     output, after, plug = plugged(model, inputs, DRAFTERS, **every)
     if settings.get("return_dict_in_generate"):
-        assert len(output.scores or ()) == len(expected.scores or ())
+        assert len(output.attentions or ()) == len(expected.attentions or ())
+        assert len(output.hidden_states or ()) == len(expected.hidden_states or ())
         output, expected = output.sequences, expected.sequences
     assert output.tolist() == expected.tolist()
     assert torch.equal(after, state)
@@ -72,9 +73,6 @@ def test_calls_that_run_plainly(settings: dict[str, Any], reason: str) -> None:
         ("mamba2", "recurrent"),
         ("llama-dynamic-rope", "dynamic RoPE"),
         ("qwen2-vl", "is not drafted yet"),
-        ("t5", "encoder-decoder"),
-        ("bart", "encoder-decoder"),
-        ("whisper", "encoder-decoder"),
     ],
 )
 def test_families_that_run_plainly(name: str, reason: str) -> None:

@@ -71,8 +71,8 @@ def test_slots_of_two_rows_swapped(
 ) -> None:
     aim = RowCache.aim
 
-    def mutated(self: RowCache, width: int) -> None:
-        aim(self, width)
+    def mutated(self: RowCache, *arguments: int) -> None:
+        aim(self, *arguments)
         self._target.slots = self._target.slots[swapped(len(self.lengths))]
 
     monkeypatch.setattr(RowCache, "aim", mutated)
@@ -168,8 +168,8 @@ def test_noise_of_another_step(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_row_that_leaves_without_its_slots(monkeypatch: pytest.MonkeyPatch) -> None:
     select = RowCache.select
 
-    def first(self: RowCache, rows: Any) -> None:
-        select(self, list(range(len(rows))))
+    def first(self: RowCache, rows: Any, park: bool = False) -> None:
+        select(self, list(range(len(rows))), park)
 
     model, inputs = make("llama"), batch([5, 9, 24, 3])
     settings = {**GREEDY, **ENDS}

@@ -57,7 +57,7 @@ def test_slots_follow_each_rows_text(
         mark += 100
         for layer in range(2):
             keys, held = cache.update(new + 1000 * layer, -new, layer)
-            assert keys.shape == held.shape == (len(texts), 1, cache.get_seq_length(), 1)
+            assert keys.shape == held.shape == (len(texts), 1, cache.get_seq_length() + width, 1)
         kept = [[0, *sorted(i for i in own if i < width)] for own in chosen[: len(texts)]]
         for row, own in enumerate(kept):
             texts[row] += new[row, 0, own, 0].tolist()

@@ -36,6 +36,7 @@ class ReplayRows(Replay):
         output: int64[N, n] of plain `generate`.
         wrong: by row, where its drafts are wrong; rows that are not in it are always right.
         ranks: by row, its `rank`, if it is not that of `others`: the trees then differ in shape.
+        start: the decoder's first tokens, if the inputs are an encoder's.
         others: those of `Replay`.
     """
 
@@ -45,15 +46,18 @@ class ReplayRows(Replay):
         output: torch.Tensor,
         wrong: dict[int, Wrong] | None = None,
         ranks: dict[int, int] | None = None,
+        start: list[int] | None = None,
         **others: Any,
     ) -> None:
         super().__init__([], **others)
-        width = inputs["input_ids"].shape[1]
+        width = inputs["input_ids"].shape[1] if start is None else len(start)
+        after = [] if start is None else [-1, *start]
         self.known = {}
         for row, (ids, mask) in enumerate(zip(*inputs.values(), strict=True)):
             place = (wrong or {}).get(row, lambda position: False)
             rank = (ranks or {}).get(row, self.rank)
-            self.known[tuple(ids[mask == 1].tolist())] = output[row, width:].tolist(), place, rank
+            text = (*ids[mask == 1].tolist(), *after)
+            self.known[text] = output[row, width:].tolist(), place, rank
         assert len(self.known) == len(output)
 
     def begin(self, context: Context) -> None:

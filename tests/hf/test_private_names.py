@@ -52,6 +52,7 @@ OWNERS = {
     "DynamicCache": lambda: DynamicCache(),
     "DynamicLayer": lambda: _layer("DynamicLayer"),
     "StaticLayer": lambda: _layer("StaticLayer"),
+    "T5's attention": lambda: make("t5").decoder.block[0].layer[0].SelfAttention,
 }
 
 PRIVATE = {
@@ -69,6 +70,7 @@ PRIVATE = {
     "a prepared config": ["_pad_token_tensor"],
     "GenerationConfig": ["_get_default_generation_params"],
     "CompileConfig": ["_compile_all_devices"],
+    "T5's attention": ["_relative_position_bucket"],
 }
 """Names with an underscore, by owner."""
 
@@ -86,6 +88,11 @@ UNDOCUMENTED = {
     "DynamicCache": ["activate_past_recording", "get_mask_sizes", "layers"],
     "DynamicLayer": ["keys", "values", "crop", "get_seq_length"],
     "StaticLayer": ["cumulative_length", "max_cache_len"],
+    "T5's attention": [
+        "relative_attention_bias",
+        "relative_attention_max_distance",
+        "relative_attention_num_buckets",
+    ],
 }
 """Names without an underscore that transformers does not document."""
 
