@@ -119,7 +119,7 @@ def merged(one: Any, other: Any) -> Any:
         keys = list(dict.fromkeys([*one, *other]))
         both = {key: merged(one.get(key), other[key]) if key in other else one[key] for key in keys}
         if "accept_length" in both:
-            both["accept_length"] = both["tokens"] / max(both["forwards"], 1)
+            both["accept_length"] = both["tokens"] / max(sum(both["lengths"].values()), 1)
         if "ece" in both:
             missed = sum(
                 abs(p - a) for p, a in zip(both["predicted"], both["accepted"], strict=True)

@@ -162,7 +162,9 @@ def observed(steps: list[tuple[int, float, int]]) -> Stats:
     for size, prob, hits in steps:
         path = DraftTree.path(torch.arange(size, dtype=torch.int32).numpy())
         path.probs[:] = prob
-        stats.observe(path, list(range(min(hits, size) + 1)), ["context", "stand"])
+        visited = list(range(min(hits, size) + 1))
+        stats.observe(path, visited, ["context", "stand"])
+        stats.observe_rows([path, EMPTY], [visited, [0]], ["context", "stand"])
         stats.seconds["verify"] += prob
     stats.observe(EMPTY, [0], ["context", "stand"])
     stats.fallbacks["reason"] += len(steps)
