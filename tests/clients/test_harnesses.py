@@ -1,4 +1,4 @@
-"""Programs that hold a model: LangChain, lm-eval, `transformers serve`."""
+"""Programs that hold a model: pipelines, LangChain, lm-eval, `transformers serve`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, pipeline
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from hf_specplug import DEMO_MODEL, attach, detach
 
@@ -22,6 +22,36 @@ CHAT = [{"role": "user", "content": "Write a function that adds two numbers."}]
 @pytest.fixture
 def model() -> Any:
     return AutoModelForCausalLM.from_pretrained(DEMO_MODEL, dtype=torch.float32).eval()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"do_sample": False}, {"do_sample": True, "temperature": 0.8, "num_return_sequences": 2}],
+    ids=["greedy", "two samples of each"],
+)
+def test_a_pipeline_of_batches(model: Any, settings: dict[str, Any]) -> None:
+    """Texts and chats of different lengths, 3 in a batch, the last of which is not full."""
+    tokenizer = AutoTokenizer.from_pretrained(DEMO_MODEL, padding_side="left")
+    pipe = pipeline("text-generation", model=model, tokenizer=tokenizer, batch_size=3)
+    texts = ["def add(a, b):\n", "import os\n", "class Stack:\n    def push(self, item):\n", "x"]
+    plug = None
+    for prompts in (texts, [CHAT, [{"role": "user", "content": "Sort a list."}]] * 2):
+        said = []
+        for attached in (False, True):
+            torch.manual_seed(0)
+            if attached:
+                plug = attach(model, nodes=8)
+            said.append(pipe(prompts, max_new_tokens=40, **settings))
+        detach(model)
+        assert said[0] == said[1]
+        assert len(said[1]) == 4
+        assert plug is not None
+        assert not plug.stats.fallbacks
+        count = settings.get("num_return_sequences", 1)
+        engines = {"tree, ragged": 2} if count > 1 else {"tree, ragged": 1, "tree, eager": 1}
+        assert plug.stats.engines == engines
+        assert max(plug.stats.batches) == 3 * count
+        assert plug.stats.accepted > 10
 
 
 def test_langchain(model: Any, tokenizer: Any) -> None:
