@@ -69,10 +69,14 @@ def test_langchain(model: Any, tokenizer: Any) -> None:
     detach(model)
 
 
-def test_lm_eval(model: Any, tokenizer: Any) -> None:
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_lm_eval(model: Any, tokenizer: Any, batch_size: int) -> None:
+    """Its stopping criterion counts the rows of a batch that are done, at every step."""
     huggingface = pytest.importorskip("lm_eval.models.huggingface")
     instance = pytest.importorskip("lm_eval.api.instance")
-    evaluated = huggingface.HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1, device="cpu")
+    evaluated = huggingface.HFLM(
+        pretrained=model, tokenizer=tokenizer, batch_size=batch_size, device="cpu"
+    )
     texts = ["def add(a, b):\n", "import os\n", "for i in range(10):\n"]
     settings = {"until": ["\n\n\n"], "max_gen_toks": 24, "do_sample": False}
     requests = [
@@ -82,8 +86,9 @@ def test_lm_eval(model: Any, tokenizer: Any) -> None:
     expected = evaluated.generate_until(requests)
     plug = attach(model)
     assert evaluated.generate_until(requests) == expected
-    assert plug.stats.calls == len(texts)
-    assert not plug.stats.fallbacks
+    reason = "MultiTokenEOSCriteria is asked about all rows of a batch at once"
+    assert plug.stats.calls == (len(texts) if batch_size == 1 else 1)
+    assert plug.stats.fallbacks == ({} if batch_size == 1 else {reason: 1})
     scored = [instance.Instance("loglikelihood", {}, (texts[0], "    return a + b"), 0)]
     with_plug = evaluated.loglikelihood(scored)
     detach(model)
