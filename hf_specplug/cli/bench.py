@@ -40,6 +40,15 @@ def compare(
     temperature: Annotated[
         float, typer.Option(min=0.0, help="Of sampling, with the same seeds; 0: greedy.")
     ] = 0.0,
+    batch: Annotated[
+        str | None,
+        typer.Option(
+            help="Compare batches instead of single answers: numbers of rows, as in 1,4,8."
+        ),
+    ] = None,
+    samples: Annotated[
+        int, typer.Option(min=1, help="Rows of each prompt in batches (needs --temperature).")
+    ] = 1,
     out: Annotated[
         str | None,
         typer.Option(
@@ -61,14 +70,24 @@ def compare(
 
         if html:
             page.check(html)
+        counts = _numbers("--batch", "rows", batch) if batch is not None else ()
         options = Options(
-            model, prompts, methods, datastore or (), per_task, tokens, dtype, temperature
+            model=model,
+            prompts=prompts,
+            methods=methods,
+            datastores=datastore or (),
+            per_task=per_task,
+            tokens=tokens,
+            dtype=dtype,
+            temperature=temperature,
+            batch=counts,
+            samples=samples,
         )
         benchmark = Benchmark(options, out, console.progress)
         try:
             benchmark.run()
         finally:  # also of a run that is interrupted
-            if benchmark.results["rows"]:
+            if benchmark.results["rows"] or benchmark.results["batches"]:
                 if html:
                     page.write(html, benchmark.results)
                 tables.show(benchmark.results, console.output())
@@ -113,7 +132,7 @@ def engine(
         from hf_specplug.bench.engine_tables import tables
         from hf_specplug.cli import console
 
-        lengths = _lengths(contexts)
+        lengths = _numbers("--contexts", "tokens", contexts)
         figures = measure(
             model, texts, per_task, tokens, dtype, lengths, compiled, console.progress
         )
@@ -123,10 +142,10 @@ def engine(
             environment.write(out, arguments, **figures)
 
 
-def _lengths(text: str) -> list[int]:
+def _numbers(option: str, of: str, text: str) -> list[int]:
     from hf_specplug.errors import OptionError
 
     parts = [part.strip() for part in text.split(",") if part.strip()]
-    if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise OptionError(f"--contexts takes numbers of tokens, with commas, not {text!r}")
+    if not parts or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise OptionError(f"{option} takes numbers of {of}, with commas, not {text!r}")
     return [int(part) for part in parts]
