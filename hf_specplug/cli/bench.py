@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hf_specplug.bench.methods import DEFAULT, usage
 from hf_specplug.cli.app import app, friendly, resumable
+
+if TYPE_CHECKING:
+    from hf_specplug.bench.compare import Options
 
 _EXAMPLE = "Example: specplug bench --model ./my-model --prompts my.jsonl --html report.html"
 
@@ -42,9 +45,7 @@ def compare(
     ] = 0.0,
     batch: Annotated[
         str | None,
-        typer.Option(
-            help="Compare batches instead of single answers: numbers of rows, as in 1,4,8."
-        ),
+        typer.Option(help="Compare batches of so many rows, as in 1,4,8, not single answers."),
     ] = None,
     samples: Annotated[
         int, typer.Option(min=1, help="Rows of each prompt in batches (needs --temperature).")
@@ -64,33 +65,29 @@ def compare(
     if context.invoked_subcommand is not None:
         return
     with resumable("bench", again=out is not None):
-        from hf_specplug.bench import page, tables
-        from hf_specplug.bench.compare import Benchmark, Options
-        from hf_specplug.cli import console
+        from hf_specplug.bench.compare import Options
 
-        if html:
-            page.check(html)
         counts = _numbers("--batch", "rows", batch) if batch is not None else ()
-        options = Options(
-            model=model,
-            prompts=prompts,
-            methods=methods,
-            datastores=datastore or (),
-            per_task=per_task,
-            tokens=tokens,
-            dtype=dtype,
-            temperature=temperature,
-            batch=counts,
-            samples=samples,
-        )
-        benchmark = Benchmark(options, out, console.progress)
-        try:
-            benchmark.run()
-        finally:  # also of a run that is interrupted
-            if benchmark.results["rows"] or benchmark.results["batches"]:
-                if html:
-                    page.write(html, benchmark.results)
-                tables.show(benchmark.results, console.output())
+        asked = (model, prompts, methods, datastore or (), per_task, tokens, dtype, temperature)
+        _run(Options(*asked, counts, samples), out, html)
+
+
+def _run(options: Options, out: str | None, html: str | None) -> None:
+    """Measure, and show what has been measured, also if it is interrupted."""
+    from hf_specplug.bench import page, tables
+    from hf_specplug.bench.compare import Benchmark
+    from hf_specplug.cli import console
+
+    if html:
+        page.check(html)
+    benchmark = Benchmark(options, out, console.progress)
+    try:
+        benchmark.run()
+    finally:
+        if benchmark.results["rows"] or benchmark.results["batches"]:
+            if html:
+                page.write(html, benchmark.results)
+            tables.show(benchmark.results, console.output())
 
 
 @bench.command(epilog="Example: specplug bench report bench.json report.html")
