@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import re
 import sys
 import sysconfig
@@ -120,9 +121,18 @@ def test_names_that_are_not_public_are_found(source: str, name: str) -> None:
     assert not_public("from hf_specplug import SpecPlug\ntype(SpecPlug).__name__") == []
 
 
+def imported(notebook: Any) -> set[str]:
+    """The packages that the cells of a notebook import."""
+    lines = "\n".join(cell.source for cell in code_cells(notebook))
+    return set(re.findall(r"(?m)^(?:from|import) (\w+)", lines))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs_as_it_was_committed(path: Path, tmp_path: Path) -> None:
+    for package in sorted(imported(read(path))):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"needs {package}")
     committed, fresh = read(path), execute(read(path), tmp_path)
     assert not faults(fresh, tmp_path)
     assert shape(fresh) == shape(committed), "python -m tests.refresh_examples writes it anew"

@@ -76,7 +76,7 @@ def decode_rows(call: Batch, input_ids: torch.Tensor) -> None:
         _prefill(call, input_ids)
     rows = _leave(engine, call.rows)
     while rows:
-        budget = call.budget(len(rows))
+        began, budget = time.perf_counter(), call.budget(len(rows))
 
         # 1. draft a tree for each row; 2. size: cut all to the width of the best expected goodput
         with stats.phase("draft"):
@@ -102,6 +102,7 @@ def decode_rows(call: Batch, input_ids: torch.Tensor) -> None:
                 row.history.append(step)
             stats.observe_rows(trees, [step.visited for step in steps], rows[0].history.names)
         _learn_costs(budget, decision, rows, steps, time.perf_counter() - start)
+        stats.add_batch_seconds(time.perf_counter() - began, len(rows), len(call.rows))
         rows = _leave(engine, rows)
     with call.lock:
         for row in call.rows:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ import torch
 from hf_specplug import DEMO_MODEL
 from hf_specplug.bench import environment
 from hf_specplug.bench.ablation import ablation
+from hf_specplug.bench.batches import BatchRuns, Prompt
 from hf_specplug.bench.generation import first_difference, generate
 from hf_specplug.bench.methods import DEFAULT, PLAIN, Method, parse
 from hf_specplug.bench.prompts import Question, load
@@ -23,7 +25,7 @@ from hf_specplug.bench.results import begun, merged, middle_length, names, new
 from hf_specplug.bench.widths import milliseconds
 from hf_specplug.datastore.opening import open_all
 from hf_specplug.entrypoints.attachment import attach
-from hf_specplug.errors import RecordingError
+from hf_specplug.errors import OptionError, RecordingError
 from hf_specplug.hf import loading
 from hf_specplug.hf.prompts import prompt_ids, remaining_tokens
 from hf_specplug.replay.progress import Progress, silent
@@ -45,6 +47,8 @@ class Options:
         tokens: the maximum length of an answer in tokens.
         dtype: of the weights.
         temperature: of sampling; 0 for greedy decoding.
+        batch: numbers of rows, if batches are compared instead of single answers.
+        samples: rows of each prompt in batches.
     """
 
     model: str | None = None
@@ -55,6 +59,15 @@ class Options:
     tokens: int = 128
     dtype: str = "float32"
     temperature: float = 0.0
+    batch: Sequence[int] = ()
+    samples: int = 1
+
+    def __post_init__(self) -> None:
+        if self.samples > 1 and not (self.batch and self.temperature):
+            raise OptionError(
+                f"--samples {self.samples} needs --batch, and a --temperature above 0: greedy "
+                "samples are all the same"
+            )
 
     @property
     def sampling(self) -> dict[str, Any]:
@@ -69,6 +82,7 @@ class Options:
             "model": self.model or "the built-in demo model",
             "prompts": self.prompts or "the built-in set",
             "datastores": list(map(str, self.datastores)),
+            "batch": list(self.batch),
         }
 
 
@@ -98,7 +112,8 @@ class Benchmark:
         self._options, self._out, self._progress = options, out, progress
         self._questions = load(options.prompts, options.per_task)
         stores = open_all(options.datastores)
-        self._methods = parse(options.methods, stores)
+        self._new_methods = partial(parse, options.methods, stores)
+        self._methods = self._new_methods()
         arguments = options.to_dict() | {"methods": [method.name for method in self._methods]}
         self.results = begun(out, new(environment.environment(), arguments))
         self._model, self._tokenizer = loading.load(options.model or str(DEMO_MODEL), options.dtype)
@@ -115,6 +130,9 @@ class Benchmark:
         """
         results, progress = self.results, self._progress
         self._save()
+        if self._options.batch:
+            self._measure_batches()
+            return
         if any(question.name not in names(results) for question in self._questions):
             self._warm_up()
             self._measure()
@@ -159,6 +177,22 @@ class Benchmark:
                 continue
             if method.plug is not None:
                 method.plug.stats.reset()
+
+    def _measure_batches(self) -> None:
+        """Ask the first turn of each question, in batches."""
+        options, prompts = self._options, list[Prompt]()
+        skipped = self.results["skipped"] = list[str]()
+        for question in self._questions:
+            ids = question.prompt(self._tokenizer, [])
+            if remaining_tokens(self._model, ids) < options.tokens:
+                skipped.append(question.name)
+            else:
+                prompts += [(question.task, question.name, ids)] * options.samples
+        pad = self._tokenizer.pad_token_id
+        settings = {**options.sampling, "max_new_tokens": options.tokens, "pad_token_id": pad or 0}
+        warmup = prompt_ids(self._tokenizer, _WARMUP_PROMPT)
+        runs = BatchRuns(self._model, warmup, settings, self._save, self._progress)
+        runs.measure(prompts, list(dict.fromkeys(options.batch)), self._new_methods, self.results)
 
     def _measure(self) -> None:
         """Ask what has not been asked yet; the results grow by one question at a time."""

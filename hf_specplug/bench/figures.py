@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from hf_specplug.bench.methods import PLAIN
 from hf_specplug.bench.prompts import TASKS
-from hf_specplug.bench.results import Results, methods, speeds, summary, tasks
+from hf_specplug.bench.results import Results, Summary, methods, speeds, summary, summed, tasks
 from hf_specplug.telemetry import plots
 
 if TYPE_CHECKING:
@@ -36,6 +36,54 @@ def by_task(results: Results) -> Figure:
         axes.margins(x=0.01, y=0.1)
         axes.legend(loc="upper left", ncols=len(others), bbox_to_anchor=(0, 1.14), borderpad=0)
     return figure
+
+
+def by_rows(results: Results) -> Figure:
+    """Speed, and tokens per row and forward pass, of each method by the rows of a batch."""
+    parts = [part for part in results["batches"] if part["calls"]]
+    others = [name for name in results["arguments"]["methods"] if name != PLAIN]
+    with plots.style():
+        figure, (left, right) = plots.subplots(1, 2, (_WIDE, 3.6))
+        for place, method in enumerate(others):
+            found = [
+                (at, summed(part["calls"], method))
+                for at, part in enumerate(parts)
+                if method not in part["failed"]
+            ]
+            _bars(left, found, "speed", method, place, others)
+            _bars(right, found, "tokens_per_forward", method, place, others)
+        for axes, label in ((left, "tokens per second, x plain"), (right, "tokens, plain = 1")):
+            axes.set_xticks(range(len(parts)), [str(part["rows"]) for part in parts])
+            axes.set_xlim(-0.5, len(parts) - 0.5)
+            axes.set_xlabel("rows of a batch")
+            axes.set_ylabel(label)
+            axes.margins(y=0.12)
+            _plain_line(axes, vertical=False)
+        left.set_title("speed")
+        right.set_title("tokens per row and forward pass")
+        names = left.get_legend_handles_labels()
+        figure.legend(*names, loc="outside upper center", ncols=max(len(others), 1))
+    return figure
+
+
+def _bars(
+    axes: Axes,
+    found: list[tuple[int, Summary]],
+    figure: str,
+    method: str,
+    place: int,
+    others: list[str],
+) -> None:
+    """A figure of one method, at the places of the parts that it could run."""
+    thick = 0.8 / len(others)
+    bars = axes.bar(
+        [at + (place + 0.5) * thick - 0.4 for at, _ in found],
+        [getattr(of_part, figure) for _, of_part in found],
+        width=0.92 * thick,
+        label=method,
+        color=plots.colour(method, others),
+    )
+    axes.bar_label(bars, fmt="%.2f", padding=1, fontsize=8)
 
 
 def by_answer(results: Results) -> Figure:

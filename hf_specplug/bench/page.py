@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from html import escape
+from typing import Any
 
 from hf_specplug.bench import figures, html
 from hf_specplug.bench.methods import PLAIN
 from hf_specplug.bench.results import Results, methods, middle_length, names, notes, summary
-from hf_specplug.bench.tables import contributions, overall, spec_bench, title
+from hf_specplug.bench.tables import by_rows, contributions, overall, spec_bench, title
 from hf_specplug.telemetry import plots
 
 
@@ -29,8 +30,15 @@ def write(path: str, results: Results) -> None:
         PlotError: matplotlib is not installed.
         OSError: the file cannot be written.
     """
-    parts = [_head(results), html.table(*overall(results))]
-    parts += [f"<p>{escape(line)}</p>" for line in notes(results)]
+    noted = [f"<p>{escape(line)}</p>" for line in notes(results)]
+    parts = _batches(results, noted) if results["batches"] else _answers(results, noted)
+    parts.append(_how(results))
+    html.write(path, f"specplug bench: {results['arguments']['model']}", parts)
+
+
+def _answers(results: Results, noted: list[str]) -> list[str]:
+    """All about single answers."""
+    parts = [_head(results), html.table(*overall(results)), *noted]
     parts += ["<h2>As Spec-Bench counts</h2>", html.table(*spec_bench(results))]
     parts.append(
         _figure(figures.by_task(results), "Speed by task, as a multiple of plain decoding")
@@ -46,12 +54,34 @@ def write(path: str, results: Results) -> None:
                 "Cost by width, and contribution by drafter",
             )
         )
-    for method, stats in results["stats"].items():
-        parts.append(f"<h2>What <code>{escape(method)}</code> drafted</h2>")
-        parts.append(_figure(plots.stats_figure(stats), f"What {method} drafted and accepted"))
-    parts.append(_differences(results))
-    parts.append(_how(results))
-    html.write(path, f"specplug bench: {results['arguments']['model']}", parts)
+    parts += _drafted(results["stats"])
+    return [*parts, _differences(results)]
+
+
+def _batches(results: Results, noted: list[str]) -> list[str]:
+    """All about batches."""
+    asked = results["arguments"]
+    parts = [
+        f"<h1>{escape(asked['model'])}</h1>\n<p>{escape(title(results))}; batches of prompts from "
+        f"{escape(asked['prompts'])}</p>",
+        html.table(*by_rows(results)),
+        "<p>A row counts in a forward pass until its answer ends. Time in the tail: the share of "
+        "the time in which fewer than half of a batch's rows were generating.</p>",
+        *noted,
+        _figure(figures.by_rows(results), "Speed and tokens per forward pass by rows"),
+    ]
+    for part in results["batches"]:
+        parts += _drafted(part["stats"], f" in batches of {part['rows']}")
+    return parts
+
+
+def _drafted(stats: dict[str, Any], where: str = "") -> list[str]:
+    """What each plug drafted and accepted, by its counters."""
+    parts = []
+    for method, of_plug in stats.items():
+        parts.append(f"<h2>What <code>{escape(method)}</code> drafted{where}</h2>")
+        parts.append(_figure(plots.stats_figure(of_plug), f"What {method} drafted{where}"))
+    return parts
 
 
 def _figure(figure: object, name: str) -> str:
@@ -97,8 +127,30 @@ def _differences(results: Results) -> str:
 def _how(results: Results) -> str:
     asked, versions = results["arguments"], results["versions"]
     machine = results["machine"]
+    of_kind = _HOW_BATCHES if results["batches"] else _how_answers(results)
     return (
-        "<h2>How it was measured</h2>\n<ul>"
+        f"<h2>How it was measured</h2>\n<ul>{of_kind}"
+        f"<li>{escape(machine['cpu'])}, {machine['cores']} cores, {machine['threads']} threads, "
+        f"GPU {escape(machine['gpu'] or 'none')}; "
+        f"{escape(', '.join(f'{name} {version}' for name, version in versions.items()))}; commit "
+        f"{escape(results['commit'][:9] or 'unknown')}; "
+        f"methods {escape(', '.join(asked['methods']))}"
+        "</li></ul>"
+    )
+
+
+_HOW_BATCHES = (
+    "<li>The methods generate each batch in turn, in another order at each batch, with the same "
+    "seed. The rows of a batch are neighbours in the list of prompts, where each prompt stands "
+    "once for each sample. Each number of rows begins with plugs that have learned nothing.</li>"
+    "<li>x plain: all tokens divided by all seconds, the prompts' forward pass included, as a "
+    "multiple of plain <code>generate</code> of the same batches. A batch is identical if all its "
+    "rows are.</li>"
+)
+
+
+def _how_answers(results: Results) -> str:
+    return (
         "<li>The methods answer each prompt in turn, in another order at each prompt. No method "
         "answers a prompt twice, because drafters learn from answers. In later turns of a "
         "conversation all methods see plain decoding's answers.</li>"
@@ -109,10 +161,4 @@ def _how(results: Results) -> str:
         "<li>The cost of a forward pass is the median of ten after "
         f"{middle_length(results)} tokens. What a drafter contributes: the answers are replayed "
         "without the model, with new drafters, at that cost.</li>"
-        f"<li>{escape(machine['cpu'])}, {machine['cores']} cores, {machine['threads']} threads, "
-        f"GPU {escape(machine['gpu'] or 'none')}; "
-        f"{escape(', '.join(f'{name} {version}' for name, version in versions.items()))}; commit "
-        f"{escape(results['commit'][:9] or 'unknown')}; "
-        f"methods {escape(', '.join(asked['methods']))}"
-        "</li></ul>"
     )

@@ -3,6 +3,9 @@
 rows: one for each turn: task, name, turn, prompt_tokens, answer (token ids of plain decoding),
     runs: method -> seconds, tokens, forwards (the prompt's forward pass included), differs_at (the
     index of the first token that differs from plain decoding's; null if there is none)
+batches: with `--batch`, instead of rows: one part for each number of rows: rows, failed, stats, and
+    calls: task, name, prompt_tokens (the longest prompt's), and runs as above, where tokens are
+    those of all rows, forwards count each row, and differs_at is the first difference in any row
 failed: method -> the error that its first call raised
 skipped: names of prompts that leave the model no room for an answer
 stats: method -> the counters of its plug (`Stats.to_dict()`)
@@ -25,6 +28,7 @@ Results = dict[str, Any]
 
 _PARTS: dict[str, type] = {
     "rows": list,
+    "batches": list,
     "failed": dict,
     "skipped": list,
     "stats": dict,
@@ -67,10 +71,11 @@ def read(path: str) -> Results:
     """
     try:
         with open(path, encoding="utf-8") as file:
-            results = json.load(file)
+            results = {"batches": [], **json.load(file)}  # version 0.1 measured none
         fitting = all(isinstance(results[key], of) for key, of in _PARTS.items())
         fitting &= all(isinstance(results[key], dict) for key in _SAME)
-        fitting &= all(PLAIN in row["runs"] for row in results["rows"])
+        rows = [row for part in results["batches"] for row in part["calls"]]
+        fitting &= all(PLAIN in row["runs"] for row in [*results["rows"], *rows])
     except (ValueError, KeyError, TypeError) as error:
         raise RecordingError(f"{path} is not what `specplug bench --out` writes") from error
     if not fitting:
@@ -91,12 +96,25 @@ def methods(results: Results) -> list[str]:
 def notes(results: Results) -> list[str]:
     """What a reader should know beside the figures: failures, fallbacks, skipped prompts."""
     lines = [f"{method} cannot run this model: {why}" for method, why in results["failed"].items()]
-    for method, stats in results["stats"].items():
-        lines += [f"{method}: {count} x {why}" for why, count in stats["fallbacks"].items()]
-        lines += [f"{method}: {name} was dropped: {why}" for name, why in stats["dropped"].items()]
+    lines += _drafting_notes(results["stats"])
+    for part in results["batches"]:
+        heading = f"{part['rows']} rows"
+        lines += [f"{heading}: {method}: {why}" for method, why in part["failed"].items()]
+        lines += [f"{heading}: {line}" for line in _drafting_notes(part["stats"])]
     if results["skipped"]:
         count, tokens = len(results["skipped"]), results["arguments"]["tokens"]
         lines.append(f"{count} prompts were skipped: they leave no room for {tokens} tokens")
+    return lines
+
+
+def _drafting_notes(stats: dict[str, Any]) -> list[str]:
+    """Fallbacks and dropped drafters, by the counters of each method's plug."""
+    lines = []
+    for method, of_plug in stats.items():
+        lines += [f"{method}: {count} x {why}" for why, count in of_plug["fallbacks"].items()]
+        lines += [
+            f"{method}: {name} was dropped: {why}" for name, why in of_plug["dropped"].items()
+        ]
     return lines
 
 
@@ -119,7 +137,7 @@ def merged(one: Any, other: Any) -> Any:
         keys = list(dict.fromkeys([*one, *other]))
         both = {key: merged(one.get(key), other[key]) if key in other else one[key] for key in keys}
         if "accept_length" in both:
-            both["accept_length"] = both["tokens"] / max(both["forwards"], 1)
+            both["accept_length"] = both["tokens"] / max(sum(both["lengths"].values()), 1)
         if "ece" in both:
             missed = sum(
                 abs(p - a) for p, a in zip(both["predicted"], both["accepted"], strict=True)
@@ -140,7 +158,7 @@ class Summary:
         tokens_per_second: all tokens divided by all seconds.
         speed: the same, as a multiple of plain decoding's.
         quartiles: lower quartile, median and upper quartile of the speeds of single answers.
-        tokens_per_forward: the prompt's forward pass included.
+        tokens_per_forward: the prompt's forward pass included; in a batch, of each row.
         identical: how many answers are identical to plain decoding's.
         answers: how many there are.
         spec_bench: speed by the formula of Spec-Bench: means over questions of tokens per second.
@@ -157,7 +175,11 @@ class Summary:
 
 def summary(results: Results, method: str, task: str | None = None) -> Summary:
     """Sum up a method on a task, or on all tasks."""
-    rows = [row for row in results["rows"] if task in (None, row["task"])]
+    return summed([row for row in results["rows"] if task in (None, row["task"])], method)
+
+
+def summed(rows: list[dict[str, Any]], method: str) -> Summary:
+    """Sum up a method on some rows, or on the calls of batches."""
     own, plain = [row["runs"][method] for row in rows], [row["runs"][PLAIN] for row in rows]
     single = speeds(rows, method)
     quartiles = statistics.quantiles(single, method="inclusive") if len(single) > 1 else 3 * single

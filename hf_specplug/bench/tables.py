@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rich.console import Console
 from rich.table import Table
 
 from hf_specplug.bench.prompts import TASKS
-from hf_specplug.bench.results import Results, methods, notes, summary, tasks
+from hf_specplug.bench.results import Results, Summary, methods, notes, summary, summed, tasks
 
 
 def show(results: Results, console: Console) -> None:
     """Print all results."""
-    console.print(_table(title(results), overall(results)))
-    console.print(_table("speed by task, as Spec-Bench counts", _transposed(spec_bench(results))))
+    if results["batches"]:
+        console.print(_table(title(results), by_rows(results)))
+    if results["rows"]:
+        console.print(_table(title(results), overall(results)))
+        heading = "speed by task, as Spec-Bench counts"
+        console.print(_table(heading, _transposed(spec_bench(results))))
     if results["ablation"]:
         nodes = results["ablation"]["nodes"]
         heading = f"the same answers replayed, {nodes} tokens per forward pass"
@@ -27,6 +33,8 @@ def title(results: Results) -> str:
     how = f"T = {asked['temperature']:g}, seeded" if asked["temperature"] else "greedy"
     machine = results["machine"]
     where = machine["gpu"] or f"{machine['cpu']}, {machine['threads']} threads"
+    if asked.get("samples", 1) > 1:
+        how += f", {asked['samples']} samples of each prompt"
     return f"{asked['model']}, {asked['dtype']}, {how}, {asked['tokens']} tokens, on {where}"
 
 
@@ -39,14 +47,43 @@ def overall(results: Results) -> Cells:
     columns = ["method", "tokens/s", "x plain", "median answer (quartiles)"]
     columns += ["tokens per forward pass", "identical to plain"]
     rows = []
-    for method in methods(results):
-        of_method = summary(results, method)
-        low, middle, high = of_method.quartiles
-        speeds = [f"{of_method.tokens_per_second:.1f}", f"{of_method.speed:.2f}"]
-        spread = f"{middle:.2f} ({low:.2f}-{high:.2f})"
-        same = f"{of_method.identical} of {of_method.answers}"
-        rows.append([method, *speeds, spread, f"{of_method.tokens_per_forward:.2f}", same])
+    rows = [[method, *_cells(summary(results, method))] for method in methods(results)]
     return columns, rows
+
+
+def _cells(summary: Summary) -> list[str]:
+    low, middle, high = summary.quartiles
+    return [
+        f"{summary.tokens_per_second:.1f}",
+        f"{summary.speed:.2f}",
+        f"{middle:.2f} ({low:.2f}-{high:.2f})",
+        f"{summary.tokens_per_forward:.2f}",
+        f"{summary.identical} of {summary.answers}",
+    ]
+
+
+def by_rows(results: Results) -> Cells:
+    """A row for each number of rows and method."""
+    columns = ["rows, method", "tokens/s", "x plain", "median batch (quartiles)"]
+    columns += ["tokens per row and pass", "time in the tail", "identical to plain"]
+    rows = []
+    for part in results["batches"]:
+        for method in results["arguments"]["methods"]:
+            label = f"{part['rows']}, {method}"
+            if method in part["failed"]:
+                single = "batch_size = 1" in part["failed"][method]  # transformers' own drafters
+                rows.append([label, "", "one row only" if single else "failed", *[""] * 4])
+            elif part["calls"]:
+                *figures, same = _cells(summed(part["calls"], method))
+                rows.append([label, *figures, _tail(part["stats"].get(method)), same])
+    return columns, rows
+
+
+def _tail(stats: dict[str, Any] | None) -> str:
+    """The share of a plug's time in which fewer than half of a batch's rows were generating."""
+    if not stats or not stats["batch_seconds"]:
+        return ""
+    return f"{stats['tail_seconds'] / stats['batch_seconds']:.0%}"
 
 
 def spec_bench(results: Results) -> Cells:

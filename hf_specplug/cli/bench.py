@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hf_specplug.bench.methods import DEFAULT, usage
 from hf_specplug.cli.app import app, friendly, resumable
+
+if TYPE_CHECKING:
+    from hf_specplug.bench.compare import Options
 
 _EXAMPLE = "Example: specplug bench --model ./my-model --prompts my.jsonl --html report.html"
 
@@ -40,6 +43,13 @@ def compare(
     temperature: Annotated[
         float, typer.Option(min=0.0, help="Of sampling, with the same seeds; 0: greedy.")
     ] = 0.0,
+    batch: Annotated[
+        str | None,
+        typer.Option(help="Compare batches of so many rows, as in 1,4,8, not single answers."),
+    ] = None,
+    samples: Annotated[
+        int, typer.Option(min=1, help="Rows of each prompt in batches (needs --temperature).")
+    ] = 1,
     out: Annotated[
         str | None,
         typer.Option(
@@ -55,23 +65,29 @@ def compare(
     if context.invoked_subcommand is not None:
         return
     with resumable("bench", again=out is not None):
-        from hf_specplug.bench import page, tables
-        from hf_specplug.bench.compare import Benchmark, Options
-        from hf_specplug.cli import console
+        from hf_specplug.bench.compare import Options
 
-        if html:
-            page.check(html)
-        options = Options(
-            model, prompts, methods, datastore or (), per_task, tokens, dtype, temperature
-        )
-        benchmark = Benchmark(options, out, console.progress)
-        try:
-            benchmark.run()
-        finally:  # also of a run that is interrupted
-            if benchmark.results["rows"]:
-                if html:
-                    page.write(html, benchmark.results)
-                tables.show(benchmark.results, console.output())
+        counts = _numbers("--batch", "rows", batch) if batch is not None else ()
+        asked = (model, prompts, methods, datastore or (), per_task, tokens, dtype, temperature)
+        _run(Options(*asked, counts, samples), out, html)
+
+
+def _run(options: Options, out: str | None, html: str | None) -> None:
+    """Measure, and show what has been measured, also if it is interrupted."""
+    from hf_specplug.bench import page, tables
+    from hf_specplug.bench.compare import Benchmark
+    from hf_specplug.cli import console
+
+    if html:
+        page.check(html)
+    benchmark = Benchmark(options, out, console.progress)
+    try:
+        benchmark.run()
+    finally:
+        if benchmark.results["rows"] or benchmark.results["batches"]:
+            if html:
+                page.write(html, benchmark.results)
+            tables.show(benchmark.results, console.output())
 
 
 @bench.command(epilog="Example: specplug bench report bench.json report.html")
@@ -113,7 +129,7 @@ def engine(
         from hf_specplug.bench.engine_tables import tables
         from hf_specplug.cli import console
 
-        lengths = _lengths(contexts)
+        lengths = _numbers("--contexts", "tokens", contexts)
         figures = measure(
             model, texts, per_task, tokens, dtype, lengths, compiled, console.progress
         )
@@ -123,10 +139,10 @@ def engine(
             environment.write(out, arguments, **figures)
 
 
-def _lengths(text: str) -> list[int]:
+def _numbers(option: str, of: str, text: str) -> list[int]:
     from hf_specplug.errors import OptionError
 
     parts = [part.strip() for part in text.split(",") if part.strip()]
-    if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise OptionError(f"--contexts takes numbers of tokens, with commas, not {text!r}")
+    if not parts or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise OptionError(f"{option} takes numbers of {of}, with commas, not {text!r}")
     return [int(part) for part in parts]

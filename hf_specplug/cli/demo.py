@@ -130,7 +130,7 @@ def _verdict(identical: bool) -> str:
 
 def _sum(parts: list[Generation]) -> Generation:
     return Generation(
-        [token for part in parts for token in part.tokens],
+        [[token for part in parts for token in part.tokens]],
         sum(part.seconds for part in parts),
         sum(part.forwards for part in parts),
     )

@@ -132,11 +132,11 @@ def stats_figure(stats: Mapping[str, Any]) -> Figure:
 
 
 def lengths(axes: Axes, stats: Mapping[str, Any]) -> None:
-    """Tokens emitted per forward pass: the share of each number, and the mean."""
+    """Tokens emitted per forward pass and row: the share of each number, and the mean."""
     axes.set_title("tokens per forward pass")
     if not _any(axes, stats["forwards"], "no forward passes yet"):
         return
-    _shares(axes, stats["lengths"], stats["forwards"])
+    _shares(axes, stats["lengths"], sum(stats["lengths"].values()))
     axes.axvline(stats["accept_length"], color=INK, linestyle="--", linewidth=1)
     axes.annotate(
         f"mean {stats['accept_length']:.2f}",
@@ -158,12 +158,12 @@ def widths(axes: Axes, stats: Mapping[str, Any]) -> None:
 
 
 def depths(axes: Axes, stats: Mapping[str, Any]) -> None:
-    """The share of forward passes whose draft was accepted at each depth."""
+    """The share of forward passes (each row counts) whose draft was accepted at each depth."""
     axes.set_title("accepted by depth")
     if not _any(axes, stats["drafted"], "nothing drafted yet"):
         return
     by_depth = dict(enumerate(stats["accepted_per_position"], start=1)) or {1: 0}
-    _shares(axes, by_depth, stats["forwards"])
+    _shares(axes, by_depth, sum(stats["lengths"].values()))
     axes.set_xlabel("depth of the draft (tokens ahead)")
 
 

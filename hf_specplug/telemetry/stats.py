@@ -47,7 +47,9 @@ class Stats:
     Attributes:
         calls: calls of `generate` that were drafted (as tree or chain).
         forwards: forward passes after the prompt.
-        batches: [n] is the number of forward passes over n > 1 rows.
+        batches: [n] is the number of forward passes of batches in which n rows were generating.
+        batch_seconds: the time of these forward passes, drafting and learning included.
+        tail_seconds: the part of it in which fewer than half of a batch's rows were generating.
         tokens: tokens that these forward passes emitted, in all rows.
         drafted: draft tokens that were verified.
         accepted: draft tokens that were accepted.
@@ -81,6 +83,8 @@ class Stats:
     lengths: Counter[int] = field(default_factory=Counter)
     widths: Counter[int] = field(default_factory=Counter)
     batches: Counter[int] = field(default_factory=Counter)
+    batch_seconds: float = 0.0
+    tail_seconds: float = 0.0
     drafted_by: Counter[str] = field(default_factory=Counter)
     accepted_by: Counter[str] = field(default_factory=Counter)
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
@@ -94,8 +98,17 @@ class Stats:
     @property
     def accept_length(self) -> float:
         """Mean tokens per forward pass and row, the model's own (bonus) token included."""
-        rows = self.forwards + sum((n - 1) * count for n, count in self.batches.items())
-        return self.tokens / rows if rows else 0.0
+        return self.tokens / (self.row_forwards or 1)
+
+    @property
+    def row_forwards(self) -> int:
+        """Forward passes, counted once for each row that was generating."""
+        return self.forwards + sum((n - 1) * count for n, count in self.batches.items())
+
+    @property
+    def tail(self) -> float:
+        """The share of a batch's time in which fewer than half of its rows were generating."""
+        return self.tail_seconds / (self.batch_seconds or 1.0)
 
     def calibration(self) -> Calibration:
         """Predicted against realised acceptance of drafted tokens; a plot in notebooks."""
@@ -162,6 +175,11 @@ class Stats:
         for tree, path in zip(trees, visited, strict=True):
             self._count(tree, path, names)
 
+    def add_batch_seconds(self, seconds: float, rows: int, of: int) -> None:
+        """Count the time of a forward pass in which `rows` of `of` rows were generating."""
+        self.batch_seconds += seconds
+        self.tail_seconds += seconds if 2 * rows < of else 0.0
+
     def _count(self, tree: DraftTree, visited: Sequence[int], names: Sequence[str]) -> None:
         self.tokens += len(visited)
         self.lengths[len(visited)] += 1
@@ -184,17 +202,11 @@ class Stats:
     def add(self, call: Stats) -> None:
         """Add the counters of one call."""
         counters = ("calls", "forwards", "tokens", "drafted", "accepted", "captured")
-        for name in (*counters, "capture_seconds"):
+        for name in (*counters, "capture_seconds", "batch_seconds", "tail_seconds"):
             setattr(self, name, getattr(self, name) + getattr(call, name))
-        for name in (
-            "lengths",
-            "widths",
-            "batches",
-            "drafted_by",
-            "accepted_by",
-            "engines",
-            "fallbacks",
-        ):
+        for name in ("lengths", "widths", "batches", "drafted_by", "accepted_by"):
+            getattr(self, name).update(getattr(call, name))
+        for name in ("engines", "fallbacks"):
             getattr(self, name).update(getattr(call, name))
         for phase, seconds in call.seconds.items():
             self.seconds[phase] += seconds
@@ -220,6 +232,8 @@ class Stats:
             "lengths": {str(k): self.lengths[k] for k in sorted(self.lengths)},
             "widths": {str(n): self.widths[n] for n in sorted(self.widths)},
             "batches": {str(n): self.batches[n] for n in sorted(self.batches)},
+            "batch_seconds": self.batch_seconds,
+            "tail_seconds": self.tail_seconds,
             "drafted_by": dict(self.drafted_by),
             "accepted_by": dict(self.accepted_by),
             "seconds": dict(self.seconds),
@@ -242,8 +256,7 @@ class Stats:
             ("accepted", f"{self.accepted} of {self.drafted} drafted"),
         ]
         if self.batches:
-            most, batched = max(self.batches), sum(self.batches.values())
-            rows.append(("batches", f"{batched} forwards over 2 to {most} rows"))
+            rows += self._batch_rows()
         rows += [
             (f"  {name}", f"{self.accepted_by[name]} of {self.drafted_by[name]}")
             for name in self.drafted_by
@@ -260,6 +273,19 @@ class Stats:
         rows += [("fallback", f"{count} x {why}") for why, count in self.fallbacks.items()]
         rows += [("dropped", f"{name}: {why}") for name, why in self.dropped.items()]
         return rows
+
+    def _batch_rows(self) -> list[tuple[str, str]]:
+        """The lines about batches of `rows`."""
+        forwards, each = sum(self.batches.values()), self.row_forwards
+        mean = sum(n * count for n, count in self.batches.items()) / forwards
+        width = sum(n * count for n, count in self.widths.items()) / self.forwards
+        drafted, accepted = self.drafted / each, self.accepted / each
+        return [
+            ("batches", f"{forwards} forwards over {mean:.1f} rows, at most {max(self.batches)}"),
+            ("  width", f"{width:.1f} tokens per row, padding included"),
+            ("  per row", f"{accepted:.2f} accepted of {drafted:.2f} drafted per forward"),
+            ("  tail", f"{self.tail:.0%} of the time with fewer than half of the rows"),
+        ]
 
     def __repr__(self) -> str:
         rows = self.rows()

@@ -280,9 +280,14 @@ def test_statistics() -> None:
     assert stats.accept_length == 31 / 3
     assert stats.batches == {3: 3}
     assert stats.to_dict()["batches"] == {"3": 3}
-    assert sum(stats.lengths.values()) == 9
-    assert "forwards over 2 to 3 rows" in str(stats)
+    assert stats.row_forwards == sum(stats.lengths.values()) == 9
+    assert stats.tail == 0 < stats.batch_seconds
+    assert "3 forwards over 3.0 rows, at most 3" in str(stats)
     assert plug.trace()
+    drafter = ReplayRows(inputs, expected, {1: always}, siblings=0)  # one row is left behind
+    _, _, plug = plugged(model, inputs, drafter, **GREEDY)
+    assert plug.stats.batches == {3: 3, 1: 28}
+    assert 0 < plug.stats.tail_seconds < plug.stats.batch_seconds
 
 
 @pytest.mark.parametrize("ends", [True, False])

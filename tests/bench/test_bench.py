@@ -162,7 +162,9 @@ def observed(steps: list[tuple[int, float, int]]) -> Stats:
     for size, prob, hits in steps:
         path = DraftTree.path(torch.arange(size, dtype=torch.int32).numpy())
         path.probs[:] = prob
-        stats.observe(path, list(range(min(hits, size) + 1)), ["context", "stand"])
+        visited = list(range(min(hits, size) + 1))
+        stats.observe(path, visited, ["context", "stand"])
+        stats.observe_rows([path, EMPTY], [visited, [0]], ["context", "stand"])
         stats.seconds["verify"] += prob
     stats.observe(EMPTY, [0], ["context", "stand"])
     stats.fallbacks["reason"] += len(steps)
@@ -343,6 +345,9 @@ def test_one_line_says_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyP
         (["--datastore", tmp_path], "datastore"),
         (["--out", tmp_path / "no" / "out.json"], "out.json"),
         (["--tokens", "100000"], "no prompt leaves the model room"),
+        (["--batch", "2,none"], "--batch takes numbers of rows"),
+        (["--samples", "2", "--batch", "2"], "--samples 2 needs --batch, and a --temperature"),
+        (["--batch", "100"], "a batch of 100 rows needs as many prompts"),
         (["--html", tmp_path / "report.html"], 'pip install "hf-specplug[plot]"'),
     ):
         result = bench("--per-task", "1", "--methods", "plain", *arguments)

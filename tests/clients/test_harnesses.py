@@ -1,4 +1,4 @@
-"""Programs that hold a model: LangChain, lm-eval, `transformers serve`."""
+"""Programs that hold a model: pipelines, LangChain, lm-eval, `transformers serve`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, pipeline
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from hf_specplug import DEMO_MODEL, attach, detach
 
@@ -22,6 +22,36 @@ CHAT = [{"role": "user", "content": "Write a function that adds two numbers."}]
 @pytest.fixture
 def model() -> Any:
     return AutoModelForCausalLM.from_pretrained(DEMO_MODEL, dtype=torch.float32).eval()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"do_sample": False}, {"do_sample": True, "temperature": 0.8, "num_return_sequences": 2}],
+    ids=["greedy", "two samples of each"],
+)
+def test_a_pipeline_of_batches(model: Any, settings: dict[str, Any]) -> None:
+    """Texts and chats of different lengths, 3 in a batch, the last of which is not full."""
+    tokenizer = AutoTokenizer.from_pretrained(DEMO_MODEL, padding_side="left")
+    pipe = pipeline("text-generation", model=model, tokenizer=tokenizer, batch_size=3)
+    texts = ["def add(a, b):\n", "import os\n", "class Stack:\n    def push(self, item):\n", "x"]
+    plug = None
+    for prompts in (texts, [CHAT, [{"role": "user", "content": "Sort a list."}]] * 2):
+        said = []
+        for attached in (False, True):
+            torch.manual_seed(0)
+            if attached:
+                plug = attach(model, nodes=8)
+            said.append(pipe(prompts, max_new_tokens=40, **settings))
+        detach(model)
+        assert said[0] == said[1]
+        assert len(said[1]) == 4
+        assert plug is not None
+        assert not plug.stats.fallbacks
+        count = settings.get("num_return_sequences", 1)
+        engines = {"tree, ragged": 2} if count > 1 else {"tree, ragged": 1, "tree, eager": 1}
+        assert plug.stats.engines == engines
+        assert max(plug.stats.batches) == 3 * count
+        assert plug.stats.accepted > 10
 
 
 def test_langchain(model: Any, tokenizer: Any) -> None:
@@ -39,10 +69,14 @@ def test_langchain(model: Any, tokenizer: Any) -> None:
     detach(model)
 
 
-def test_lm_eval(model: Any, tokenizer: Any) -> None:
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_lm_eval(model: Any, tokenizer: Any, batch_size: int) -> None:
+    """Its stopping criterion counts the rows of a batch that are done, at every step."""
     huggingface = pytest.importorskip("lm_eval.models.huggingface")
     instance = pytest.importorskip("lm_eval.api.instance")
-    evaluated = huggingface.HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1, device="cpu")
+    evaluated = huggingface.HFLM(
+        pretrained=model, tokenizer=tokenizer, batch_size=batch_size, device="cpu"
+    )
     texts = ["def add(a, b):\n", "import os\n", "for i in range(10):\n"]
     settings = {"until": ["\n\n\n"], "max_gen_toks": 24, "do_sample": False}
     requests = [
@@ -52,8 +86,9 @@ def test_lm_eval(model: Any, tokenizer: Any) -> None:
     expected = evaluated.generate_until(requests)
     plug = attach(model)
     assert evaluated.generate_until(requests) == expected
-    assert plug.stats.calls == len(texts)
-    assert not plug.stats.fallbacks
+    reason = "MultiTokenEOSCriteria is asked about all rows of a batch at once"
+    assert plug.stats.calls == (len(texts) if batch_size == 1 else 1)
+    assert plug.stats.fallbacks == ({} if batch_size == 1 else {reason: 1})
     scored = [instance.Instance("loglikelihood", {}, (texts[0], "    return a + b"), 0)]
     with_plug = evaluated.loglikelihood(scored)
     detach(model)

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import torch
 from transformers import (
+    AutoModelForCausalLM,
     AutoTokenizer,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
+    TrainerCallback,
 )
 
 from hf_specplug import DEMO_MODEL, SpecPlug, attach, detach
@@ -72,54 +74,78 @@ def tiny_llama(**settings: Any) -> Any:
     return model
 
 
+QUESTIONS = ["def add(a, b):", "import os\n", "class Stack:\n    def push(self,", "Sort a list."]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("adapter", [False, True], ids=["weights", "lora"])
-def test_grpo(adapter: bool, tmp_path: Path) -> None:
-    """Rollouts and the weights that come of them, to the last bit."""
-    trl = pytest.importorskip("trl")
+@pytest.mark.parametrize(("adapter", "steps"), [(False, 20), (True, 4)], ids=["weights", "lora"])
+def test_grpo(adapter: bool, steps: int, tmp_path: Path) -> None:
+    """Groups of samples, left-padded; completions, losses and weights are equal to the last bit."""
+    trl = pytest.importorskip("trl", reason='needs pip install "hf-specplug[test]"')
     datasets = pytest.importorskip("datasets")
     peft = pytest.importorskip("peft") if adapter else None
     tokenizer = AutoTokenizer.from_pretrained(DEMO_MODEL)
-    texts = ["def add(a, b):", "import os\n", "class A:\n", "for i in range(3):"]
-    data = datasets.Dataset.from_dict({"prompt": texts})
     runs = []
     for with_plug in (False, True):
-        torch.manual_seed(0)
-        model: Any = _decoder("Llama", vocab_size=len(tokenizer))()
-        said: list[str] = []
+        model: Any = AutoModelForCausalLM.from_pretrained(DEMO_MODEL, dtype=torch.float32)
+        completed: list[str] = []
 
-        def reward(completions: list[str], said: list[str] = said, **rest: Any) -> list[float]:
-            said.extend(completions)
+        def reward(completions: list[str], completed: Any = completed, **_: Any) -> list[float]:
+            completed.extend(completions)
             return [float(len(set(text))) for text in completions]
 
-        plug = attach(model) if with_plug else None
+        plug = attach(model, nodes=8) if with_plug else None
+        watch = Weights()
         trainer = trl.GRPOTrainer(
             model=model,
             reward_funcs=reward,
-            train_dataset=data,
+            train_dataset=datasets.Dataset.from_dict({"prompt": QUESTIONS}),
             processing_class=tokenizer,
             peft_config=peft and peft.LoraConfig(target_modules=["q_proj"], r=2),
+            callbacks=[watch],
             args=trl.GRPOConfig(
                 output_dir=str(tmp_path),
-                per_device_train_batch_size=2,
-                num_generations=2,
-                max_completion_length=8,
-                max_steps=2,
-                learning_rate=1e-2,
+                per_device_train_batch_size=8,  # two groups
+                num_generations=4,
+                max_completion_length=24,
+                max_steps=steps,
+                learning_rate=1e-4,
+                temperature=0.8,
+                seed=0,
                 report_to=[],
                 use_cpu=True,
+                bf16=False,
                 save_strategy="no",
                 logging_steps=1,
-                bf16=False,
             ),
         )
         trainer.train()
-        weights = {key: value.clone() for key, value in trainer.model.state_dict().items()}
-        runs.append((said, weights))
+        clocks = ("step_time", "train_runtime", "_per_second")
+        logged = [
+            {key: value for key, value in line.items() if not key.endswith(clocks)}
+            for line in trainer.state.log_history
+        ]
+        runs.append((completed, logged, watch.sums))
         if plug is not None:
-            assert plug.stats.calls or plug.stats.fallbacks
-    assert runs[0][0] == runs[1][0]
-    assert all(torch.equal(runs[0][1][key], value) for key, value in runs[1][1].items())
+            assert not plug.stats.fallbacks
+            assert plug.stats.engines == {"tree, ragged": steps}
+            assert max(plug.stats.batches) == 8
+            assert plug.stats.accepted > 10 * steps
+    assert runs[0] == runs[1]
+    completed, logged, sums = runs[1]
+    assert len(completed) == 8 * steps
+    assert len({tuple(step) for step in sums}) == steps  # the weights changed at every step
+    assert all("loss" in line and line["grad_norm"] > 0 for line in logged[:-1])
+
+
+class Weights(TrainerCallback):  # type: ignore[misc]
+    """Sums up each of the model's weights after every step of training."""
+
+    def __init__(self) -> None:
+        self.sums: list[list[float]] = []
+
+    def on_step_end(self, *_: Any, model: Any, **rest: Any) -> None:
+        self.sums.append([float(weight.double().sum()) for weight in model.parameters()])
 
 
 @pytest.mark.parametrize("batch", [1, 2])

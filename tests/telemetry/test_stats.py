@@ -45,6 +45,32 @@ def test_counts() -> None:
     assert stats == Stats()
 
 
+def test_batches() -> None:
+    """Each row counts; the tail is the time in which fewer than half of them are left."""
+    stats, one, none = Stats(calls=1), tree([-1, 0], [1, 1]), tree([], [])
+    stats.observe_rows([one, one, none, none], [[0, 1, 2], [0, 1], [0], [0]], ["a"])
+    stats.observe_rows([one, none], [[0], [0]], ["a"])
+    stats.observe_rows([one], [[0, 1]], ["a"])
+    for seconds, rows in ((3.0, 4), (2.0, 2), (1.0, 1)):
+        stats.add_batch_seconds(seconds, rows, of=4)
+    assert (stats.forwards, stats.row_forwards, stats.tokens) == (3, 7, 11)
+    assert stats.accept_length == 11 / 7
+    assert dict(stats.batches) == {4: 1, 2: 1, 1: 1}
+    assert stats.tail == 1 / 6
+    text = str(stats)
+    assert "3 forwards over 2.3 rows, at most 4" in text
+    assert "3.0 tokens per row" in text
+    assert f"{4 / 7:.2f} accepted of {8 / 7:.2f} drafted per forward" in text
+    assert "17% of the time" in text
+    both = Stats()
+    both.add(stats)
+    both.observe(none, [0], ["a"])  # a call with one row
+    assert (both.row_forwards, both.accept_length, both.tail) == (8, 12 / 8, 1 / 6)
+    heights = [bar.get_height() for axes in both.plot().axes[:2] for bar in axes.patches]
+    assert max(heights) <= 100
+    assert json.loads(json.dumps(both.to_dict()))["tail_seconds"] == 1.0
+
+
 NODES = st.lists(
     st.tuples(
         st.integers(0, 8), st.floats(0.0009765625, 1.0, width=32), st.integers(0, (1 << 16) - 1)
