@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from hf_specplug.tree import DraftTree
-from hf_specplug.verify.lockstep import RowVerifier
 from hf_specplug.verify.ragged import RaggedEngine
+from hf_specplug.verify.row_acceptance import RowVerifier
 
 _WIDTH = 64  # tokens of a row in one forward pass
 

@@ -23,9 +23,9 @@ from hf_specplug.drafting.search import TreeSearch
 from hf_specplug.telemetry.history import CheckedStep, History
 from hf_specplug.telemetry.stats import Stats
 from hf_specplug.tree import EMPTY, DraftTree
-from hf_specplug.verify.acceptance import Verifier
 from hf_specplug.verify.outputs import Outputs
 from hf_specplug.verify.ragged import RaggedEngine
+from hf_specplug.verify.row_acceptance import RowVerifier, accept_rows
 
 
 @dataclass(slots=True)
@@ -40,7 +40,7 @@ class Row:
         root: its last accepted token.
     """
 
-    verifier: Verifier
+    verifier: RowVerifier
     search: TreeSearch
     context: Context
     history: History
@@ -91,7 +91,7 @@ def decode_rows(call: Batch, input_ids: torch.Tensor) -> None:
 
         # 4. accept: in each row the target's own tokens, as far as its tree contains them
         with stats.phase("accept"):
-            steps = [_accept(*each) for each in zip(rows, outputs, trees, strict=True)]
+            steps = _accept(rows, outputs, trees)
             engine.keep_rows([step.visited for step in steps])
 
         # 5. observe: drafters learn from all outputs of the forward pass
@@ -112,9 +112,9 @@ def decode_rows(call: Batch, input_ids: torch.Tensor) -> None:
 def _prefill(call: Batch, input_ids: torch.Tensor) -> None:
     """Run the prompts, show them to the drafters, and accept the first token of each row."""
     found = call.engine.prefill_rows(input_ids)
-    for row, outputs in zip(call.rows, found, strict=True):
-        emitted = _accept(row, outputs, EMPTY).emitted
-        observe_prompt(row.search, row.context, outputs, emitted, call.lock)
+    steps = _accept(call.rows, found, [EMPTY] * len(found))
+    for row, outputs, step in zip(call.rows, found, steps, strict=True):
+        observe_prompt(row.search, row.context, outputs, step.emitted, call.lock)
 
 
 def _draft(call: Batch, rows: Sequence[Row], budget: Budget) -> tuple[list[DraftTree], Decision]:
@@ -132,12 +132,16 @@ def _draft(call: Batch, rows: Sequence[Row], budget: Budget) -> tuple[list[Draft
     return draft_rows(drafts, budget, max(len(row.context) for row in rows), call.lock)
 
 
-def _accept(row: Row, outputs: Outputs, tree: DraftTree) -> CheckedStep:
-    """Accept the part of a row's tree that the target agrees with."""
-    visited, emitted = row.verifier.accept(outputs, tree, row.search.proposal)
-    step = CheckedStep(row.root, tree, visited, emitted)
-    row.root = emitted[-1]
-    return step
+def _accept(
+    rows: Sequence[Row], outputs: Sequence[Outputs], trees: Sequence[DraftTree]
+) -> list[CheckedStep]:
+    """Accept the part of each row's tree that the target agrees with."""
+    paths = accept_rows([row.verifier for row in rows], outputs, trees)
+    steps = []
+    for row, tree, (visited, emitted) in zip(rows, trees, paths, strict=True):
+        steps.append(CheckedStep(row.root, tree, visited, emitted))
+        row.root = emitted[-1]
+    return steps
 
 
 def _learn_costs(

@@ -20,7 +20,8 @@ from hf_specplug.hf.plan import CallPlan
 from hf_specplug.session import Session
 from hf_specplug.telemetry.history import History
 from hf_specplug.verify.acceptance import Verifier
-from hf_specplug.verify.lockstep import LockstepNoise, RowVerifier, foreseen
+from hf_specplug.verify.lockstep import LockstepNoise, foreseen
+from hf_specplug.verify.row_acceptance import RowVerifier
 
 if TYPE_CHECKING:
     from hf_specplug.runner import Runner

@@ -73,6 +73,22 @@ ROW_BY_ROW = frozenset(
 )
 """Logits processors that treat each row alone, by its tokens only. A test compares them."""
 
+BY_LOGITS = frozenset(
+    {
+        EpsilonLogitsWarper,
+        EtaLogitsWarper,
+        InfNanRemoveLogitsProcessor,
+        LogitNormalization,
+        MinPLogitsWarper,
+        SuppressTokensLogitsProcessor,
+        TemperatureLogitsWarper,
+        TopKLogitsWarper,
+        TopPLogitsWarper,
+        TypicalLogitsWarper,
+    }
+)
+"""Of these, the ones that do not look at the text: rows of any length can be processed together."""
+
 _BY_ROW = "prompt_ignore_length"
 """The attribute in which a processor may hold a tensor with one number per row."""
 

@@ -31,6 +31,37 @@ Proposal = Callable[[int], tuple[Int32, Float32, list[int]]]
 """`TreeSearch.proposal`: the distribution from which the children of a node were drawn."""
 
 
+class Descent:
+    """The path of the target's picks through a draft tree.
+
+    Args:
+        tree: the draft.
+
+    Attributes:
+        node: where the next token is picked, 0 at the root; -1 once no child carries the last one.
+        visited: the nodes so far, in order.
+        emitted: one token for each of them.
+
+    Example:
+        >>> descent = Descent(DraftTree.path(np.array([7, 8], np.int32)))
+        >>> descent.take(7)
+        >>> descent.node, descent.visited, descent.emitted
+        (1, [0], [7])
+    """
+
+    def __init__(self, tree: DraftTree) -> None:
+        self._children = tree.children()
+        self.node = 0
+        self.visited: list[int] = []
+        self.emitted: list[int] = []
+
+    def take(self, token: int) -> None:
+        """Note the token that was picked at `node`, and continue at the child that carries it."""
+        self.visited.append(self.node)
+        self.emitted.append(token)
+        self.node = self._children.get((self.node, token), -1)
+
+
 class Verifier:
     """Holds the growing sequence of one request, and accepts the drafted tokens that extend it.
 
@@ -114,17 +145,13 @@ class Verifier:
         Returns:
             (indices in [0, T) of the visited nodes, root first; one emitted token per visited node)
         """
-        children = tree.children()
-        visited: list[int] = []
-        emitted: list[int] = []
-        node: int | None = 0
-        while node is not None and not self.finished:
+        descent = Descent(tree)
+        while descent.node >= 0 and not self.finished:
+            node = descent.node
             token = outputs.pick(node) if self._greedy else self._pick(outputs, node)
             self._emit(token)
-            visited.append(node)
-            emitted.append(token)
-            node = children.get((node, token))
-        return visited, emitted
+            descent.take(token)
+        return descent.visited, descent.emitted
 
     def _pick(self, outputs: Outputs, node: int) -> int:
         """Pick one token as `GenerationMixin._sample` does."""
@@ -138,11 +165,15 @@ class Verifier:
         logits = outputs.logits[node : node + 1]
         raw = logits.to(copy=True, dtype=torch.float32, device=self._device)
         scores: torch.Tensor = self._processors(self.input_ids, raw)
+        self._keep(scores, raw)
+        return scores
+
+    def _keep(self, scores: torch.Tensor, raw: torch.Tensor) -> None:
+        """Keep the scores and the logits [1, V] of one pick, if `generate` returns them."""
         if self.scores is not None:
             self.scores += (scores,)
         if self.logits is not None:
             self.logits += (raw,)
-        return scores
 
     def _draw(self, probs: torch.Tensor, node: int) -> int:
         """Draw one token from `probs` float32[1, V]."""

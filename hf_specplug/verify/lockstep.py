@@ -8,18 +8,15 @@ their part of it later. When the last row ends, the generator is where plain `ge
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
 from hf_specplug.drafters.contract import NO_NOISE, Noise
-from hf_specplug.tree import DraftTree
-from hf_specplug.verify.acceptance import Proposal, Verifier
 from hf_specplug.verify.noise import POSITIONS, generator_state, set_generator_state
-from hf_specplug.verify.outputs import Outputs
 
 HELD = 1 << 28
 """Bytes of noise that are kept for rows that have not reached its step yet. Beyond that, the noise
@@ -40,8 +37,8 @@ class LockstepNoise:
 
     Example:
         >>> noise = LockstepNoise(torch.device("cpu"), rows=2)
-        >>> noise.pick(1, 0, torch.tensor([[0.0, 1.0]]))
-        1
+        >>> noise.pick([1], [0], torch.tensor([[0.0, 1.0]]))
+        [1]
     """
 
     def __init__(
@@ -61,24 +58,30 @@ class LockstepNoise:
         self._rings: dict[int, tuple[NDArray[np.float64], int]] = {}
         self._width = 0
 
-    def pick(self, row: int, step: int, probs: torch.Tensor) -> int:
-        """The token of a row at a step, given its `probs` float32[1, V], as multinomial picks it.
+    def pick(self, rows: Sequence[int], steps: Sequence[int], probs: torch.Tensor) -> list[int]:
+        """The tokens of some rows, each at a step of its own, as multinomial picks them.
+
+        Args:
+            rows, steps: R numbers each.
+            probs: float32[R, V].
 
         Raises:
             RuntimeError: the probabilities are not finite; it is raised by `torch.multinomial`.
         """
         self._width = probs.shape[-1]
-        token = int(torch.argmax(probs[0] / self._of_step(step)[row]))
-        if not bool(torch.isfinite(probs[0, token])):
+        places = zip(rows, steps, strict=True)
+        noise = torch.stack([self._of_step(step)[row] for row, step in places])
+        tokens = torch.argmax(probs / noise, dim=-1, keepdim=True)
+        if not bool(torch.isfinite(probs.gather(1, tokens)).all()):
             torch.multinomial(probs, num_samples=1)
-        self._next[row] = step + 1
-        if step >= self._picked:
-            self._picked = step + 1
+        self._next.update((row, step + 1) for row, step in zip(rows, steps, strict=True))
+        if max(steps) >= self._picked:
+            self._picked = max(steps) + 1
             if self._generator is None:
-                set_generator_state(self._device, self._states[step + 1])
+                set_generator_state(self._device, self._states[self._picked])
             else:
-                self._generator.set_state(self._states[step + 1])
-        return token
+                self._generator.set_state(self._states[self._picked])
+        return [int(token) for token in tokens.flatten().tolist()]
 
     def ahead(self, row: int) -> Noise:
         """The noise of a row's next picks; see `Frontier.noise`."""
@@ -152,62 +155,10 @@ def foreseen(device: torch.device, width: int) -> bool:
             noise = LockstepNoise(device, rows, generator=own)
             for row in reversed(range(rows)):
                 for step in range(2):
-                    if [noise.pick(row, step, probs[row : row + 1])] != expected[step][row]:
+                    if noise.pick([row], [step], probs[row : row + 1]) != expected[step][row]:
                         return False
             if not torch.equal(real.get_state(), own.get_state()):
                 return False
     except Exception:  # the device has no such generators
         return False
     return True
-
-
-class RowVerifier(Verifier):
-    """A `Verifier` of one row of a batch.
-
-    Args:
-        row: its index in the batch.
-        noise: the noise of the batch, if it is sampled.
-        input_ids: int64[1, n], the row's prompt, padding on its left included.
-        processors, criteria, config: those of the batch.
-    """
-
-    def __init__(
-        self,
-        row: int,
-        noise: LockstepNoise,
-        input_ids: torch.Tensor,
-        processors: LogitsProcessorList,
-        criteria: StoppingCriteriaList,
-        config: GenerationConfig,
-    ) -> None:
-        super().__init__(input_ids, processors, criteria, config, None)
-        self._row, self._shared = row, noise
-        self._prompt = input_ids.shape[1]
-
-    def noise(self) -> Noise:
-        return self._shared.ahead(self._row) if self._sample else NO_NOISE
-
-    def accept(
-        self, outputs: Outputs, tree: DraftTree, proposal: Proposal | None = None
-    ) -> tuple[list[int], list[int]]:
-        accepted = super().accept(outputs, tree)
-        if self.finished:
-            self._shared.leave(self._row)
-        return accepted
-
-    def pad(self, outputs: Outputs, token: int, count: int) -> None:
-        """Append padding to a row that has ended, as plain `generate` does.
-
-        Args:
-            outputs: the target's outputs at the tokens before each padding token, in order.
-            token: the padding token.
-            count: number of padding tokens.
-        """
-        for node in range(count):
-            if self.scores is not None or self.logits is not None:
-                self._process(outputs, node)
-            self._new.append(token)
-            self._length += 1
-
-    def _draw(self, probs: torch.Tensor, node: int) -> int:
-        return self._shared.pick(self._row, self._length - self._prompt, probs)

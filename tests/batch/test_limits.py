@@ -173,6 +173,20 @@ def test_processors_treat_each_row_alone(name: str) -> None:
     assert changed or name == "InfNanRemoveLogitsProcessor"
 
 
+@pytest.mark.parametrize("kind", sorted(batches.BY_LOGITS, key=lambda kind: kind.__name__))
+def test_processors_that_do_not_look_at_the_text(kind: type) -> None:
+    """Rows with and without texts, together and alone: the same scores."""
+    assert kind in batches.ROW_BY_ROW
+    processor = LogitsProcessorList([MADE[kind.__name__]()])
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn((3, VOCAB), generator=generator) * 2
+    ids = torch.randint(3, 15, (3, 10), generator=generator)
+    together = processor(ids[:, :0], logits.clone())
+    for row in range(3):
+        alone = processor(ids[row : row + 1, : 4 + row], logits[row : row + 1].clone())
+        assert torch.equal(alone[0], together[row])
+
+
 def test_processors_in_a_batch() -> None:
     model, inputs = make("llama"), batch([7, 24, 16])
     every = {

@@ -146,8 +146,8 @@ SAMPLED: dict[str, Any] = {"do_sample": True, "top_k": 0, "max_new_tokens": 30}
 def test_noise_of_another_row(monkeypatch: pytest.MonkeyPatch) -> None:
     pick = LockstepNoise.pick
 
-    def other(self: LockstepNoise, row: int, step: int, probs: torch.Tensor) -> int:
-        return pick(self, (row + 1) % 3, step, probs)
+    def other(self: LockstepNoise, rows: Any, steps: Any, probs: torch.Tensor) -> list[int]:
+        return pick(self, [(row + 1) % 3 for row in rows], steps, probs)
 
     assert not outputs_differ("llama", RAGGED, SAMPLED)
     monkeypatch.setattr(LockstepNoise, "pick", other)
@@ -157,8 +157,9 @@ def test_noise_of_another_row(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_noise_of_another_step(monkeypatch: pytest.MonkeyPatch) -> None:
     pick = LockstepNoise.pick
 
-    def late(self: LockstepNoise, row: int, step: int, probs: torch.Tensor) -> int:
-        return pick(self, row, max(0, step - (row == 1)), probs)
+    def late(self: LockstepNoise, rows: Any, steps: Any, probs: torch.Tensor) -> list[int]:
+        pairs = zip(rows, steps, strict=True)
+        return pick(self, rows, [max(0, step - (row == 1)) for row, step in pairs], probs)
 
     assert not outputs_differ("llama", RAGGED, SAMPLED)
     monkeypatch.setattr(LockstepNoise, "pick", late)

@@ -123,7 +123,7 @@ def test_rows_take_the_noise_of_their_steps_in_any_order(order: list[int], held:
     noise, steps = LockstepNoise(CPU, 3, held), [0, 0, 0]
     for row in order:
         step = steps[row]
-        assert noise.pick(row, step, probs[step, row : row + 1]) == expected[step][row]
+        assert noise.pick([row], [step], probs[step, row : row + 1]) == [expected[step][row]]
         steps[row] += 1
         rows, first = noise.ahead(row)
         for place in range(len(rows)):
@@ -140,7 +140,7 @@ def test_rows_take_the_noise_of_their_steps_in_any_order(order: list[int], held:
 def test_probabilities_that_are_not_finite_raise_as_in_plain_sampling() -> None:
     noise = LockstepNoise(CPU, 2)
     with pytest.raises(RuntimeError, match="probability tensor"):
-        noise.pick(0, 0, torch.tensor([[float("nan"), 0.5]]))
+        noise.pick([0], [0], torch.tensor([[float("nan"), 0.5]]))
 
 
 def test_a_device_whose_numbers_differ_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from transformers import DynamicCache
 from hf_specplug.batch import complete
 from hf_specplug.hf.row_cache import RowCache
 from hf_specplug.plug import DEFAULT_DRAFTERS
-from hf_specplug.verify.lockstep import RowVerifier
+from hf_specplug.verify.row_acceptance import RowVerifier
 from tests.helpers.rows import ENDS, ReplayRows, batch
 from tests.helpers.runs import plain, plugged
 from tests.helpers.zoo import make
