@@ -87,7 +87,8 @@ BY_LOGITS = frozenset(
         TypicalLogitsWarper,
     }
 )
-"""Of these, the ones that do not look at the text: rows of any length can be processed together."""
+"""Of these, the ones that do not look at the text: rows of any length can be processed together.
+The others process rows of the same length together."""
 
 _BY_ROW = "prompt_ignore_length"
 """The attribute in which a processor may hold a tensor with one number per row."""
@@ -157,6 +158,11 @@ def lockstep(
         if type(criterion) not in (EosTokenCriteria, MaxLengthCriteria, StopStringCriteria):
             return f"{type(criterion).__name__} is asked about all rows of a batch at once"
     return "a streamer gets the tokens of a batch step by step" if streams else ""
+
+
+def hold_rows(processors: LogitsProcessorList) -> bool:
+    """Whether a processor holds numbers for the rows of a batch."""
+    return any(isinstance(getattr(each, _BY_ROW, None), torch.Tensor) for each in processors)
 
 
 def processors_of_row(processors: LogitsProcessorList, row: int) -> LogitsProcessorList:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 import torch
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
 from hf_specplug.drafters.contract import NO_NOISE, Noise
-from hf_specplug.hf.batches import BY_LOGITS
+from hf_specplug.hf.batches import BY_LOGITS, hold_rows
 from hf_specplug.tree import DraftTree
 from hf_specplug.verify.acceptance import Descent, Verifier
 from hf_specplug.verify.lockstep import LockstepNoise
@@ -35,8 +36,8 @@ class RowVerifier(Verifier):
         config: GenerationConfig,
     ) -> None:
         super().__init__(input_ids, processors, criteria, config, None)
-        kinds = {type(processor) for processor in processors}
-        self._together = not self._greedy and kinds <= BY_LOGITS
+        self._alone = self._greedy or hold_rows(processors)
+        self._by_text = not {type(processor) for processor in processors} <= BY_LOGITS
         self._row, self._shared = row, noise
         self._prompt = input_ids.shape[1]
 
@@ -71,8 +72,9 @@ def accept_rows(
 ) -> list[tuple[list[int], list[int]]]:
     """Accept in several rows of a batch, as `Verifier.accept` does in one.
 
-    Where the processors do not look at the text, the tokens of all rows at the same depth are
-    picked together: one by one, sampling takes as long as a small model's forward pass.
+    The next tokens of all rows are picked together where the processors do not look at the text,
+    or the texts are equally long: one by one, picking takes as long as a small model's forward
+    pass.
 
     Args:
         rows: verifiers of rows that have not ended.
@@ -81,26 +83,35 @@ def accept_rows(
     Returns:
         What `Verifier.accept` returns, one per row.
     """
-    if not rows[0]._together:
-        each = zip(rows, outputs, trees, strict=True)
-        return [row.accept(own, tree) for row, own, tree in each]
+    if rows[0]._alone:
+        given = zip(rows, outputs, trees, strict=True)
+        return [row.accept(own, tree) for row, own, tree in given]
     descents = [Descent(tree) for tree in trees]
     going = list(zip(rows, outputs, descents, strict=True))
     while going:
-        tokens = _pick_rows(going)
-        for (row, _, descent), token in zip(going, tokens, strict=True):
-            row._emit(token)
-            descent.take(token)
+        together: dict[int, list[_Going]] = defaultdict(list)
+        for each in going:
+            together[each[0]._length if each[0]._by_text else 0].append(each)
+        for some in together.values():
+            for (row, _, descent), token in zip(some, _pick_rows(some), strict=True):
+                row._emit(token)
+                descent.take(token)
         going = [each for each in going if each[2].node >= 0 and not each[0].finished]
     return [(descent.visited, descent.emitted) for descent in descents]
 
 
-def _pick_rows(going: Sequence[tuple[RowVerifier, Outputs, Descent]]) -> list[int]:
+_Going = tuple[RowVerifier, Outputs, Descent]
+
+
+def _pick_rows(going: Sequence[_Going]) -> list[int]:
     """Pick the next token of each row, as `Verifier._pick` does in one."""
     first = going[0][0]
     logits = torch.stack([outputs.logits[descent.node] for _, outputs, descent in going])
     raw = logits.to(dtype=torch.float32, device=first._device)
-    scores: torch.Tensor = first._processors(raw.new_empty((len(going), 0), dtype=torch.int64), raw)
+    texts = raw.new_empty((len(going), 0), dtype=torch.int64)
+    if first._by_text:
+        texts = torch.cat([row.input_ids for row, _, _ in going])
+    scores: torch.Tensor = first._processors(texts, raw)
     for place, (row, _, _) in enumerate(going):
         row._keep(scores[place : place + 1], raw[place : place + 1])
     if not first._sample:
