@@ -43,6 +43,8 @@ class DraftTree:
     @classmethod
     def forest(cls, trees: Sequence[DraftTree]) -> DraftTree:
         """The nodes of several trees, each after a root of its own, one tree after the other."""
+        if not any(len(tree) for tree in trees):
+            return EMPTY
         starts = np.cumsum([0, *(len(tree) for tree in trees[:-1])], dtype=np.int32)
         pairs = zip(trees, starts, strict=True)
         parents = [np.where(t.parents < 0, t.parents, t.parents + start) for t, start in pairs]

@@ -39,10 +39,6 @@ PACK_AFTER = 12
 """Forward passes before weights are packed: packing costs about as many."""
 
 COMPARE_AFTER = 4
-"""Forward passes of a call before weights that are packed already are used: comparing them with the
-model's takes about as long as a pass, which a short answer does not earn back."""
-
-COMPARE_AFTER = 4
 """Forward passes of a call before packed weights are compared with the model's and used. Comparing
 takes about as long as a pass, which a short answer does not earn back."""
 
