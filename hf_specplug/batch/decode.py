@@ -128,7 +128,8 @@ def _draft(call: Batch, rows: Sequence[Row], budget: Budget) -> tuple[list[Draft
         )
         for row in rows
     ]
-    return draft_rows(drafts, budget, max(len(row.context) for row in rows), call.lock)
+    longest = max(len(row.context) for row in rows)
+    return draft_rows(drafts, budget, longest, call.lock, call.engine.chains)
 
 
 def _accept(row: Row, outputs: Outputs, tree: DraftTree) -> CheckedStep:
