@@ -129,7 +129,8 @@ def _draft(call: Batch, rows: Sequence[Row], budget: Budget) -> tuple[list[Draft
         )
         for row in rows
     ]
-    return draft_rows(drafts, budget, max(len(row.context) for row in rows), call.lock)
+    longest = max(len(row.context) for row in rows)
+    return draft_rows(drafts, budget, longest, call.lock, call.engine.chains)
 
 
 def _accept(

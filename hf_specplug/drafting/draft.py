@@ -78,7 +78,11 @@ class RowDraft:
 
 
 def draft_rows(
-    rows: Sequence[RowDraft], budget: Budget, context: int, lock: AbstractContextManager[Any]
+    rows: Sequence[RowDraft],
+    budget: Budget,
+    context: int,
+    lock: AbstractContextManager[Any],
+    chain: bool = False,
 ) -> tuple[list[DraftTree], Decision]:
     """Draft one tree per row of a batch, of the width that `budget` chooses for all rows.
 
@@ -87,6 +91,7 @@ def draft_rows(
         budget: chooses which drafters to ask, and the width.
         context: number of tokens of the longest row so far.
         lock: held while the drafters of a row are asked.
+        chain: draft a single path per row, for models that cannot verify a tree.
 
     Returns:
         (the trees to verify, the decision of `budget`)
@@ -99,6 +104,7 @@ def draft_rows(
         size = min(limit, row.room)
         known = row.noise() if size > 0 and row.depth > 0 else NO_NOISE
         with lock:
-            trees.append(row.search.grow(row.root, size, row.depth, ask=asked, noise=known))
+            tree = row.search.grow(row.root, size, row.depth, chain=chain, ask=asked, noise=known)
+            trees.append(tree)
         spent += row.search.seconds
     return budget.fit_rows(trees, context, asked if limit > 0 else (), spent.tolist())

@@ -1,4 +1,4 @@
-"""A trial of a batch: the logits of a tree in each row, compared with those of plain decoding.
+"""A trial of a batch: the logits of each row's tree or chain, compared with plain decoding.
 
 The rows keep paths of different lengths. Then one of them leaves, and the other one goes on.
 """
@@ -16,34 +16,46 @@ from hf_specplug.hf.call import Call
 from hf_specplug.hf.plan import TREE, CallPlan
 from hf_specplug.hf.prefill import Prompt, next_kwargs
 from hf_specplug.tree import EMPTY
+from hf_specplug.verify.aligned import AlignedEngine
 from hf_specplug.verify.ragged import RaggedEngine
 
 Place = tuple[int, Path]  # a row of the batch, and the tokens after its prompt
 
 
-def drafted_logits(call: Call, prompt: Prompt, t: Sequence[int]) -> dict[Place, torch.Tensor]:
+def drafted_logits(
+    call: Call, mode: str, prompt: Prompt, t: Sequence[int]
+) -> dict[Place, torch.Tensor]:
     """The logits of three forward passes over all rows, by place.
 
     Args:
         call: a call with two or more rows. The others do as the first two.
+        mode: tree or chain.
         prompt: its state after prefill; not changed.
         t: seven tokens.
     """
-    #   row 0   t0 ── t1 ── t3          kept: t0 t2 t4
-    #            └─── t2 ── t4
-    #   row 1   t0 ── t5                kept: t0
-    trees = [made_tree([-1, -1, 0, 1], [t[1], t[2], t[3], t[4]]), made_tree([-1], [t[5]])]
+    if mode == TREE:
+        #   row 0   t0 ── t1 ── t3          kept: t0 t2 t4
+        #            └─── t2 ── t4
+        first, kept_of_first = made_tree([-1, -1, 0, 1], [t[1], t[2], t[3], t[4]]), [0, 2, 4]
+        next_of_first = made_tree([-1, -1], [t[5], t[6]])
+    else:
+        #   row 0   t0 ── t1 ── t3          kept: t0 t1
+        first, kept_of_first = made_tree([-1, 0], [t[1], t[3]]), [0, 1]
+        next_of_first = made_tree([-1], [t[5]])
+    #   row 1   t0 ── t5                    kept: t0
+    trees = [first, made_tree([-1], [t[5]])]
     #   then    t3 with t5 or t6; t1 with t2 and t3, of which t1 and t2 are kept; row 0 leaves
-    second = [made_tree([-1, -1], [t[5], t[6]]), made_tree([-1, 0], [t[2], t[3]])]
+    second = [next_of_first, made_tree([-1, 0], [t[2], t[3]])]
     rows = range(call.rows)
     found: dict[Place, torch.Tensor] = {}
-    engine = RaggedEngine(replace(call, kwargs={}), CallPlan(TREE))
+    kind = RaggedEngine if mode == TREE else AlignedEngine
+    engine = kind(replace(call, kwargs={}), CallPlan(mode))
     try:
         engine.resume(prompt.copied())
         texts: list[Path] = [() for _ in rows]
         roots = [t[0] for _ in rows]
         for grown, kept, after in (
-            (trees, [[0, 2, 4], [0]], [t[3], t[1]]),
+            (trees, [kept_of_first, [0]], [t[3], t[1]]),
             (second, [[0], [0, 1]], [t[1], t[6]]),
         ):
             outputs = engine.step_rows(roots, [grown[row % 2] for row in rows])

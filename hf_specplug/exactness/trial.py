@@ -63,7 +63,7 @@ def run_trial(call: Call, plan: CallPlan) -> CallPlan:
             return plan.limited(PLAIN, f"a trial failed: {_summary(error)}")
         reasons: list[str] = []
         modes = (TREE, CHAIN) if plan.mode == TREE else (CHAIN,)
-        for mode in modes if call.rows == 1 else (TREE,):
+        for mode in modes if call.rows == 1 else (plan.mode,):
             reason = _mismatch(call, mode, prompt, tokens)
             if not reason:
                 return plan.limited(mode, "; ".join(reasons))
@@ -131,7 +131,7 @@ def _drafted(
 ) -> dict[Any, torch.Tensor]:
     """The logits of a trial's forward passes, by path or, in a batch, by row and path."""
     if call.rows > 1:
-        return row_trial.drafted_logits(call, prompt, tokens)
+        return row_trial.drafted_logits(call, mode, prompt, tokens)
     engine = EagerEngine(replace(call, kwargs={}), CallPlan(mode))
     try:
         engine.resume(prompt.copied())

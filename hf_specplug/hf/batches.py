@@ -28,6 +28,7 @@ from transformers import (
     MinPLogitsWarper,
     NoBadWordsLogitsProcessor,
     NoRepeatNGramLogitsProcessor,
+    PreTrainedModel,
     RepetitionPenaltyLogitsProcessor,
     SequenceBiasLogitsProcessor,
     StoppingCriteriaList,
@@ -101,8 +102,12 @@ _MARKS_CACHES = (
 """Whether `generate` marks caches of the caller; otherwise any cache may be the caller's."""
 
 
-def unsuited(call: Call) -> str:
-    """Why the rows of a call cannot have caches of their own; "" if they can."""
+def unsuited(call: Call, chain: bool = False) -> str:
+    """Why the rows of a call cannot have caches of their own; "" if they can.
+
+    Args:
+        chain: whether only chains are verified, which need no positions of their own.
+    """
     model, cache = call.model, decoder_cache(call.cache)
     config = model.config.get_text_config(decoder=True)
     known, mask_key = OF_A_TEXT, "attention_mask"
@@ -112,7 +117,8 @@ def unsuited(call: Call) -> str:
     given = {key for key, value in call.kwargs.items() if value is not None} - known
     if given:
         return f"a batch with {', '.join(sorted(given))} is not drafted yet"
-    if not is_generic(model) or not (position_argument(model) or slot_modules(model)):
+    knows = chain or position_argument(model) or slot_modules(model)
+    if not is_generic(model) or not knows:
         return f"a batch of {config.model_type}, which prepares its own inputs, is not drafted yet"
     mask = call.kwargs.get(mask_key)
     if mask is not None and mask.shape != call.input_ids.shape:
@@ -122,11 +128,20 @@ def unsuited(call: Call) -> str:
     if {type(each) for each in caches} != {DynamicCache} or not kinds <= _GROWING:
         names = ", ".join(sorted({type(cache).__name__, *(kind.__name__ for kind in kinds)}))
         return f"a batch with a cache of {names} is not drafted yet"
+    if chain and getattr(config, "attention_chunk_size", None):
+        return "a batch of chains is not drafted where attention counts slots from the first one"
     if getattr(cache, "offloading", False):
         return "an offloaded cache is not rolled back"
     if getattr(config, "num_kv_shared_layers", 0):
         return "a batch of a model whose layers share keys is not drafted yet"
     return ""
+
+
+def slots_known(model: PreTrainedModel) -> int:
+    """The number of slots that a model is made for, by its config; 0 if that does not tell."""
+    config = model.config.get_text_config(decoder=True)
+    names = ("max_position_embeddings", "max_seq_len")
+    return max(int(getattr(config, name, None) or 0) for name in names)
 
 
 def outlives(config: GenerationConfig, cache: Any) -> bool:

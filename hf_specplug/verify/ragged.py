@@ -15,11 +15,12 @@ import torch
 from numpy.typing import NDArray
 
 from hf_specplug.hf import batches
+from hf_specplug.hf.aligned_cache import AlignedCache
 from hf_specplug.hf.attention import FoldedHeads, implementation
 from hf_specplug.hf.cache import append_slots
 from hf_specplug.hf.call import Call
 from hf_specplug.hf.encoder_rows import encoder_rows
-from hf_specplug.hf.plan import CHAIN, PLAIN, TREE, CallPlan
+from hf_specplug.hf.plan import PLAIN, TREE, CallPlan
 from hf_specplug.hf.row_cache import RowCache
 from hf_specplug.hf.row_positions import RowPositions
 from hf_specplug.tree import EMPTY, DraftTree
@@ -39,11 +40,9 @@ class RaggedFactory(EngineFactory):
     modes = (TREE, PLAIN)
 
     def suits(self, call: Call, plan: CallPlan) -> bool:
-        return call.rows > 1
+        return call.rows > 1 and plan.mode == TREE
 
     def limit(self, call: Call, plan: CallPlan) -> CallPlan:
-        if plan.mode == CHAIN:
-            return plan.limited(PLAIN, f"a batch is drafted as trees only: {plan.reason}")
         return plan.limited(PLAIN, reason) if (reason := batches.unsuited(call)) else plan
 
     def make(
@@ -56,24 +55,18 @@ class RaggedEngine(Engine):
     """Verifies one tree per row of a batch; `step` and `keep` serve a batch of one.
 
     Attributes:
+        chains: whether only chains are verified.
         outlives: whether `generate` or its caller uses the cache after the call.
     """
+
+    chains = False
 
     def _start(self) -> None:
         self._counting = RowPositions(self._model, self._past)
         self._undo.callback(self._counting.close)
-        self._heads = FoldedHeads(self._model)
-        self._slots = RowCache(self.cache, self._past)
-        rows = len(self._slots.lengths)
-        self.outlives = batches.outlives(self._config, self.cache)
-        encoder = self._encoder = encoder_rows(self.cache, self._slots, self._kwargs)
-        self._kwargs["past_key_values"] = self._slots if encoder is None else encoder.cache
-        if not self.outlives:
-            self.cache.reset()  # frees the prompt's slots
-        self._live = list(range(rows))
-        self._starts_of_all = None if self._starts is None else self._starts.expand(rows, 1)
-        self._row_starts = self._starts_of_all
-        mask = self._prompt_mask
+        self._filled = RowCache(self.cache, self._past)
+        self._begin(self._filled)
+        rows, mask = len(self._live), self._prompt_mask
         self._masks = RowMasks(
             self._model.config,
             self._model.dtype,
@@ -84,8 +77,23 @@ class RaggedEngine(Engine):
             self._config.max_length,
         )
         zeros = torch.zeros((rows, 1), dtype=torch.int64, device=self._device)
-        self._slots.aim(1)
+        self._filled.aim(1)
         self._template = self._prepare(zeros, zeros)
+
+    def _begin(self, slots: RowCache | AlignedCache) -> None:
+        """Continue on these slots instead of those of the call's cache."""
+        self._slots = slots
+        self._live = list(range(len(slots.lengths)))
+        self._heads = FoldedHeads(self._model)
+        self.outlives = batches.outlives(self._config, self.cache)
+        encoder = self._encoder = encoder_rows(self.cache, slots, self._kwargs)
+        self._kwargs["past_key_values"] = slots if encoder is None else encoder.cache
+        if not self.outlives:
+            self.cache.reset()  # frees the prompt's slots
+        self._starts_of_all = None
+        if self._starts is not None:
+            self._starts_of_all = self._starts.expand(len(self._live), 1)
+        self._row_starts = self._starts_of_all
 
     @property
     def free_slots(self) -> int:
@@ -131,19 +139,24 @@ class RaggedEngine(Engine):
             seen: bool[N, T, T].
             counts: number of tokens of each row without padding.
         """
-        slots, device = self._slots, self._device
+        slots = self._filled
         inputs = {
             **self._template,
-            self._ids_key: torch.from_numpy(tokens).to(device),
+            **self._positions(depths),
+            self._ids_key: torch.from_numpy(tokens).to(self._device),
             self._mask_key: self._masks.build(seen, depths, slots.lengths),
         }
-        if self._position_key is not None and self._row_starts is not None:
-            offsets = torch.from_numpy(depths + (slots.lengths - self._first_past)[:, None])
-            inputs[self._position_key] = self._row_starts + offsets.to(device)
         with self._heads, self._watched(), self._counting.at(depths, slots.lengths) as past:
             slots.aim(tokens.shape[1], past)
             outputs = self._model(**inputs, return_dict=True)
         return self._split(outputs.logits, counts)
+
+    def _positions(self, depths: NDArray[np.int64]) -> dict[str, torch.Tensor]:
+        """The positions [N, T] of tokens at these depths, if the model takes them."""
+        if self._position_key is None or self._row_starts is None:
+            return {}
+        offsets = torch.from_numpy(depths + (self._slots.lengths - self._first_past)[:, None])
+        return {self._position_key: self._row_starts + offsets.to(self._device)}
 
     def _split(self, logits: torch.Tensor, counts: Sequence[int]) -> list[Outputs]:
         """The outputs of each row from `logits` [N, T, V]; `counts`: its number of tokens."""
@@ -161,7 +174,7 @@ class RaggedEngine(Engine):
 
     def keep_rows(self, visited: Sequence[Sequence[int]]) -> None:
         """Keep these slots of each row's last tree (ascending, root first); drop the others."""
-        self._slots.keep(visited)
+        self._filled.keep(visited)
 
     def select(self, rows: Sequence[int]) -> None:
         """Continue with these rows only, in this order."""
@@ -176,11 +189,13 @@ class RaggedEngine(Engine):
     def _use(self, rows: Sequence[int]) -> None:
         """Use what belongs to these rows of the call."""
         self._live = list(rows)
-        self._masks.select(self._live)
+        if not self.chains:
+            self._masks.select(self._live)
         if self._starts_of_all is not None:
             self._row_starts = self._starts_of_all[self._live]
         if self._encoder is not None:
-            self._template.update(self._encoder.select(self._live))
+            inputs = self._kwargs if self.chains else self._template
+            inputs.update(self._encoder.select(self._live))
 
     def hand_back(self) -> None:
         """Append to the call's cache what has been generated; all rows are equally long."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch
 
+from hf_specplug import attach, detach
 from hf_specplug.hf.encoder_rows import EncoderRows
 from hf_specplug.hf.row_positions import RowPositions
 from hf_specplug.plug import DEFAULT_DRAFTERS
@@ -136,6 +138,24 @@ def test_scores_logits_and_caches(name: str, kind: str) -> None:
     assert plug.stats.forwards > 0
 
 
+@pytest.mark.parametrize("name", TEXTS)
+def test_calls_at_the_same_time(name: str) -> None:
+    """The position modules of a model serve batches and a single row in three threads."""
+    model = make(name)
+    every = [texts(3), texts(6), {key: value[:1] for key, value in texts(2).items()}]
+    settings: dict[str, Any] = {"do_sample": False, "max_new_tokens": 30}
+    expected = [plain(model, inputs, **settings)[0].tolist() for inputs in every]
+    plug = attach(model, nodes=12)
+    try:
+        with ThreadPoolExecutor(3) as pool:
+            calls = [pool.submit(model.generate, **one, **settings) for one in [*every, *every]]
+            found = [call.result().tolist() for call in calls]
+    finally:
+        detach(model)
+    assert found == [*expected, *expected]
+    assert plug.stats.engines == {"tree, ragged": 4, "tree, eager": 2}
+
+
 def outputs_differ(name: str) -> bool:
     model, inputs = make(name), texts(4)
     every = {"do_sample": False, "max_new_tokens": 40, **ENDS}
@@ -213,7 +233,7 @@ def test_other_families(name: str) -> None:
     [
         ("m2m_100", "positions that depend on the tokens"),
         ("umt5", "takes no position bias"),
-        ("encoder-decoder", "as trees only"),
+        ("encoder-decoder", "a trial of bert found a chain's logits off"),
     ],
 )
 def test_families_that_run_plainly(name: str, reason: str) -> None:

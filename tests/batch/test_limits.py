@@ -67,9 +67,7 @@ def test_calls_that_run_plainly(settings: dict[str, Any], reason: str) -> None:
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("falcon-alibi", "as trees only: falcon with ALiBi"),
-        ("bloom", "as trees only"),
-        ("lfm2", "as trees only"),
+        ("lfm2", "a cache of DynamicCache, DynamicLayer, LinearAttentionLayer"),
         ("mamba2", "recurrent"),
         ("llama-dynamic-rope", "dynamic RoPE"),
         ("qwen2-vl", "is not drafted yet"),
