@@ -18,6 +18,7 @@ from hf_specplug.batch import run as batch
 from hf_specplug.datastore.building.growing import GrowingStore
 from hf_specplug.decode import Decoding, decode
 from hf_specplug.drafters.contract import Context, Drafter, TopK, as_text
+from hf_specplug.drafters.group import group_of
 from hf_specplug.drafters.registry import hidden_layer
 from hf_specplug.drafting.assisted import AssistedRequest
 from hf_specplug.drafting.budget import Budget
@@ -158,10 +159,14 @@ class Runner:
         self._ensemble.release(drafter_set)
 
     def context(self, text: NDArray[np.int64], call: Call, session: Session) -> Context:
-        """The text to draft from. Ids that are not tokens of the text are -1."""
+        """The text to draft from. Ids that are not tokens of the text are -1.
+
+        The rows of a batch with equal prompts form a group.
+        """
         vocab, excluded = adapter.vocab_size(call.model), suppressed.tokens(call.model)
         tokens = as_text(text, vocab, excluded)
-        return Context(tokens, vocab, session.signature(call.model), excluded)
+        group = group_of(tokens) if call.rows > 1 else 0
+        return Context(tokens, vocab, session.signature(call.model), excluded, group)
 
     def _decode(
         self,

@@ -26,6 +26,7 @@ class Context:
         vocab_size: token ids are in [0, vocab_size).
         model: a signature of the target, whose hidden states fit no other model; "" if unknown.
         suppressed: token ids that are never drafted, whichever drafter proposes them.
+        group: a hash of the prompt, the same for all rows of a group; 0 in calls of one row.
 
     Example:
         >>> context = Context([5, 6], vocab_size=10)
@@ -40,11 +41,13 @@ class Context:
         vocab_size: int,
         model: str = "",
         suppressed: Iterable[int] = (),
+        group: int = 0,
     ) -> None:
         prompt = np.ascontiguousarray(tokens, dtype=np.int32)
         self.vocab_size = vocab_size
         self.model = model
         self.suppressed = tuple(suppressed)
+        self.group = group
         self.prompt_length = len(prompt)
         self._buffer = np.empty(max(256, 2 * len(prompt)), np.int32)
         self._buffer[: len(prompt)] = prompt

@@ -21,7 +21,7 @@ from hf_specplug.drafters.priors import learned
 from hf_specplug.drafters.registry import register
 from hf_specplug.drafters.successor_table import SuccessorTable
 from hf_specplug.errors import OptionError
-from hf_specplug.kernels import successors
+from hf_specplug.kernels import group, successors
 
 SUCCESSORS = 10
 """Successors kept per n-gram, as in the paper."""
@@ -58,7 +58,8 @@ class StandDrafter(Drafter):
         self.priors = np.array(learned(self.name), np.float32)
         self.table = SuccessorTable(rows, SUCCESSORS, most=1.0)
         self._context = Context([], 0)
-        self._grams = np.empty(successors.LONGEST_GRAM, np.uint64)
+        self._prompt = np.uint64(0)
+        self._grams = np.empty(group.SCRATCH, np.uint64)
         self._out = np.empty((0, 3), np.int32)
 
     def begin(self, context: Context) -> None:
@@ -66,12 +67,13 @@ class StandDrafter(Drafter):
         if self.table.vocab_size != context.vocab_size:
             self.table = self.table.emptied(context.vocab_size)
         self._context = context
+        self._prompt = np.uint64(context.group)
 
     def for_another_call(self) -> StandDrafter:
         """A drafter that shares the table, until one of the two gets another vocabulary."""
         twin = self._sharing()
         twin._context = Context([], 0)
-        twin._grams = np.empty(successors.LONGEST_GRAM, np.uint64)
+        twin._grams = np.empty(group.SCRATCH, np.uint64)
         twin._out = np.empty((0, 3), np.int32)
         return twin
 
@@ -84,38 +86,31 @@ class StandDrafter(Drafter):
             return
         table = self.table
         table.make_room(successors.GRAM_LENGTHS * len(step.tokens))
-        table.clock = successors.learn(
-            *table.arrays,
-            table.clock,
-            self._context.tokens[: step.before],
-            step.tokens,
-            step.parents,
-            step.topk.ids,
-            step.topk.probs,
-        )
+        text = self._context.tokens[: step.before]
+        shown = text, step.tokens, step.parents, step.topk.ids, step.topk.probs
+        table.clock = successors.learn(*table.arrays, table.clock, *shown)
+        if self._prompt:
+            table.make_room(successors.GRAM_LENGTHS * len(step.tokens))
+            table.clock = group.learn(*table.arrays, table.clock, self._prompt, *shown)
 
     @property
-    def grams(self) -> tuple[NDArray[Any], ...]:
-        """For `kernels.rounds`: the table, the text, and scratch."""
+    def grams(self) -> tuple[Any, ...]:
+        """For `kernels.rounds`: the table, the text, scratch, and the hash of a group's prompt."""
         table, text = self.table, self._context.tokens
-        return table.keys, table.visits, table.ids, table.weights, text, self._grams
+        arrays = table.keys, table.visits, table.ids, table.weights
+        return *arrays, text, self._grams, self._prompt
 
     def expand(self, frontier: Frontier) -> Int32:
         rows = len(frontier.nodes) * SUCCESSORS
         if len(self._out) < rows:
             self._out = np.empty((2 * rows, 3), np.int32)
         table = self.table
-        count = successors.expand(
-            table.keys,
-            table.visits,
-            table.ids,
-            table.weights,
-            frontier.pool,
-            frontier.nodes,
-            self._context.tokens,
-            self._grams,
-            self._out,
-        )
+        arrays = table.keys, table.visits, table.ids, table.weights
+        asked = frontier.pool, frontier.nodes, self._context.tokens, self._grams, self._out
+        if self._prompt:
+            count = group.expand(*arrays, self._prompt, *asked)
+        else:
+            count = successors.expand(*arrays, *asked)
         return self._out[:count]
 
     def distribution(self, pool: Int32, node: int) -> tuple[Int32, Float32]:

@@ -182,10 +182,16 @@ def _run_top_k() -> None:
 
 
 def _run_drafter(drafter: Drafter) -> None:
+    """Run a drafter on a request of its own, then on one of a group."""
+    for group in (0, 1):
+        _run_request(drafter, group)
+
+
+def _run_request(drafter: Drafter, group: int) -> None:
     """Run a drafter on a prompt, a long answer, a tree of two tokens, and the verified step."""
     text = np.arange(_PROMPT, dtype=np.int32) % 7
     answer = np.arange(_ANSWER, dtype=np.int32) % 11
-    context = Context(text, _VOCAB)
+    context = Context(text, _VOCAB, group=group)
     drafter.begin(context)
     context.append(answer)
     drafter.observe(Step.of_text(text, 0, [], answer, _topk(_PROMPT)))

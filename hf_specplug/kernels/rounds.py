@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hf_specplug.kernels import adjacency, frequency, gumbel, ngram, sparse, successors, tree
+from hf_specplug.kernels import adjacency, frequency, group, gumbel, ngram, sparse, successors, tree
 from hf_specplug.kernels._njit import njit
 from hf_specplug.kernels.mixer import mix
 
@@ -38,7 +38,8 @@ class Tables(NamedTuple):
     Attributes:
         context: nodes and hash table of `kernels.ngram`, and the match of the root.
         recycling: ids and probabilities of `kernels.adjacency`.
-        stand: keys, visits, ids and weights of `kernels.successors`, the text, and scratch.
+        stand: keys, visits, ids and weights of `kernels.successors`, the text, scratch, and the
+            hash of the prompt if the row belongs to a group (else 0).
         frequency: weights, scale and top of `kernels.frequency`.
         sparse: keys, ids and weights of `kernels.successors`, and the text.
         gumbel: weights and their sum, marks, tokens and buckets of `kernels.gumbel`.
@@ -69,6 +70,7 @@ NOTHING = Tables(
         _none(np.float32, 2),
         _NO_TEXT,
         _none(np.uint64),
+        np.uint64(0),
     ),
     (_none(np.float64), _none(np.float64), _none(np.int32)),
     (_none(np.uint64), _none(np.int32, 2), _none(np.float32, 2), _NO_TEXT),
@@ -93,7 +95,9 @@ def _rows(drafter, tables, root, noise, start, matches, pool, nodes, out):
         ids, probs = tables.recycling
         return adjacency.expand(ids, probs, root, pool, nodes, out)
     if drafter == _STAND:
-        keys, visits, ids, weights, text, grams = tables.stand
+        keys, visits, ids, weights, text, grams, prompt = tables.stand
+        if prompt != 0:
+            return group.expand(keys, visits, ids, weights, prompt, pool, nodes, text, grams, out)
         return successors.expand(keys, visits, ids, weights, pool, nodes, text, grams, out)
     if drafter == _FREQUENCY:
         weights, scale, top = tables.frequency
