@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -62,15 +62,18 @@ def run_rows(
         plan: as `session` planned the call: a tree, on the ragged engine.
         processors, criteria: as `generate` prepared them.
     """
-    with _drafter_sets(runner, call.rows) as sets:
-        if len(sets) < call.rows:
-            return adapter.plain(call, processors, criteria, None)
+    with _drafter_sets(runner) as acquire:
         ids, noise = call.input_ids, LockstepNoise(call.input_ids.device, call.rows)
         with runner.running(call, plan, session) as (engine, stats):
-            rows = []
-            for index, drafter_set in enumerate(sets):
+            rows, sets = [], []
+            for index in range(call.rows):
                 text = adapter.text_of_row(call, index)
                 context = runner.context(text, call, session)
+                # after the row before has begun: a drafter begins a vocabulary, then shares it
+                drafter_set = acquire()
+                if drafter_set is None:
+                    return adapter.plain(call, processors, criteria, None)
+                sets.append(drafter_set)
                 search = runner.begin_search(
                     context, drafter_set.drafters, drafter_set.mixer, stats
                 )
@@ -90,13 +93,18 @@ def run_rows(
 
 
 @contextmanager
-def _drafter_sets(runner: Runner, count: int) -> Iterator[Sequence[DrafterSet]]:
-    """Context manager that acquires a set of drafters per row; fewer if one cannot be copied."""
+def _drafter_sets(runner: Runner) -> Iterator[Callable[[], DrafterSet | None]]:
+    """Context manager that yields `runner.acquire`; on exit all acquired sets are released."""
     sets: list[DrafterSet] = []
-    try:
-        while len(sets) < count and (drafter_set := runner.acquire()) is not None:
+
+    def acquire() -> DrafterSet | None:
+        drafter_set = runner.acquire()
+        if drafter_set is not None:
             sets.append(drafter_set)
-        yield sets
+        return drafter_set
+
+    try:
+        yield acquire
     finally:
         for drafter_set in sets:
             runner.release(drafter_set)

@@ -704,3 +704,20 @@ class DenseTwin(Drafter):
             for token in order[: DenseDrafter.rows_per_node]:
                 rows.append((node, token, votes[token].bucket()))
         return np.array(rows, np.int32).reshape(-1, 3)
+
+
+@twin_of("group.learn", "group.lookup", "group.expand")
+class GroupGrams:
+    """N-grams of any text, and those of one prompt, which are preferred at the same length."""
+
+    def __init__(self, width: int) -> None:
+        self.any, self.own = Grams(width), Grams(width)
+
+    def named(self, before: Sequence[int]) -> list[tuple[int, int]]:
+        """The proposals (token, bucket) after a text."""
+        for order in (4, 3, 2):
+            gram = tuple(before[-order:])
+            for grams in (self.own, self.any):
+                if len(gram) == order and gram in grams.rows:
+                    return grams.named(before)
+        return []
