@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,6 +12,7 @@ from hf_specplug.cli.app import app, friendly, resumable
 
 if TYPE_CHECKING:
     from hf_specplug.replay.recording import Recording
+    from hf_specplug.replay.simulate import Result
 
 
 @app.command(epilog="Example: specplug demo --model ./my-model --prompt 'Explain recursion.'")
@@ -104,10 +106,7 @@ def simulate(
         bool, typer.Option(help="Print predicted and realised acceptance.")
     ] = False,
     group: Annotated[
-        str | None,
-        typer.Option(
-            help="Replay answers to the same prompt as batches of so many rows, with commas."
-        ),
+        str | None, typer.Option(help="Replay answers to a prompt as batches of so many rows.")
     ] = None,
     out: Annotated[str | None, typer.Option(help="Write all figures as JSON.")] = None,
 ) -> None:
@@ -119,9 +118,7 @@ def simulate(
         from hf_specplug.replay.recording import load
         from hf_specplug.replay.simulate import cost_curve
 
-        recorded = load(recording)
-        if tasks:
-            recorded = recorded.where(_split(tasks))
+        recorded = load(recording).where(_split(tasks)) if tasks else load(recording)
         if group:
             _simulate_groups(recording, recorded, drafters, group, nodes, datastore, out)
             return
@@ -136,13 +133,17 @@ def simulate(
             console.progress,
         )
         title = f"{recording}: {len(recorded)} texts of {recorded.model}"
-        terminal = console.output()
-        terminal.print(tables.overall(results, title), tables.by_task(results))
-        if calibration:
-            for label, result in results.items():
-                terminal.print(f"{label}\n{result.total.calibration()}")
+        console.output().print(tables.overall(results, title), tables.by_task(results))
+        _calibrations(results if calibration else {})
         if out:
             _write(out, report(recording, recorded, cost, results), indent=1)
+
+
+def _calibrations(results: Mapping[str, Result]) -> None:
+    from hf_specplug.cli import console
+
+    for label, result in results.items():
+        console.output().print(f"{label}\n{result.total.calibration()}")
 
 
 def _simulate_groups(
