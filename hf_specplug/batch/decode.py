@@ -19,6 +19,7 @@ from hf_specplug.decode import observe, observe_prompt
 from hf_specplug.drafters.contract import Context
 from hf_specplug.drafting.budget import Budget, Decision
 from hf_specplug.drafting.draft import RowDraft, draft_rows
+from hf_specplug.drafting.drafter_sets import DrafterSet
 from hf_specplug.drafting.search import TreeSearch
 from hf_specplug.telemetry.history import CheckedStep, History
 from hf_specplug.telemetry.stats import Stats
@@ -37,6 +38,7 @@ class Row:
         search: its drafters and their tree; each has begun this request.
         context: its text as the drafters see it, without padding on the left.
         history: its last trees.
+        drafter_set: the set that its drafters belong to.
         root: its last accepted token.
     """
 
@@ -44,6 +46,7 @@ class Row:
     search: TreeSearch
     context: Context
     history: History
+    drafter_set: DrafterSet
     root: int = -1
 
 

@@ -67,35 +67,37 @@ def run_rows(
         processors, criteria: as `generate` prepared them.
         inputs: the model's own inputs, if they are not `input_ids`.
     """
-    with _drafter_sets(runner, call.rows) as sets:
-        if len(sets) < call.rows:
-            return adapter.plain(call, processors, criteria, None)
-        ids, noise = call.input_ids, LockstepNoise(call.input_ids.device, call.rows)
-        with runner.running(call, plan, session) as (engine, stats):
-            rows, verifiers = [], []
-            for index, drafter_set in enumerate(sets):
-                text = adapter.text_of_row(call, index, inputs)
-                context = runner.context(text, call, session)
-                search = runner.begin_search(
-                    context, drafter_set.drafters, drafter_set.mixer, stats
-                )
-                own = ids[index : index + 1]
-                each = batches.processors_of_row(processors, index)
-                verifier = RowVerifier(index, noise, own, each, criteria, call.config)
-                verifiers.append(verifier)
-                rows.append(Row(verifier, search, context, History(search.names)))
+    ids, noise = call.input_ids, LockstepNoise(call.input_ids.device, call.rows)
+    with (
+        _drafter_sets(runner, call.rows) as sets,
+        runner.running(call, plan, session) as (engine, stats),
+    ):
+        rows: list[Row] = []
+        for index, drafter_set in enumerate(sets):
+            context = runner.context(adapter.text_of_row(call, index, inputs), call, session)
+            search = runner.begin_search(context, drafter_set.drafters, drafter_set.mixer, stats)
+            each = batches.processors_of_row(processors, index)
+            own = ids[index : index + 1]
+            verifier = RowVerifier(index, noise, own, each, criteria, call.config)
+            rows.append(Row(verifier, search, context, History(search.names), drafter_set))
+        if len(rows) == call.rows:
             runner.history = rows[0].history
+            first = rows[0].drafter_set
 
             def budget(count: int) -> Budget:
                 size = 1 << (count - 1).bit_length()  # of similar numbers of rows
-                return session.budget(plan, len(sets[0].drafters), sets[0].number, size)
+                return session.budget(plan, len(first.drafters), first.number, size)
 
             decode_rows(Batch(engine, rows, budget, stats, runner.lock), ids)
             if engine.outlives:
                 with stats.phase("verify"):
-                    complete(engine, verifiers, adapter.pad_token(call))
+                    complete(engine, [row.verifier for row in rows], adapter.pad_token(call))
+        else:
+            stats.reset()
+    if len(rows) < call.rows:
+        return adapter.plain(call, processors, criteria, None)
     _record(runner, rows)
-    return _result(call, verifiers, engine.cache)
+    return _result(call, [row.verifier for row in rows], engine.cache)
 
 
 def _result(call: Call, rows: Sequence[Verifier], cache: Any) -> Any:
@@ -112,15 +114,24 @@ def _steps(rows: Sequence[tuple[torch.Tensor, ...] | None]) -> tuple[torch.Tenso
 
 
 @contextmanager
-def _drafter_sets(runner: Runner, count: int) -> Iterator[Sequence[DrafterSet]]:
-    """Context manager that acquires a set of drafters per row; fewer if one cannot be copied."""
-    sets: list[DrafterSet] = []
+def _drafter_sets(runner: Runner, count: int) -> Iterator[Iterator[DrafterSet]]:
+    """Context manager that acquires a set of drafters per row; fewer if one cannot be copied.
+
+    Yields:
+        The sets. Each is acquired when it is asked for, after the row before has begun: copies then
+        share the tables of the vocabulary in use.
+    """
+    taken: list[DrafterSet] = []
+
+    def sets() -> Iterator[DrafterSet]:
+        while len(taken) < count and (drafter_set := runner.acquire()) is not None:
+            taken.append(drafter_set)
+            yield drafter_set
+
     try:
-        while len(sets) < count and (drafter_set := runner.acquire()) is not None:
-            sets.append(drafter_set)
-        yield sets
+        yield sets()
     finally:
-        for drafter_set in sets:
+        for drafter_set in taken:
             runner.release(drafter_set)
 
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hf_specplug.cli.app import app, friendly, resumable
+
+if TYPE_CHECKING:
+    from hf_specplug.replay.recording import Recording
+    from hf_specplug.replay.simulate import Result
 
 
 @app.command(epilog="Example: specplug demo --model ./my-model --prompt 'Explain recursion.'")
@@ -100,6 +105,9 @@ def simulate(
     calibration: Annotated[
         bool, typer.Option(help="Print predicted and realised acceptance.")
     ] = False,
+    group: Annotated[
+        str | None, typer.Option(help="Replay answers to a prompt as batches of so many rows.")
+    ] = None,
     out: Annotated[str | None, typer.Option(help="Write all figures as JSON.")] = None,
 ) -> None:
     """Replay a recording through drafters, without the model."""
@@ -110,9 +118,10 @@ def simulate(
         from hf_specplug.replay.recording import load
         from hf_specplug.replay.simulate import cost_curve
 
-        recorded = load(recording)
-        if tasks:
-            recorded = recorded.where(_split(tasks))
+        recorded = load(recording).where(_split(tasks)) if tasks else load(recording)
+        if group:
+            _simulate_groups(recording, recorded, drafters, group, nodes, datastore, out)
+            return
         results = compare(
             recorded,
             _split(drafters),
@@ -124,13 +133,47 @@ def simulate(
             console.progress,
         )
         title = f"{recording}: {len(recorded)} texts of {recorded.model}"
-        terminal = console.output()
-        terminal.print(tables.overall(results, title), tables.by_task(results))
-        if calibration:
-            for label, result in results.items():
-                terminal.print(f"{label}\n{result.total.calibration()}")
+        console.output().print(tables.overall(results, title), tables.by_task(results))
+        _calibrations(results if calibration else {})
         if out:
             _write(out, report(recording, recorded, cost, results), indent=1)
+
+
+def _calibrations(results: Mapping[str, Result]) -> None:
+    from hf_specplug.cli import console
+
+    for label, result in results.items():
+        console.output().print(f"{label}\n{result.total.calibration()}")
+
+
+def _simulate_groups(
+    path: str,
+    recorded: Recording,
+    drafters: str,
+    rows: str,
+    nodes: str,
+    datastore: list[str] | None,
+    out: str | None,
+) -> None:
+    from hf_specplug.cli import console, tables
+    from hf_specplug.datastore.opening import open_all
+    from hf_specplug.errors import OptionError
+    from hf_specplug.replay.group import simulate_groups
+
+    counts = _split(rows)
+    if not all(part.isdecimal() for part in counts):
+        raise OptionError(f"--group takes numbers of rows, with commas, not {rows!r}")
+    results = simulate_groups(
+        recorded,
+        _split(drafters),
+        [int(part) for part in counts],
+        _sizes(nodes),
+        open_all(datastore or ()),
+        console.progress,
+    )
+    console.output().print(tables.groups(results, f"{path}: answers to the same prompt"))
+    if out:
+        _write(out, [result.to_dict() for result in results], indent=1)
 
 
 @app.command(

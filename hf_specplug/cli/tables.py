@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from rich.table import Table
 
 from hf_specplug.cli.console import table
 from hf_specplug.published.static_tree import depths
+from hf_specplug.replay.group import GroupResult
 from hf_specplug.replay.simulate import Result
 from hf_specplug.replay.tuning import Tuned
 
@@ -56,6 +57,16 @@ def by_task(results: Mapping[str, Result]) -> Table:
         made = table(title, ["task", *results])
         for task in tasks:
             made.add_row(task, *(figure(label, task) for label in results))
+    return made
+
+
+def groups(results: Sequence[GroupResult], title: str) -> Table:
+    """A row for each number of rows and nodes."""
+    made = table(title, ["rows @nodes", "alone", "in lockstep", "x alone"])
+    for result in results:
+        lengths = result.alone.accept_length, result.batch.accept_length, result.gain
+        made.add_row(f"{result.rows} @{result.nodes}", *(f"{each:.3f}" for each in lengths))
+    made.caption = "tokens per row and forward pass"
     return made
 
 

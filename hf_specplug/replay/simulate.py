@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_specplug.drafters.contract import Context, Drafter, Int32, Step, TopK
+from hf_specplug.drafters.contract import Drafter
 from hf_specplug.drafters.registry import create
 from hf_specplug.drafting.budget import MAX_NODES, Budget
 from hf_specplug.drafting.draft import draft
@@ -21,8 +21,9 @@ from hf_specplug.drafting.search import TreeSearch
 from hf_specplug.errors import RecordingError
 from hf_specplug.published import completed, search_class
 from hf_specplug.replay.recording import RecordedText, Recording
+from hf_specplug.replay.row import ReplayedRow
+from hf_specplug.replay.row import accepted_path as accepted_path
 from hf_specplug.telemetry.stats import Stats
-from hf_specplug.tree import DraftTree
 
 Texts = Iterable[RecordedText]
 
@@ -188,12 +189,13 @@ def replay(
     budget = Budget(nodes, len(drafters))
     result = Result()
     for text in progress(recording):
-        grower = search(drafters, mixer, recording.vocab_size, _fail)
+        grower = search(drafters, mixer, recording.vocab_size, fail)
         _replay(text, recording.vocab_size, grower, budget, cost, result)
     return result
 
 
-def _fail(drafter: Drafter, error: Exception) -> None:
+def fail(drafter: Drafter, error: Exception) -> None:
+    """What a replay does with a drafter that breaks its contract: raise the error."""
     raise error
 
 
@@ -205,53 +207,20 @@ def _replay(
     cost: Cost | None,
     result: Result,
 ) -> None:
-    prompt, answer = text.prompt_length, text.answer
-    context = Context(text.tokens[:prompt], vocab_size)
-    search.begin(context)
-    context.append(answer[:1])
-    rows = np.arange(max(0, prompt - len(answer)), prompt)
-    _observe(search, text, rows, rows[:0], answer[:1])
-    place = 1
-    while place < len(answer):
+    row = ReplayedRow(text, vocab_size, search)
+    while not row.finished:
         start = time.perf_counter()
-        root, depth = int(answer[place - 1]), len(answer) - place - 1
-        decision = draft(search, budget, root, prompt + place, MAX_NODES, depth)
+        decision = draft(search, budget, row.root, row.length, MAX_NODES, row.depth)
         tree = decision.tree
         result.draft_seconds[text.task] += time.perf_counter() - start
-        visited = accepted_path(tree, answer[place:])
-        emitted = answer[place : place + len(visited)]
+        visited = row.accepted(tree)
         for stats in (result.total, result.by_task[text.task]):
             stats.observe(tree, visited, search.names)
         if cost is not None:
             seconds = cost(len(tree) + 1)
-            budget.observe(decision, len(visited) - 1, prompt + place, seconds)
+            budget.observe(decision, len(visited) - 1, row.length, seconds)
             result.seconds[text.task] += seconds
-            result.plain_seconds[text.task] += len(emitted) * cost(1)
+            result.plain_seconds[text.task] += len(visited) * cost(1)
         start = time.perf_counter()
-        search.learn(emitted)
-        context.append(emitted)
-        rows = np.arange(prompt + place - 1, prompt + place - 1 + len(visited))
-        _observe(search, text, rows, np.arange(len(rows)), emitted)
+        row.advance(len(visited))
         result.draft_seconds[text.task] += time.perf_counter() - start
-        place += len(visited)
-
-
-def accepted_path(tree: DraftTree, answer: Int32) -> list[int]:
-    """The path of a tree that an answer takes: indices, 0 = root."""
-    children = tree.children()
-    visited = [0]
-    for token in answer.tolist():
-        child = children.get((visited[-1], token))
-        if child is None or len(visited) == len(answer):
-            break
-        visited.append(child)
-    return visited
-
-
-def _observe(
-    search: TreeSearch, text: RecordedText, rows: Any, visited: Any, emitted: Int32
-) -> None:
-    topk = TopK(text.topk.ids[rows], text.topk.probs[rows])
-    hidden = text.state(int(rows[-1]))
-    step = Step.of_text(text.tokens[rows], int(rows[0]), visited, emitted, topk, hidden)
-    search.observe(step)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import time
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -17,27 +16,13 @@ from hf_specplug.drafters.registry import MAX_DRAFTERS
 from hf_specplug.kernels.tally import tally
 from hf_specplug.telemetry import plots
 from hf_specplug.telemetry.calibration import Calibration
+from hf_specplug.telemetry.phase import Phase
 from hf_specplug.tree import DraftTree
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PHASES = ("prefill", "draft", "verify", "accept", "observe")
-
-
-class _Phase:
-    """Context manager that adds the time spent inside to an entry of `seconds`."""
-
-    __slots__ = ("_name", "_seconds", "_start")
-
-    def __init__(self, seconds: dict[str, float], name: str) -> None:
-        self._seconds, self._name = seconds, name
-
-    def __enter__(self) -> None:
-        self._start = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self._seconds[self._name] += time.perf_counter() - self._start
 
 
 @dataclass
@@ -141,9 +126,9 @@ class Stats:
         warnings.warn("Stats.preparing is now capture_seconds", FutureWarning, stacklevel=2)
         return self.capture_seconds
 
-    def phase(self, name: str) -> _Phase:
+    def phase(self, name: str) -> Phase:
         """Context manager that adds the time spent inside to `seconds[name]`."""
-        return _Phase(self.seconds, name)
+        return Phase(self.seconds, name)
 
     def add_captured(self, count: int, seconds: float) -> None:
         """Count forward passes that were captured or compiled."""
