@@ -96,7 +96,7 @@ class Budget:
         self._widths = (WIDTHS if rows == 1 else _OF_ROWS) if padded is None else tuple(padded)
         self.limit = (self._widths[:4][-1] if isinstance(nodes, str) else nodes) - 1
         self._costs = Costs(self._widths, rows)
-        self._scheduler = DrafterScheduler(drafters)
+        self._scheduler = DrafterScheduler(drafters, rows)
         self._asked_at = perf_counter()
         self._steps = 0
         self._last: dict[int, int] = {}  # step in which each width was last run

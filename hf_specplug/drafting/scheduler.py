@@ -19,13 +19,15 @@ class DrafterScheduler:
 
     Args:
         count: number of drafters.
+        rows: number of rows of the batch: asking for N rows once tells as much as asking for one
+            row N times.
     """
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, rows: int = 1) -> None:
         self.all = [True] * count
         self._none = [False] * count
-        self._drafters = [_Account(0.002, 0.9, 0.0) for _ in range(count)]
-        self._search = _Account(0.003, 0.97, 3.0)
+        self._drafters = [_Account(0.002, 0.9**rows, 0.0) for _ in range(count)]
+        self._search = _Account(0.003, 0.97**rows, 3.0)
         self._step = 0
 
     def next(self) -> list[bool]:
