@@ -34,10 +34,7 @@ class Prompt:
 
         A model may change any of them in place: Moonshine adds positions to its encoder's states.
         """
-        kwargs = {
-            key: copy.deepcopy(value) if _is_changeable(value) else value
-            for key, value in self.kwargs.items()
-        }
+        kwargs = {key: _copied(value) for key, value in self.kwargs.items()}
         return Prompt(self.input_ids, kwargs, self.per_token)
 
 
@@ -83,8 +80,12 @@ METHODS = frozenset(
 """The model methods with which `generate` and the verification of drafts compute a token."""
 
 
-def _is_changeable(value: Any) -> bool:
-    return isinstance(value, torch.Tensor | dict) or hasattr(value, "get_seq_length")
+def _copied(value: Any) -> Any:
+    """A copy of what a model may change; embeddings of the caller's need not be graph leaves."""
+    if _is_tensor(value):
+        return value.detach().clone()
+    changeable = isinstance(value, dict) or hasattr(value, "get_seq_length")
+    return copy.deepcopy(value) if changeable else value
 
 
 def _is_tensor(value: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -50,7 +51,7 @@ def allowed(batch: int, ids: torch.Tensor) -> list[int]:
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_calls_that_run_plainly(settings: dict[str, Any], reason: str) -> None:
-    model, inputs = make("llama"), batch([7, 24])
+    model, inputs = copy.deepcopy(make("llama")), batch([7, 24])  # transformers leaves hooks in it
     every = {"max_new_tokens": 12, "do_sample": False, **ENDS, **settings}
     expected, state = plain(model, inputs, **every)
     output, after, plug = plugged(model, inputs, DRAFTERS, **every)

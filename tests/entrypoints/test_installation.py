@@ -102,6 +102,23 @@ def test_composite_models_are_reached_through_their_decoder(model: Any) -> None:
     assert plug_of(captioner) is None
 
 
+def test_composite_models_whose_decoder_is_tried(model: Any) -> None:
+    """transformers leaves its hooks in a model that has shown hidden states: it gets a trial.
+
+    The embeddings that the composite model passes on require a gradient.
+    """
+    captioner = Captioner(model)
+    expected = captioner.generate(**prompt(model), **SETTINGS)
+    captioner.generate(
+        **prompt(model), **SETTINGS, return_dict_in_generate=True, output_hidden_states=True
+    )
+    install(default=True)
+    assert captioner.generate(**prompt(model), **SETTINGS).tolist() == expected.tolist()
+    plug = plug_of(model)
+    assert plug is not None
+    assert (plug.stats.calls, dict(plug.stats.fallbacks)) == (1, {})
+
+
 def test_right_drafts_save_forward_passes(model: Any) -> None:
     expected, _ = plain(model, prompt(model), **SETTINGS)
     replay = Replay(new_tokens(expected, 30))
