@@ -92,8 +92,14 @@ class RowPositions:
             table = self._tables[module] = torch.cat([table, new[known:]])
         return table[self._positions.to(table.device) - self._start]
 
-    def _give_bias(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-        """The arguments with `position_bias` [N, heads, T, kv]."""
+    def _give_bias(self, module: nn.Module, args: Any, kwargs: dict[str, Any] | None = None) -> Any:
+        """The arguments with `position_bias` [N, heads, T, kv].
+
+        torch adds and removes a hook in two steps. In between, passes of other threads call it
+        without `kwargs`.
+        """
+        if kwargs is None:
+            return None
         if self._positions is None or threading.get_ident() != self._thread:
             return args, kwargs
         if "position_bias" not in kwargs:
