@@ -161,8 +161,8 @@ def lockstep(
         streams: whether a streamer receives the tokens of all rows at each step.
     """
     for processor in processors:
-        numbers = getattr(processor, _BY_ROW, None)
-        if isinstance(numbers, torch.Tensor) and len(numbers) != rows:
+        numbers = _numbers(processor)
+        if numbers is not None and len(numbers) != rows:
             return f"{type(processor).__name__} holds {len(numbers)} numbers for {rows} rows"
         if type(processor) not in ROW_BY_ROW:
             return f"{type(processor).__name__} is called for all rows of a batch at once"
@@ -177,15 +177,21 @@ def lockstep(
 
 def hold_rows(processors: LogitsProcessorList) -> bool:
     """Whether a processor holds numbers for the rows of a batch."""
-    return any(isinstance(getattr(each, _BY_ROW, None), torch.Tensor) for each in processors)
+    return any(_numbers(processor) is not None for processor in processors)
+
+
+def _numbers(processor: Any) -> torch.Tensor | None:
+    """What a processor holds for the rows of a batch, one number per row."""
+    numbers = getattr(processor, _BY_ROW, None)
+    return numbers if isinstance(numbers, torch.Tensor) else None
 
 
 def processors_of_row(processors: LogitsProcessorList, row: int) -> LogitsProcessorList:
     """The processors of one row of a batch: those of the batch, with what they hold for the row."""
     own = LogitsProcessorList()
     for processor in processors:
-        numbers = getattr(processor, _BY_ROW, None)
-        if isinstance(numbers, torch.Tensor):
+        numbers = _numbers(processor)
+        if numbers is not None:
             processor = copy.copy(processor)
             setattr(processor, _BY_ROW, numbers[row : row + 1])
         own.append(processor)

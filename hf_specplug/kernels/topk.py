@@ -107,6 +107,20 @@ def _kth_largest(keys, largest):
 
 
 @njit
+def _enter(ids, values, token, value):
+    """Put a token at its place among the k likeliest; returns the value of the last one now."""
+    last = values.shape[0] - 1
+    place = last
+    while place > 0 and values[place - 1] < value:
+        values[place] = values[place - 1]
+        ids[place] = ids[place - 1]
+        place -= 1
+    values[place] = value
+    ids[place] = token
+    return values[last]
+
+
+@njit
 def _fill(logits, bits, ids, probs):
     k = ids.shape[1]
     maxima = np.empty((logits.shape[1] + _BLOCK - 1) // _BLOCK, np.int32)
@@ -133,14 +147,7 @@ def _fill(logits, bits, ids, probs):
                 for token in range(begin, part):
                     value = logits[row, token]
                     if value > least:
-                        place = k - 1
-                        while place > 0 and values[place - 1] < value:
-                            values[place] = values[place - 1]
-                            ids[row, place] = ids[row, place - 1]
-                            place -= 1
-                        values[place] = value
-                        ids[row, place] = token
-                        least = values[k - 1]
+                        least = _enter(ids[row], values, token, value)
         highest = values[0]
         total = _sum_exp(logits[row], highest)
         for place in range(k):

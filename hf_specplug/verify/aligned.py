@@ -18,25 +18,17 @@ from hf_specplug.hf.call import Call
 from hf_specplug.hf.plan import CHAIN, PLAIN, CallPlan
 from hf_specplug.verify.outputs import Outputs
 from hf_specplug.verify.packed import PackedLinears
-from hf_specplug.verify.ragged import RaggedEngine
-from hf_specplug.verify.registry import EngineFactory, register_engine
+from hf_specplug.verify.ragged import RaggedEngine, RaggedFactory
+from hf_specplug.verify.registry import register_engine
 
 
 @register_engine
-class AlignedFactory(EngineFactory):
+class AlignedFactory(RaggedFactory):
     """Makes the engines of batches that are drafted as chains. It keeps nothing between calls."""
 
     name = "aligned"
     priority = 3
     modes = (CHAIN, PLAIN)
-
-    def suits(self, call: Call, plan: CallPlan) -> bool:
-        return call.rows > 1 and plan.mode == CHAIN
-
-    def limit(self, call: Call, plan: CallPlan) -> CallPlan:
-        return (
-            plan.limited(PLAIN, reason) if (reason := batches.unsuited(call, chain=True)) else plan
-        )
 
     def make(
         self, call: Call, plan: CallPlan, packed: PackedLinears | None, layer: int | None

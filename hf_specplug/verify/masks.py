@@ -67,7 +67,6 @@ class TreeMasks:
         self._buffers: dict[str | None, torch.Tensor] = {}
         # slices of arrays are cheaper than those of tensors
         self._in_arrays = self._padded is None and not additive and device.type == "cpu"
-        self._arrays: dict[str | None, NDArray[np.bool_]] = {}
 
     def build(
         self, seen: NDArray[np.bool_], depths: NDArray[np.int64], past: int
@@ -108,7 +107,7 @@ class TreeMasks:
             seen = seen & (slots[None, :] >= first[:, None])
         surplus = offset + length - past - width  # slots of a static cache that are not filled yet
         if self._in_arrays and limit <= offset and surplus <= 0:
-            array = self._arrays[kind]
+            array = buffer.numpy()
             array[:width, middle : middle + width] = seen
             return torch.from_numpy(array[None, None, :width, begin : middle + width])
         buffer[:width, middle : middle + width] = self._values(seen)
@@ -144,8 +143,6 @@ class TreeMasks:
                 (rows, 2 * past + 256 + rows), self._see, dtype=self._dtype, device=self._device
             )
             self._buffers[kind] = buffer
-            if self._in_arrays:
-                self._arrays[kind] = buffer.numpy()
         return buffer, buffer.shape[1] - buffer.shape[0]
 
 

@@ -20,7 +20,7 @@ from hf_specplug.hf.attention import FoldedHeads, implementation
 from hf_specplug.hf.cache import append_slots
 from hf_specplug.hf.call import Call
 from hf_specplug.hf.encoder_rows import encoder_rows
-from hf_specplug.hf.plan import PLAIN, TREE, CallPlan
+from hf_specplug.hf.plan import CHAIN, PLAIN, TREE, CallPlan
 from hf_specplug.hf.row_cache import RowCache
 from hf_specplug.hf.row_positions import RowPositions
 from hf_specplug.tree import EMPTY, DraftTree
@@ -40,10 +40,11 @@ class RaggedFactory(EngineFactory):
     modes = (TREE, PLAIN)
 
     def suits(self, call: Call, plan: CallPlan) -> bool:
-        return call.rows > 1 and plan.mode == TREE
+        return call.rows > 1 and plan.mode == self.modes[0]
 
     def limit(self, call: Call, plan: CallPlan) -> CallPlan:
-        return plan.limited(PLAIN, reason) if (reason := batches.unsuited(call)) else plan
+        reason = batches.unsuited(call, chain=CHAIN in self.modes)
+        return plan.limited(PLAIN, reason) if reason else plan
 
     def make(
         self, call: Call, plan: CallPlan, packed: PackedLinears | None, layer: int | None
