@@ -173,9 +173,8 @@ class TreeSearch(Experts):
             child = int(self._pool[child, kernels.NEXT])
         proposed.sort(key=lambda child: -float(self._probs[child, kernels.PATH]))
         tokens, probs = self._pool[proposed, kernels.TOKEN], self._probs[proposed, kernels.PROB]
-        places = np.searchsorted(chosen, np.array(proposed, np.int32))
-        inside = (places < len(chosen)) & (chosen[np.minimum(places, len(chosen) - 1)] == proposed)
-        return tokens, probs, (places[inside] + 1).tolist()
+        places = {child: number for number, child in enumerate(chosen.tolist(), start=1)}
+        return tokens, probs, [places[child] for child in proposed if child in places]
 
     def learn(self, emitted: Int32) -> None:
         """Train the mixer on the target's picks.

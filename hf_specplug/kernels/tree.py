@@ -201,22 +201,47 @@ def draw(pool, probs, nodes, generator):
 
 @njit
 def read(pool, probs, chosen, tokens, parents, kept, sources):
-    """Copy the chosen search nodes to the arrays of a draft tree.
+    """Copy the chosen search nodes to the arrays of a draft tree, depth-first, likeliest child first.
+
+    The likeliest path is then at the front of the forward pass: where it is accepted, the cache
+    slots to keep are where they belong.
 
     Args:
         chosen: int32[n], ascending node ids; the parent of each, if not the root, is among them.
+            They are put in the order of the tree.
         tokens, parents, kept, sources: int32[n], int32[n], float32[n], uint16[n], receive what
             `hf_specplug.tree.DraftTree` holds.
     """
-    for i in range(chosen.shape[0]):
+    count = chosen.shape[0]
+    first = np.full(count + 1, -1)  # child of each node by rank; the last entry is the root's
+    after = np.full(count, -1)  # the next sibling of each node
+    above = np.empty(count, np.int64)
+    for i in range(count):
         node = chosen[i]
-        tokens[i] = pool[node, TOKEN]
-        kept[i] = probs[node, PROB]
-        sources[i] = pool[node, SOURCES]
         place = i - 1 if pool[node, PARENT] else -1
         while place >= 0 and chosen[place] != pool[node, PARENT]:
             place -= 1
-        parents[i] = place
+        above[i] = place
+        before, sibling = -1, first[place]
+        while sibling >= 0 and probs[chosen[sibling], PATH] >= probs[node, PATH]:
+            before, sibling = sibling, after[sibling]
+        after[i] = sibling
+        if before < 0:
+            first[place] = i
+        else:
+            after[before] = i
+    nodes, placed = chosen.copy(), np.full(count + 1, -1)
+    i = first[-1]
+    for place in range(count):
+        node = nodes[i]
+        placed[i] = place
+        chosen[place], tokens[place] = node, pool[node, TOKEN]
+        kept[place], sources[place] = probs[node, PROB], pool[node, SOURCES]
+        parents[place] = placed[above[i]]
+        down = first[i]
+        while down < 0 and i >= 0:
+            down, i = after[i], above[i]
+        i = down
 
 
 @njit

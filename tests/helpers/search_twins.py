@@ -88,17 +88,24 @@ class OneByOne(TreeSearch):
 
 @twin_of("tree.read", "tree.with_root")
 def as_tree(nodes: list[Node], chosen: Sequence[int]) -> list[tuple[int, int, float, int]]:
-    """(token, parent, probability, sources) of the chosen nodes, as a draft tree has them."""
-    above = {child: i for i, node in enumerate(nodes) for child in node.children}
-    place = {0: -1} | {node: i for i, node in enumerate(chosen)}
+    """(token, parent, probability, sources) of the chosen nodes in the order of a draft tree."""
+    parents = {child: i for i, node in enumerate(nodes) for child in node.children}
+
+    def below(i: int) -> list[int]:
+        children = sorted(set(nodes[i].children).intersection(chosen))
+        children.sort(key=lambda child: -nodes[child].path)
+        return [node for child in children for node in (child, *below(child))]
+
+    order = below(0)
+    place = {0: -1} | {node: i for i, node in enumerate(order)}
     return [
         (
             nodes[i].token,
-            place[above[i]],
+            place[parents[i]],
             nodes[i].prob,
             sum(1 << drafter for drafter in nodes[i].evidence),
         )
-        for i in chosen
+        for i in order
     ]
 
 

@@ -161,18 +161,26 @@ def test_insert(
             assert not probs[place].any()
 
 
-@given(st.lists(st.tuples(st.integers(0, 7), st.booleans(), st.integers(0, 15)), max_size=8))
-def test_chosen_nodes_become_a_tree_and_its_step(given_nodes: list[tuple[int, bool, int]]) -> None:
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 7), st.booleans(), st.integers(0, 15), st.sampled_from([0.5, 1])),
+        max_size=8,
+    )
+)
+def test_chosen_nodes_become_a_tree_and_its_step(
+    given_nodes: list[tuple[int, bool, int, float]],
+) -> None:
     """A node is chosen only if its parent is; its sources and its parent's place are kept."""
     pool, probs, _ = searched(9, 1)
     nodes, chosen = [Node()], [0]
-    for place, (above, wanted, bits) in enumerate(given_nodes, start=1):
+    for place, (above, wanted, bits, share) in enumerate(given_nodes, start=1):
         above = min(above, place - 1)
         evidence = {drafter: 1 for drafter in range(4) if bits >> drafter & 1}
-        nodes.append(Node(token=10 * place, prob=1 / (1 << place), evidence=evidence))
+        path = nodes[above].path * share
+        nodes.append(Node(token=10 * place, prob=1 / (1 << place), path=path, evidence=evidence))
         nodes[above].children.append(place)
         pool[place, [tree.TOKEN, tree.PARENT, tree.SOURCES]] = 10 * place, above, bits
-        probs[place, tree.PROB] = 1 / (1 << place)
+        probs[place, [tree.PROB, tree.PATH]] = 1 / (1 << place), path
         chosen += [place] if wanted and above in chosen else []
     count = len(chosen) - 1
     draft = DraftTree(
@@ -182,8 +190,10 @@ def test_chosen_nodes_become_a_tree_and_its_step(given_nodes: list[tuple[int, bo
         np.empty(count, np.uint16),
     )
     columns = draft.tokens, draft.parents, draft.probs, draft.sources
-    tree.read(pool, probs, np.array(chosen[1:], np.int32), *columns)
+    ordered = np.array(chosen[1:], np.int32)
+    tree.read(pool, probs, ordered, *columns)
     expected = search_twins.as_tree(nodes, chosen[1:])
+    assert pool[ordered, tree.TOKEN].tolist() == [token for token, *_ in expected]
     assert list(zip(*(column.tolist() for column in columns), strict=True)) == expected
     step = Step.of_tree(7, draft, 5, [0], [3], None)
     assert step.tokens.tolist() == [7, *(token for token, *_ in expected)]
