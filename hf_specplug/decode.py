@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from hf_specplug.drafters.contract import Context, Step
 from hf_specplug.drafting.budget import Budget, Decision
 from hf_specplug.drafting.draft import draft
@@ -76,7 +78,10 @@ def decode(call: Decoding) -> None:
                 outputs.wait()
 
             # 4. accept: the target's own tokens, as far as the tree contains them
+            asked = any(decision.asked)
             with stats.phase("accept"):
+                if asked and search.needs("topk"):
+                    outputs.topk()  # drafters learn from it, and it finds all picks at once
                 visited, emitted = verifier.accept(outputs, tree, search.proposal)
                 engine.keep(visited)
 
@@ -85,7 +90,6 @@ def decode(call: Decoding) -> None:
             length = len(call.context)
             with stats.phase("observe"):
                 patient = False if engine.overlaps else None
-                asked = any(decision.asked)
                 seen = observe(search, call.context, step, outputs, asked, call.lock, patient)
             seconds = time.perf_counter() - engine.captured[1] - start
             call.budget.observe(decision, len(visited) - 1, length, seconds)
@@ -177,9 +181,9 @@ def observe(
         return None
     topk = outputs.topk() if search.needs("topk") else None
     hidden = outputs.hidden(step.visited[-1]) if search.needs("hidden") else None
-    before = len(context) - 1
-    context.append(step.emitted)
-    seen = Step.of_tree(step.root, step.tree, before, step.visited, step.emitted, topk, hidden)
+    before, emitted = len(context) - 1, np.array(step.emitted, np.int32)
+    context.append(emitted)
+    seen = Step.of_tree(step.root, step.tree, before, step.visited, emitted, topk, hidden)
     with lock:
         search.learn(seen.emitted)
         search.observe(seen, patient)

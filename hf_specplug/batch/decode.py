@@ -93,12 +93,15 @@ def decode_rows(call: Batch, input_ids: torch.Tensor) -> None:
                 one.wait()
 
         # 4. accept: in each row the target's own tokens, as far as its tree contains them
+        asked = any(decision.asked)
         with stats.phase("accept"):
+            if asked and rows[0].search.needs("topk"):
+                for one in outputs:
+                    one.topk()  # drafters learn from it, and it finds all picks of a row at once
             steps = _accept(rows, outputs, trees)
             engine.keep_rows([step.visited for step in steps])
 
         # 5. observe: drafters learn from all outputs of the forward pass
-        asked = any(decision.asked)
         with stats.phase("observe"):
             for row, step, one in zip(rows, steps, outputs, strict=True):
                 observe(row.search, row.context, step, one, asked, call.lock)

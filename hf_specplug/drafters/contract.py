@@ -195,7 +195,7 @@ class Step:
         tokens, parents = np.empty(count, np.int32), np.empty(count, np.int32)
         sources = np.empty(count, np.uint16)
         with_root(root, tree.tokens, tree.parents, tree.sources, tokens, parents, sources)
-        path, new = np.array(visited, np.int32), np.array(emitted, np.int32)
+        path, new = np.array(visited, np.int32), np.asarray(emitted, np.int32)
         return cls(tokens, parents, before, sources, path, new, topk, hidden)
 
     @classmethod

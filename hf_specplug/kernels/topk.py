@@ -16,7 +16,7 @@ _BLOCK = 128
 _PART = 32  # of a block; parts without one of the k likeliest are skipped
 _SIGN = np.int32(0x7FFFFFFF)
 _LEAST_KEY = np.int32(-0x7F800001)  # the key of -inf
-_INFINITE_KEY = np.int32(0x7F800000)  # keys above it are those of NaN
+_INFINITE_KEY = np.int32(0x7F800000)  # keys beyond these two are those of NaN
 
 
 def top_k(logits: Any, k: int) -> Any:
@@ -27,20 +27,23 @@ def top_k(logits: Any, k: int) -> Any:
         k: how many, at least 1.
 
     Returns:
-        (int32[n, k] ids, float32[n, k] probabilities), the likeliest first; of equal logits the
-        lower id comes first. NaN and -inf are skipped: where fewer than k numbers are left, the id
-        is -1 and the probability 0. Probabilities are those of a softmax to 1e-5 of their value.
+        (int32[n, k] ids, float32[n, k] probabilities, int32[n] argmax), the likeliest first; of
+        equal logits the lower id comes first. NaN and -inf are skipped: where fewer than k numbers
+        are left, the id is -1 and the probability 0. Probabilities are those of a softmax to 1e-3
+        of their value. The argmax is that of numpy and torch, which is the first NaN if there is
+        one.
 
     Example:
-        >>> ids, probs = top_k(np.array([[0.0, 2.0, 2.0]], np.float32), 2)
-        >>> ids.tolist(), probs.round(3).tolist()
-        ([[1, 2]], [[0.468, 0.468]])
+        >>> ids, probs, argmax = top_k(np.array([[0.0, 2.0, 2.0]], np.float32), 2)
+        >>> ids.tolist(), probs.round(3).tolist(), argmax.tolist()
+        ([[1, 2]], [[0.468, 0.468]], [1])
     """
     logits = np.ascontiguousarray(logits)
     ids = np.empty((len(logits), k), np.int32)
     probs = np.empty((len(logits), k), np.float32)
-    _fill(logits, logits.view(np.int32), ids, probs)
-    return ids, probs
+    argmax = np.empty(len(logits), np.int32)
+    _fill(logits, logits.view(np.int32), ids, probs, argmax)
+    return ids, probs, argmax
 
 
 @njit
@@ -58,24 +61,44 @@ def _largest_key(bits):
     return largest
 
 
-_TAYLOR = tuple(np.float32(1 / c) for c in (720, 120, 24, 6, 2))
+@njit
+def _key_range(bits):
+    """The lowest and the largest key."""
+    lowest, largest = _SIGN, np.int32(-_SIGN)
+    for i in range(bits.shape[0]):
+        key = _key(bits[i])
+        largest = key if key > largest else largest
+        lowest = key if key < lowest else lowest
+    return lowest, largest
+
+
+@njit
+def _argmax(logits):
+    """The argmax as numpy and torch give it: the first NaN, or the first of the largest."""
+    first = 0
+    for i in range(logits.shape[0]):
+        if np.isnan(logits[i]):
+            return i
+        if logits[i] > logits[first]:
+            first = i
+    return first
+
+
 _ONE = np.float32(1.0)
-_FARTHEST = np.float32(-32.0)  # what is smaller by a factor of e^32 does not count
+_SQUARE, _CUBE = np.float32(0.49860737), np.float32(0.15104401)  # fitted where e^x counts
 _SHRINK = np.float32(1 / 32)
+_FARTHEST = np.float32(-0.75)  # what is smaller by a factor of e^24 does not count
 
 
 @summing
 def _sum_exp(logits, highest):
-    """The sum of e^(logit - highest), where e^x is computed as (e^(x / 32))^32."""
+    """The sum of e^(logit - highest) to 1e-3, where e^x is computed as (e^(x / 32))^32."""
     total = np.float32(0.0)
+    shift = highest * _SHRINK
     for i in range(logits.shape[0]):
-        x = logits[i] - highest
+        x = logits[i] * _SHRINK - shift
         x = x if x > _FARTHEST else _FARTHEST
-        x *= _SHRINK
-        e = _TAYLOR[0] * x + _TAYLOR[1]
-        e = e * x + _TAYLOR[2]
-        e = e * x + _TAYLOR[3]
-        e = e * x + _TAYLOR[4]
+        e = _CUBE * x + _SQUARE
         e = (e * x + _ONE) * x + _ONE
         e *= e
         e *= e
@@ -121,7 +144,7 @@ def _enter(ids, values, token, value):
 
 
 @njit
-def _fill(logits, bits, ids, probs):
+def _fill(logits, bits, ids, probs, argmax):
     k = ids.shape[1]
     maxima = np.empty((logits.shape[1] + _BLOCK - 1) // _BLOCK, np.int32)
     largest = np.empty(k, np.int32)
@@ -130,9 +153,11 @@ def _fill(logits, bits, ids, probs):
         for place in range(k):
             ids[row, place] = -1
             values[place] = -np.inf
+        lowest, top = _SIGN, np.int32(-_SIGN)
         for block in range(maxima.shape[0]):
             begin = block * _BLOCK
-            maxima[block] = _largest_key(bits[row, begin : begin + _BLOCK])
+            low, maxima[block] = _key_range(bits[row, begin : begin + _BLOCK])
+            lowest, top = min(lowest, low), max(top, maxima[block])
         # the k likeliest are in the blocks with the k largest maxima; blocks with NaN come on top
         enough = _kth_largest(maxima, largest)
         least = np.float32(-np.inf)
@@ -149,6 +174,10 @@ def _fill(logits, bits, ids, probs):
                     if value > least:
                         least = _enter(ids[row], values, token, value)
         highest = values[0]
+        argmax[row] = ids[row, 0]
+        without_nan = lowest >= _LEAST_KEY and top <= _INFINITE_KEY
+        if not without_nan or ids[row, 0] < 0 or highest == 0:  # the key of -0.0 is below that of 0
+            argmax[row] = _argmax(logits[row])
         total = _sum_exp(logits[row], highest)
         for place in range(k):
             share = np.float32(0.0)

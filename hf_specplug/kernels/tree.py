@@ -201,10 +201,10 @@ def draw(pool, probs, nodes, generator):
 
 @njit
 def read(pool, probs, chosen, tokens, parents, kept, sources):
-    """Copy the chosen search nodes to the arrays of a draft tree, depth-first, likeliest child first.
+    """Copy the chosen search nodes to the arrays of a draft tree.
 
-    The likeliest path is then at the front of the forward pass: where it is accepted, the cache
-    slots to keep are where they belong.
+    They are put depth-first, the likeliest child first. The likeliest path is then at the front of
+    the forward pass: where it is accepted, the cache slots to keep are where they belong.
 
     Args:
         chosen: int32[n], ascending node ids; the parent of each, if not the root, is among them.

@@ -40,6 +40,8 @@ class Outputs:
         fits = states is not None and states.shape[:-1] == logits.shape[:-1]
         self._states = states if fits else None
         self._plain: NDArray[np.float32] | None = None
+        self._picks: NDArray[np.int32] | None = None
+        self._topk: TopK | None = None
         self._packed: torch.Tensor | None = None
         self._rows: NDArray[np.int32] | None = None
         if logits.device.type != "cpu":
@@ -69,16 +71,22 @@ class Outputs:
         rows = self.wait()
         if rows is not None:
             return int(rows[node, 0])
+        if self._picks is not None:
+            return int(self._picks[node])
         return int(self._float32()[node].argmax())
 
     def topk(self) -> TopK:
-        """The `TOP_K` most likely tokens after each node."""
-        rows = self.wait()
-        if rows is None:
-            return TopK(*top_k(self._float32(), TOP_K))
-        ids = np.ascontiguousarray(rows[:, 1 : 1 + TOP_K])
-        probs = np.nan_to_num(np.ascontiguousarray(rows[:, 1 + TOP_K :]).view(np.float32))
-        return TopK(ids, probs.clip(0.0, 1.0))
+        """The `TOP_K` most likely tokens after each node. On a CPU this finds all picks, too."""
+        if self._topk is None:
+            rows = self.wait()
+            if rows is None:
+                ids, probs, self._picks = top_k(self._float32(), TOP_K)
+            else:
+                ids = np.ascontiguousarray(rows[:, 1 : 1 + TOP_K])
+                probs = np.ascontiguousarray(rows[:, 1 + TOP_K :]).view(np.float32)
+                probs = np.nan_to_num(probs).clip(0.0, 1.0)
+            self._topk = TopK(ids, probs)
+        return self._topk
 
     def _float32(self) -> NDArray[np.float32]:
         """float32[T, V], the logits on a CPU."""
