@@ -78,7 +78,7 @@ class ContextDrafter(Drafter):
 
     @property
     def suffixes(self) -> tuple[Int32, Int32, int]:
-        """For `kernels.rounds`: the trie, its hash table, and the match of the root."""
+        """For `kernels.tables`: the trie, its hash table, and the match of the root."""
         return self._nodes, self._table, self._root
 
     def expand(self, frontier: Frontier) -> Int32:

@@ -70,7 +70,7 @@ class FrequencyDrafter(Drafter):
 
     @property
     def counts(self) -> tuple[NDArray[np.float64], NDArray[np.float64], Int32]:
-        """For `kernels.rounds`: the counts."""
+        """For `kernels.tables`: the counts."""
         return self.weights, self._scale, self._top
 
     def expand(self, frontier: Frontier) -> Int32:

@@ -80,7 +80,7 @@ class GumbelDrafter(Drafter):
         kernels.count_likely(self.weights, self._total, step.topk.ids, step.topk.probs, rows)
 
     def favoured(self, noise: Noise) -> tuple[NDArray[Any], ...]:
-        """For `kernels.rounds`: the weights, and room for what this noise favours."""
+        """For `kernels.tables`: the weights, and room for what this noise favours."""
         if len(self._marks) != len(noise[0]):
             self._allocate(len(noise[0]))
         return self.weights, self._total, self._marks, self._tokens, self._buckets

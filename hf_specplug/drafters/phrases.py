@@ -49,7 +49,7 @@ class PhrasesDrafter(StoreDrafter):
 
     name: ClassVar[str] = "phrases"
     kinds: ClassVar[frozenset[str]] = frozenset({"phrases", "ngram"})
-    rows_per_node: ClassVar[int] = 8
+    rows_per_node: ClassVar[int] = kernels.PROPOSED
 
     def __init__(
         self,
@@ -131,18 +131,24 @@ class PhrasesDrafter(StoreDrafter):
         if len(self._nodes):
             self._root = self._after(self._root, step.emitted)
 
-    def expand(self, frontier: Frontier) -> Int32:
+    def automaton(self, capacity: int) -> tuple[Int32, Int32, int, Int32]:
+        """For `kernels.tables`: the automaton, the state of the text, and those of search nodes.
+
+        Args:
+            capacity: number of search nodes at most.
+        """
         self._ready()
-        if len(self._states) < len(frontier.pool):
-            self._states = np.zeros(len(frontier.pool), np.int32)
+        if len(self._states) < capacity:
+            self._states = np.zeros(capacity, np.int32)
+        return self._nodes, self._table, self._root, self._states
+
+    def expand(self, frontier: Frontier) -> Int32:
+        automaton = self.automaton(len(frontier.pool))
         rows = len(frontier.nodes) * self.rows_per_node
         if len(self._out) < rows:
             self._out = np.empty((2 * rows, 3), np.int32)
         count = kernels.expand(
-            self._nodes,
-            self._table,
-            self._root,
-            self._states,
+            *automaton,
             frontier.pool,
             frontier.nodes,
             self.rows_per_node,

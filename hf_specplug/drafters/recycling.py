@@ -64,7 +64,7 @@ class RecyclingDrafter(Drafter):
 
     @property
     def matrix(self) -> tuple[Int32, NDArray[np.uint16]]:
-        """For `kernels.rounds`: the matrix."""
+        """For `kernels.tables`: the matrix."""
         return self.ids, self.probs
 
     def expand(self, frontier: Frontier) -> Int32:

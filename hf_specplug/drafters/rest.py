@@ -43,7 +43,7 @@ class RestDrafter(StoreDrafter):
 
     name: ClassVar[str] = "rest"
     kinds: ClassVar[frozenset[str]] = frozenset({"suffix"})
-    rows_per_node: ClassVar[int] = 12
+    rows_per_node: ClassVar[int] = kernels.PROPOSED
 
     def __init__(
         self, stores: Iterable[str | os.PathLike[str] | Datastore] = (), tokenizer: Any = None
@@ -99,15 +99,36 @@ class RestDrafter(StoreDrafter):
         for matches in self._shards:
             matches.advance(step.emitted)
 
-    def expand(self, frontier: Frontier) -> Int32:
-        count, limit = len(frontier.nodes), self.rows_per_node
-        if not self._shards:
-            return self._out[:0]
-        if len(self._out) < count * limit or len(self._raw) != len(self._shards):
-            self._out = np.empty((2 * count * limit, 3), np.int32)
+    def intervals(self, capacity: int, nodes: int) -> tuple[Any, ...]:
+        """For `kernels.tables`: the only shard, its matches, and room for its rows.
+
+        Args:
+            capacity: number of search nodes at most.
+            nodes: number of nodes to expand at once, at most.
+        """
+        self._make_room(nodes)
+        matches = self._shards[0]
+        matches.make_room(capacity)
+        return matches.arrays, matches.vocab, *matches.intervals, self._raw, self._ends
+
+    @property
+    def single(self) -> bool:
+        """Whether there is one shard only."""
+        return len(self._shards) == 1
+
+    def _make_room(self, nodes: int) -> None:
+        rows = nodes * self.rows_per_node
+        if len(self._out) < rows or len(self._raw) != len(self._shards):
+            self._out = np.empty((2 * rows, 3), np.int32)
             shape = (len(self._shards), len(self._out), kernels.MATCH_COLUMNS)
             self._raw = np.empty(shape, np.int32)
             self._ends = np.empty(shape[:2], np.int32)
+
+    def expand(self, frontier: Frontier) -> Int32:
+        limit = self.rows_per_node
+        if not self._shards:
+            return self._out[:0]
+        self._make_room(len(frontier.nodes))
         for index, matches in enumerate(self._shards):
             matches.expand(frontier, limit, self._ends[index], self._raw[index])
         rows = kernels.combine(self._raw, self._ends, frontier.nodes, limit, self._out)
@@ -143,18 +164,27 @@ class _Matches:
             self.tokens, self.suffixes, self._low[0], self._high[0], tokens
         )
 
-    def expand(self, frontier: Frontier, limit: int, ends: Int32, out: Int32) -> None:
-        if len(self._longest) < len(frontier.pool):
+    @property
+    def arrays(self) -> tuple[NDArray[Any], Int32]:
+        return self.tokens, self.suffixes
+
+    @property
+    def intervals(self) -> tuple[Int32, Int32, Int32]:
+        return self._low, self._high, self._longest
+
+    def make_room(self, capacity: int) -> None:
+        """Make room for so many search nodes."""
+        if len(self._longest) < capacity:
             low, high, longest = self._low[0], self._high[0], self._longest[0]
-            self._allocate(len(frontier.pool))
+            self._allocate(capacity)
             self._low[0], self._high[0], self._longest[0] = low, high, longest
+
+    def expand(self, frontier: Frontier, limit: int, ends: Int32, out: Int32) -> None:
+        self.make_room(len(frontier.pool))
         kernels.expand(
-            self.tokens,
-            self.suffixes,
+            *self.arrays,
             self.vocab,
-            self._low,
-            self._high,
-            self._longest,
+            *self.intervals,
             frontier.pool,
             frontier.nodes,
             limit,

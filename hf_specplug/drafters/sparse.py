@@ -103,7 +103,7 @@ class SparseDrafter(Drafter):
 
     @property
     def contexts(self) -> tuple[NDArray[Any], ...]:
-        """For `kernels.rounds`: the table and the text."""
+        """For `kernels.tables`: the table and the text."""
         return self.table.keys, self.table.ids, self.table.weights, self._context.tokens
 
     def expand(self, frontier: Frontier) -> Int32:

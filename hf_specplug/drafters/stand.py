@@ -95,7 +95,7 @@ class StandDrafter(Drafter):
 
     @property
     def grams(self) -> tuple[NDArray[Any], ...]:
-        """For `kernels.rounds`: the table, the text, and scratch."""
+        """For `kernels.tables`: the table, the text, and scratch."""
         table, text = self.table, self._context.tokens
         return table.keys, table.visits, table.ids, table.weights, text, self._grams
 

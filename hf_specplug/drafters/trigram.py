@@ -58,7 +58,7 @@ class TrigramDrafter(StoreDrafter):
 
     name: ClassVar[str] = "trigram"
     kinds: ClassVar[frozenset[str]] = frozenset({"trigram"})
-    rows_per_node: ClassVar[int] = 12
+    rows_per_node: ClassVar[int] = kernels.PROPOSED
 
     def __init__(
         self, stores: Iterable[str | os.PathLike[str] | Datastore] = (), tokenizer: Any = None
@@ -110,10 +110,29 @@ class TrigramDrafter(StoreDrafter):
         table.make_room(len(tokens))
         table.clock = kernels.learn(*table.arrays, table.clock, self.tail, tokens, DECAY)
 
+    def counts(self, nodes: int) -> tuple[Any, ...]:
+        """For `kernels.tables`: the only shard or none, the table, the last tokens, and scratch.
+
+        Args:
+            nodes: number of nodes to expand at once, at most.
+        """
+        self._make_room(nodes)
+        table, scratch = self.table, (self._known, self._totals, self._tokens, self._counts)
+        shard = self.shards[0] if self.shards else kernels.NO_SHARD
+        return *shard, table.keys, table.ids, table.weights, self.tail, self._pairs, *scratch
+
+    @property
+    def single(self) -> bool:
+        """Whether there is one shard at most."""
+        return len(self.shards) < 2
+
+    def _make_room(self, nodes: int) -> None:
+        if len(self._pairs) < nodes:
+            self._allocate(2 * nodes)
+
     def expand(self, frontier: Frontier) -> Int32:
         count = len(frontier.nodes)
-        if len(self._pairs) < count:
-            self._allocate(2 * count)
+        self._make_room(count)
         known, totals, pairs = self._known[:count], self._totals[:count], self._pairs[:count]
         known[:] = totals[:] = 0
         kernels.last_pairs(self.tail[0], frontier.root, frontier.pool, frontier.nodes, pairs)

@@ -11,26 +11,39 @@ from hf_specplug.drafters.context import ContextDrafter
 from hf_specplug.drafters.contract import Drafter, Noise
 from hf_specplug.drafters.frequency import FrequencyDrafter
 from hf_specplug.drafters.gumbel import GumbelDrafter
+from hf_specplug.drafters.phrases import PhrasesDrafter
 from hf_specplug.drafters.recycling import RecyclingDrafter
+from hf_specplug.drafters.rest import RestDrafter
 from hf_specplug.drafters.sparse import SparseDrafter
 from hf_specplug.drafters.stand import StandDrafter
+from hf_specplug.drafters.store_drafter import StoreDrafter
+from hf_specplug.drafters.trigram import TrigramDrafter
 from hf_specplug.drafting.experts import Expert
-from hf_specplug.kernels import rounds
+from hf_specplug.kernels import rounds, store_tables, tables
 
-_TABLES: dict[type[Drafter], Callable[[Any, Noise], Any]] = {
-    ContextDrafter: lambda drafter, noise: drafter.suffixes,
-    RecyclingDrafter: lambda drafter, noise: drafter.matrix,
-    StandDrafter: lambda drafter, noise: drafter.grams,
-    FrequencyDrafter: lambda drafter, noise: drafter.counts,
-    SparseDrafter: lambda drafter, noise: drafter.contexts,
-    GumbelDrafter: lambda drafter, noise: drafter.favoured(noise),
+_TABLES: dict[type[Drafter], Callable[[Any, Noise, int, int], Any]] = {
+    ContextDrafter: lambda drafter, *_: drafter.suffixes,
+    RecyclingDrafter: lambda drafter, *_: drafter.matrix,
+    StandDrafter: lambda drafter, *_: drafter.grams,
+    FrequencyDrafter: lambda drafter, *_: drafter.counts,
+    SparseDrafter: lambda drafter, *_: drafter.contexts,
+    GumbelDrafter: lambda drafter, noise, *_: drafter.favoured(noise),
+    RestDrafter: lambda drafter, _, capacity, nodes: drafter.intervals(capacity, nodes),
+    TrigramDrafter: lambda drafter, _, capacity, nodes: drafter.counts(nodes),
+    PhrasesDrafter: lambda drafter, _, capacity, nodes: drafter.automaton(capacity),
 }
-_PLACES = {name: place for place, name in enumerate(rounds.DRAFTERS)}
+_PLACES = {name: place for place, name in enumerate(tables.DRAFTERS)}
+_OWN = len(tables.NOTHING) - 1  # drafters without stores; those of stores follow
 _ALL_ROUNDS = 1 << 31
 
 
 def in_kernel(drafter: Drafter) -> bool:
-    """Whether the kernel knows a drafter. It knows no subclasses: they may propose otherwise."""
+    """Whether the kernel knows a drafter.
+
+    It knows no subclasses, which may propose otherwise, and no stores of several shards.
+    """
+    if isinstance(drafter, RestDrafter | TrigramDrafter) and not drafter.single:
+        return False
     return type(drafter) in _TABLES
 
 
@@ -47,15 +60,26 @@ class Asked:
     def __init__(self, experts: Sequence[Expert]) -> None:
         self.experts = experts
         self.rows = np.empty((len(experts), rounds.ASKED_COLUMNS), np.int64)
-        self._tables: list[Any] = list(rounds.NOTHING)
+        self._tables: list[Any] = [*tables.NOTHING[:-1], *store_tables.NO_STORES]
+        self._stores = False  # whether a drafter of stores is among them
         for row, expert in enumerate(experts):
             drafter = expert.drafter
             asked = _ALL_ROUNDS if drafter.rounds is None else drafter.rounds
             self.rows[row] = _PLACES[drafter.name], asked, expert.column, expert.begin, expert.end
+            self._stores |= isinstance(drafter, StoreDrafter)
 
-    def tables(self, noise: Noise) -> rounds.Tables:
-        """The present tables of the drafters."""
+    def tables(self, noise: Noise, capacity: int, nodes: int) -> tables.Tables:
+        """The present tables of the drafters.
+
+        Args:
+            noise: the known sampling noise.
+            capacity: number of search nodes at most.
+            nodes: number of nodes to expand at once, at most.
+        """
         for expert in self.experts:
             drafter = expert.drafter
-            self._tables[_PLACES[drafter.name]] = _TABLES[type(drafter)](drafter, noise)
-        return rounds.Tables(*self._tables)
+            made = _TABLES[type(drafter)](drafter, noise, capacity, nodes)
+            self._tables[_PLACES[drafter.name]] = made
+        own, stores = self._tables[:_OWN], self._tables[_OWN:]
+        read = store_tables.StoreTables(*stores) if self._stores else ()
+        return tables.Tables._make([*own, read])

@@ -37,6 +37,7 @@ from hf_specplug.drafting.mixer import Mixer
 from hf_specplug.drafting.search import TreeSearch
 from hf_specplug.kernels import compile_cache
 from hf_specplug.kernels import tree as kernels
+from hf_specplug.kernels.store_tables import StoreTables
 from hf_specplug.kernels.tally import tally
 from hf_specplug.kernels.topk import top_k
 from hf_specplug.tree import DraftTree
@@ -70,7 +71,9 @@ def rehearse(names: Sequence[str], backwards: bool = False) -> None:
         backwards: run the kernels in reverse order.
     """
     runs: list[Callable[[], None]] = [partial(_run_drafter, drafter) for drafter in create(names)]
-    runs += [_run_top_k, _run_search]
+    runs += [_run_top_k, partial(_run_search, [])]
+    if not set(StoreTables._fields).isdisjoint(names):
+        runs.append(partial(_run_search, create(["trigram"])))
     for run in reversed(runs) if backwards else runs:
         run()
 
@@ -163,9 +166,10 @@ class _Constant(Drafter):
         return np.array([[node, 1, 0] for node in frontier.nodes.tolist()], np.int32)
 
 
-def _run_search() -> None:
-    drafter = _Constant()
-    search = TreeSearch([drafter], Mixer([drafter.name]), _VOCAB, _fail)
+def _run_search(others: Sequence[Drafter]) -> None:
+    drafters = [_Constant(), *others]
+    search = TreeSearch(drafters, Mixer([drafter.name for drafter in drafters]), _VOCAB, _fail)
+    search.begin(Context([], _VOCAB))
     tree = search.grow(0, 4, 3, noise=_noise())
     tree.ancestors()
     search.learn(np.ones(2, np.int32))

@@ -13,7 +13,7 @@ from hf_specplug.drafting.asked import Asked, in_kernel
 from hf_specplug.drafting.experts import Expert, Experts, checked_rows, refusal
 from hf_specplug.drafting.mixer import Mixer
 from hf_specplug.kernels import mixer as mixing
-from hf_specplug.kernels import rounds
+from hf_specplug.kernels import rounds, tables
 from hf_specplug.kernels import tree as kernels
 from hf_specplug.tree import EMPTY, DraftTree
 
@@ -24,8 +24,8 @@ class TreeSearch(Experts):
     """Grows one tree per step: best-first on path probability (OPT-Tree, DySpec), no depth decay.
 
     In each round, every drafter expands all nodes that could still have children in the tree. A
-    path may thus mix drafters: a copied span can continue a recycled token. Built-in drafters
-    without a datastore are asked in a kernel, which runs all rounds if there are no others.
+    path may thus mix drafters: a copied span can continue a recycled token. Most built-in
+    drafters are asked in a kernel (see `asked`), which runs all rounds if there are no others.
 
     Args:
         drafters: the drafters, in the order of their bits in `DraftTree.sources`.
@@ -84,7 +84,7 @@ class TreeSearch(Experts):
         self._top = np.empty(limit, np.float32)
         self._pool_view, self._frontier_view = _read_only(self._pool), _read_only(self._frontier)
         self._matches = np.zeros(capacity, np.int32)
-        self._out = np.empty((limit * rounds.MOST_ROWS, 3), np.int32)
+        self._out = np.empty((limit * tables.MOST_ROWS, 3), np.int32)
 
     def grow(
         self,
@@ -235,7 +235,7 @@ class TreeSearch(Experts):
         refused = rounds.run(
             1 if once else _ALL,
             asked.rows,
-            asked.tables(noise),
+            asked.tables(noise, len(self._pool), len(self._frontier)),
             (self._suppressed, self._vocab),
             root,
             noise,

@@ -27,6 +27,9 @@ STATE_COLUMNS = 6
 MAX_PHRASE = 64
 """Tokens of a phrase at most; the rest of a longer one is ignored."""
 
+PROPOSED = 8
+"""Proposals per node at most."""
+
 ENOUGH = 4
 """Proposals of a node; with fewer, shorter states propose too."""
 

@@ -24,6 +24,9 @@ from hf_specplug.kernels.tree import PARENT, TOKEN
 LONGEST_MATCH, SHORTEST_MATCH = 16, 2
 """Tokens of a match."""
 
+PROPOSED = 12
+"""Proposals per node at most."""
+
 SAMPLE = 64
 """Occurrences that are counted at most: of more, as many at even distances."""
 

@@ -7,17 +7,12 @@ run; a search has five to eight rounds.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
 import numpy as np
 
-from hf_specplug.kernels import adjacency, frequency, gumbel, ngram, sparse, stand, tree
+from hf_specplug.kernels import tree
 from hf_specplug.kernels._njit import njit
 from hf_specplug.kernels.mixer import mix
-
-DRAFTERS = ("context", "recycling", "stand", "frequency", "sparse", "gumbel")
-"""The drafters with a kernel; ASKED_DRAFTER is a place among them."""
-_CONTEXT, _RECYCLING, _STAND, _FREQUENCY, _SPARSE = range(5)
+from hf_specplug.kernels.tables import rows
 
 ASKED_DRAFTER, ASKED_ROUNDS, ASKED_COLUMN, ASKED_BEGIN, ASKED_END = range(5)
 """Columns of `asked`: the drafter; in how many rounds it is asked; its column in `evidence`; its
@@ -27,82 +22,6 @@ ASKED_COLUMNS = 5
 SIZE, WAITING, ROUND, NUMBER = range(4)
 """Entries of `state`: the nodes in the pool; the nodes to expand; the round; the chosen nodes."""
 STATE_COLUMNS = 4
-
-MOST_ROWS = ngram.PROPOSED
-"""Proposals per node that one drafter makes at most."""
-
-
-class Tables(NamedTuple):
-    """What the drafters read. Those that are not asked have the tables of `NOTHING`.
-
-    Attributes:
-        context: nodes and hash table of `kernels.ngram`, and the match of the root.
-        recycling: ids and probabilities of `kernels.adjacency`.
-        stand: keys, visits, ids and weights of `kernels.successors`, the text, and scratch.
-        frequency: weights, scale and top of `kernels.frequency`.
-        sparse: keys, ids and weights of `kernels.successors`, and the text.
-        gumbel: weights and their sum, marks, tokens and buckets of `kernels.gumbel`.
-    """
-
-    context: Any
-    recycling: Any
-    stand: Any
-    frequency: Any
-    sparse: Any
-    gumbel: Any
-
-
-def _none(kind: Any, dims: int = 1) -> Any:
-    return np.zeros((1,) * dims, kind)
-
-
-_NO_TEXT = np.zeros(0, np.int32)
-_NO_TEXT.flags.writeable = False  # as `Context.tokens`
-
-NOTHING = Tables(
-    (_none(np.int32, 2), _none(np.int32), 0),
-    (_none(np.int32, 2), _none(np.uint16, 2)),
-    (
-        _none(np.uint64),
-        _none(np.int32),
-        _none(np.int32, 2),
-        _none(np.float32, 2),
-        _NO_TEXT,
-        _none(np.uint64),
-    ),
-    (_none(np.float64), _none(np.float64), _none(np.int32)),
-    (_none(np.uint64), _none(np.int32, 2), _none(np.float32, 2), _NO_TEXT),
-    (
-        _none(np.float64),
-        _none(np.float64),
-        _none(np.float64),
-        _none(np.int32, 2),
-        _none(np.int32, 2),
-    ),
-)
-"""Arrays of the right types: one signature of `run` serves all sets of drafters."""
-
-
-@njit
-def _rows(drafter, tables, root, noise, start, matches, pool, nodes, out):
-    """Let one drafter expand some nodes; returns the number of rows in `out`."""
-    if drafter == _CONTEXT:
-        grams, table, match = tables.context
-        return ngram.expand(grams, table, match, matches, pool, nodes, ngram.PROPOSED, out)
-    if drafter == _RECYCLING:
-        ids, probs = tables.recycling
-        return adjacency.expand(ids, probs, root, pool, nodes, out)
-    if drafter == _STAND:
-        keys, visits, ids, weights, text, grams = tables.stand
-        return stand.expand(keys, visits, ids, weights, pool, nodes, text, grams, out)
-    if drafter == _FREQUENCY:
-        weights, scale, top = tables.frequency
-        return frequency.expand(weights, scale, top, out)
-    if drafter == _SPARSE:
-        keys, ids, weights, text = tables.sparse
-        return sparse.expand(keys, ids, weights, pool, nodes, text, out)
-    weights, total, marks, tokens, buckets = tables.gumbel
-    return gumbel.expand(weights, total[0], noise, start, pool, nodes, marks, tokens, buckets, out)
 
 
 @njit
@@ -120,7 +39,7 @@ def _expand(asked, tables, allowed, root, noise, start, search, scratch, nodes, 
         if number > asked[row, ASKED_ROUNDS]:
             continue
         drafter = asked[row, ASKED_DRAFTER]
-        count = _rows(drafter, tables, root, noise, start, matches, shown, nodes, out)
+        count = rows(drafter, tables, root, noise, start, matches, shown, nodes, out)
         size = tree.insert(
             pool,
             probs,

@@ -16,6 +16,9 @@ from hf_specplug.kernels.buckets import PROB_BUCKETS, PROB_EDGES, bucket
 from hf_specplug.kernels.proposals import propose
 from hf_specplug.kernels.tree import PARENT, TOKEN
 
+PROPOSED = 12
+"""Proposals per node at most."""
+
 ROW = 12
 """Successors of a pair that are read from one shard."""
 
@@ -35,6 +38,14 @@ _REPEATED = 1.5  # least weight in the table of a token that followed more than 
 SUPPORTS = len(_TOTAL_EDGES) + 1
 STRENGTHS = 3  # weight of the token in the table: none, less than _REPEATED, more
 BUCKETS = STRENGTHS * SUPPORTS * PROB_BUCKETS
+
+_NO_NUMBERS, _NO_TOKENS = np.zeros(0, np.uint32), np.zeros(0, np.uint16)
+_NO_NUMBERS.flags.writeable = _NO_TOKENS.flags.writeable = False  # as those of a store
+NO_SHARD = (
+    (_NO_NUMBERS, _NO_TOKENS, _NO_NUMBERS, _NO_NUMBERS, _NO_TOKENS, _NO_TOKENS),
+    0,
+)
+"""A shard without pairs, and its vocabulary size."""
 
 _EMPTY_GRAM, _longer = successors.EMPTY_GRAM, successors.longer
 _claim, _count, _find = successors.claim, successors.count, successors.find

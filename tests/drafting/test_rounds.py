@@ -5,20 +5,41 @@ from __future__ import annotations
 import copy
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hf_specplug.datastore.opening import open_all
+from hf_specplug.datastore.store import Datastore
 from hf_specplug.drafters.context import ContextDrafter
 from hf_specplug.drafters.contract import NO_NOISE, TOP_K, Context, Drafter, Frontier, Step, TopK
 from hf_specplug.drafters.recycling import RecyclingDrafter
 from hf_specplug.drafters.registry import create
+from hf_specplug.drafters.store_drafter import give
+from hf_specplug.drafting.asked import in_kernel
 from hf_specplug.drafting.mixer import Mixer
 from hf_specplug.drafting.search import TreeSearch
-from hf_specplug.kernels.rounds import DRAFTERS
+from hf_specplug.kernels.tables import DRAFTERS
 from hf_specplug.tree import DraftTree
 from tests.helpers import search_twins
+from tests.helpers.stores import make, texts
 
 VOCAB = 12
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Datastore]]:
+    """No stores; one of each kind that the kernel reads; and such with several shards."""
+    folder = tmp_path_factory.mktemp("stores")
+    corpus = texts(folder / "texts")
+    opened: dict[str, list[Datastore]] = {"none": []}
+    for name, tokens in (("one", 1 << 20), ("many", 900)):
+        kinds = ("suffix", "trigram", "ngram")
+        paths = [folder / f"{name}.{kind}" for kind in kinds]
+        for kind, path in zip(kinds, paths, strict=True):
+            make(path, corpus, letters=VOCAB, kind=kind, shard_tokens=tokens)
+        opened[name] = open_all(paths)
+    return opened
 
 
 class Own(Drafter):
@@ -57,21 +78,26 @@ def assert_equal(one: DraftTree, other: DraftTree) -> None:
     chain=st.booleans(),
     limit=st.sampled_from([1, 5, 15, 80]),
     suppressed=st.lists(st.integers(0, VOCAB - 1), max_size=2),
+    given_stores=st.sampled_from(["none", "one", "many"]),
     seed=st.integers(0, 99),
 )
 @settings(deadline=None)
 def test_all_rounds_in_a_kernel_grow_the_same_tree(
+    stores: dict[str, list[Datastore]],
     names: list[str],
     own: bool,
     known: bool,
     chain: bool,
     limit: int,
     suppressed: list[int],
+    given_stores: str,
     seed: int,
 ) -> None:
     rng = np.random.default_rng(seed)
-    drafters = create(names) + [Own()] * own  # drafters without a kernel are asked first
-    drafters = drafters[::-1] if own else drafters
+    drafters = create(names)
+    give(stores[given_stores], drafters)
+    drafters.sort(key=in_kernel)  # drafters without a kernel are asked first
+    drafters = [Own()] * own + drafters
     order = [drafter.name for drafter in drafters]
     context = Context(rng.integers(0, VOCAB, 60), VOCAB, suppressed=suppressed)
     searches = [
@@ -161,3 +187,17 @@ def test_drafters_catch_up_before_they_are_asked() -> None:
     for one, other in zip(*states, strict=True):
         for key in one:
             np.testing.assert_allclose(one[key], other[key])
+
+
+@pytest.mark.parametrize(
+    ("given_stores", "known"), [("none", False), ("one", True), ("many", False)]
+)
+def test_the_kernel_reads_stores_of_one_shard(
+    stores: dict[str, list[Datastore]], given_stores: str, known: bool
+) -> None:
+    drafters = create(["rest", "trigram", "phrases"])
+    give(stores[given_stores], drafters)
+    rest, trigram, phrases = (in_kernel(drafter) for drafter in drafters)
+    assert rest is known
+    assert trigram is (given_stores != "many")  # it drafts from texts without a store
+    assert phrases  # its automaton is one, whatever the stores
