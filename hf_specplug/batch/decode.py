@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from hf_specplug.batch.steps import Steps
 from hf_specplug.decode import observe, observe_prompt
 from hf_specplug.drafters.contract import Context
 from hf_specplug.drafting.budget import Budget, Decision
@@ -59,6 +60,7 @@ class Batch:
         rows: all rows of the call.
         budget: the budget for a number of rows.
         stats, lock: those of `Decoding`.
+        steps: what is called for all rows of a step; None if nothing is.
     """
 
     engine: RaggedEngine
@@ -66,6 +68,7 @@ class Batch:
     budget: Callable[[int], Budget]
     stats: Stats
     lock: AbstractContextManager[Any]
+    steps: Steps | None = None
 
 
 def decode_rows(call: Batch, input_ids: torch.Tensor) -> None:
@@ -94,7 +97,7 @@ def decode_rows(call: Batch, input_ids: torch.Tensor) -> None:
 
         # 4. accept: in each row the target's own tokens, as far as its tree contains them
         with stats.phase("accept"):
-            steps = _accept(rows, outputs, trees)
+            steps = _accept(call, rows, outputs, trees)
             engine.keep_rows([step.visited for step in steps])
 
         # 5. observe: drafters learn from all outputs of the forward pass
@@ -115,7 +118,7 @@ def decode_rows(call: Batch, input_ids: torch.Tensor) -> None:
 def _prefill(call: Batch, input_ids: torch.Tensor) -> None:
     """Run the prompts, show them to the drafters, and accept the first token of each row."""
     found = call.engine.prefill_rows(input_ids)
-    steps = _accept(call.rows, found, [EMPTY] * len(found))
+    steps = _accept(call, call.rows, found, [EMPTY] * len(found))
     for row, outputs, step in zip(call.rows, found, steps, strict=True):
         observe_prompt(row.search, row.context, outputs, step.emitted, call.lock)
 
@@ -137,7 +140,7 @@ def _draft(call: Batch, rows: Sequence[Row], budget: Budget) -> tuple[list[Draft
 
 
 def _accept(
-    rows: Sequence[Row], outputs: Sequence[Outputs], trees: Sequence[DraftTree]
+    call: Batch, rows: Sequence[Row], outputs: Sequence[Outputs], trees: Sequence[DraftTree]
 ) -> list[CheckedStep]:
     """Accept the part of each row's tree that the target agrees with."""
     paths = accept_rows([row.verifier for row in rows], outputs, trees)
@@ -145,6 +148,8 @@ def _accept(
     for row, tree, (visited, emitted) in zip(rows, trees, paths, strict=True):
         steps.append(CheckedStep(row.root, tree, visited, emitted))
         row.root = emitted[-1]
+    if call.steps is not None:
+        call.steps.follow()
     return steps
 
 

@@ -11,6 +11,7 @@ from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from hf_specplug.batch.complete import complete
 from hf_specplug.batch.decode import Batch, Row, decode_rows
+from hf_specplug.batch.steps import Steps
 from hf_specplug.drafting.budget import Budget
 from hf_specplug.drafting.drafter_sets import DrafterSet
 from hf_specplug.hf import adapter, batches
@@ -31,7 +32,6 @@ def obstacle(
     call: Call,
     processors: LogitsProcessorList,
     criteria: StoppingCriteriaList,
-    streamer: BaseStreamer | None,
     verifier: type[Verifier],
 ) -> str:
     """Why the rows of a call must advance together, as in plain `generate`; "" if they need not.
@@ -47,7 +47,7 @@ def obstacle(
         device, width = call.input_ids.device, adapter.vocab_size(call.model)
         if not foreseen(device, width):
             return f"the random numbers of a batch are not known in advance on {device.type}"
-    return batches.lockstep(call.rows, processors, criteria, streamer is not None)
+    return batches.lockstep(call.rows, processors, criteria, call.config)
 
 
 def run_rows(
@@ -58,6 +58,7 @@ def run_rows(
     processors: LogitsProcessorList,
     criteria: StoppingCriteriaList,
     inputs: torch.Tensor | None,
+    streamer: BaseStreamer | None,
 ) -> Any:
     """Decode a call with several rows; returns what `generate` returns.
 
@@ -66,8 +67,10 @@ def run_rows(
         plan: as `session` planned the call: a tree, on the ragged engine.
         processors, criteria: as `generate` prepared them.
         inputs: the model's own inputs, if they are not `input_ids`.
+        streamer: receives the tokens of each step; None if there is no streamer.
     """
     ids, noise = call.input_ids, LockstepNoise(call.input_ids.device, call.rows)
+    alone = batches.criteria_of_row(criteria)
     with (
         _drafter_sets(runner, call.rows) as sets,
         runner.running(call, plan, session) as (engine, stats),
@@ -78,7 +81,7 @@ def run_rows(
             search = runner.begin_search(context, drafter_set.drafters, drafter_set.mixer, stats)
             each = batches.processors_of_row(processors, index)
             own = ids[index : index + 1]
-            verifier = RowVerifier(index, noise, own, each, criteria, call.config)
+            verifier = RowVerifier(index, noise, own, each, alone, call.config)
             rows.append(Row(verifier, search, context, History(search.names), drafter_set))
         if len(rows) == call.rows:
             runner.history = rows[0].history
@@ -88,15 +91,21 @@ def run_rows(
                 size = 1 << (count - 1).bit_length()  # of similar numbers of rows
                 return session.budget(plan, len(first.drafters), first.number, size)
 
-            decode_rows(Batch(engine, rows, budget, stats, runner.lock), ids)
+            verifiers = [row.verifier for row in rows]
+            steps = None
+            if streamer is not None or len(alone) < len(criteria):
+                steps = Steps(call, verifiers, noise, criteria, streamer)
+            decode_rows(Batch(engine, rows, budget, stats, runner.lock, steps), ids)
+            _record(runner, rows)
             if engine.outlives:
                 with stats.phase("verify"):
-                    complete(engine, [row.verifier for row in rows], adapter.pad_token(call))
+                    complete(engine, verifiers, adapter.pad_token(call))
         else:
             stats.reset()
     if len(rows) < call.rows:
-        return adapter.plain(call, processors, criteria, None)
-    _record(runner, rows)
+        return adapter.plain(call, processors, criteria, streamer)
+    if streamer is not None:
+        streamer.end()
     return _result(call, [row.verifier for row in rows], engine.cache)
 
 
@@ -139,4 +148,5 @@ def _record(runner: Runner, rows: Sequence[Row]) -> None:
     """Append the answers to the store that records them, if any."""
     if runner.growing is not None:
         for row in rows:
-            runner.growing.add(row.context.tokens[row.context.prompt_length :])
+            start = row.context.prompt_length
+            runner.growing.add(row.context.tokens[start : start + row.verifier.emitted])

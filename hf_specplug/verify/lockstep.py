@@ -77,11 +77,17 @@ class LockstepNoise:
         self._next.update((row, step + 1) for row, step in zip(rows, steps, strict=True))
         if max(steps) >= self._picked:
             self._picked = max(steps) + 1
-            if self._generator is None:
-                set_generator_state(self._device, self._states[self._picked])
-            else:
-                self._generator.set_state(self._states[self._picked])
+            self.resume(self._picked)
         return [int(token) for token in tokens.flatten().tolist()]
+
+    def resume(self, step: int) -> None:
+        """Set the generator to where plain `generate` leaves it after a number of picked steps."""
+        if not self._states:
+            return
+        if self._generator is None:
+            set_generator_state(self._device, self._states[step])
+        else:
+            self._generator.set_state(self._states[step])
 
     def ahead(self, row: int) -> Noise:
         """The noise of a row's next picks; see `Frontier.noise`."""

@@ -198,6 +198,10 @@ class RaggedEngine(Engine):
             inputs = self._kwargs if self.chains else self._template
             inputs.update(self._encoder.select(self._live))
 
+    def cut(self, lengths: Sequence[int]) -> None:
+        """Keep the first slots of each row, these numbers of them; drop the others."""
+        self._filled.lengths = np.array(lengths)
+
     def hand_back(self) -> None:
         """Append to the call's cache what has been generated; all rows are equally long."""
         append_slots(self._slots, self.cache, self._past, int(self._slots.lengths[0]))

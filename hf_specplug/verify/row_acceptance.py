@@ -23,7 +23,8 @@ class RowVerifier(Verifier):
         row: its index in the batch.
         noise: the noise of the batch, if it is sampled.
         input_ids: int64[1, n], the row's prompt, padding on its left included.
-        processors, criteria, config: those of the batch.
+        processors, config: those of the batch.
+        criteria: those that end a row alone.
     """
 
     def __init__(
@@ -49,6 +50,22 @@ class RowVerifier(Verifier):
         if self.finished:
             self._shared.leave(self._row)
 
+    @property
+    def emitted(self) -> int:
+        """The number of tokens after the prompt."""
+        return self._length - self._prompt
+
+    def end(self, count: int) -> None:
+        """End the row after its first `count` tokens; drop those that it has beyond them."""
+        if not self.finished:
+            self.finished = True
+            self._shared.leave(self._row)
+        if self.emitted > count:
+            kept = self.input_ids[:, : self._prompt + count]
+            self._length = kept.shape[1]
+            self.scores = None if self.scores is None else self.scores[:count]
+            self.logits = None if self.logits is None else self.logits[:count]
+
     def pad(self, outputs: Outputs, token: int, count: int) -> None:
         """Append padding to a row that has ended, as plain `generate` does.
 
@@ -64,7 +81,7 @@ class RowVerifier(Verifier):
             self._length += 1
 
     def _draw(self, probs: torch.Tensor, node: int) -> int:
-        return self._shared.pick([self._row], [self._length - self._prompt], probs)[0]
+        return self._shared.pick([self._row], [self.emitted], probs)[0]
 
 
 def accept_rows(
@@ -117,5 +134,5 @@ def _pick_rows(going: Sequence[_Going]) -> list[int]:
     if not first._sample:
         return [int(token) for token in torch.argmax(scores, dim=-1).tolist()]
     numbers = [row._row for row, _, _ in going]
-    steps = [row._length - row._prompt for row, _, _ in going]
+    steps = [row.emitted for row, _, _ in going]
     return first._shared.pick(numbers, steps, torch.nn.functional.softmax(scores, dim=-1))
