@@ -80,7 +80,7 @@ def decode_rows(call: Batch, input_ids: torch.Tensor) -> None:
     engine, stats = call.engine, call.stats
     with stats.phase("prefill"):
         _prefill(call, input_ids)
-    rows = _leave(engine, call.rows)
+    rows = _leave(call, call.rows)
     while rows:
         began, budget = time.perf_counter(), call.budget(len(rows))
 
@@ -97,7 +97,7 @@ def decode_rows(call: Batch, input_ids: torch.Tensor) -> None:
 
         # 4. accept: in each row the target's own tokens, as far as its tree contains them
         with stats.phase("accept"):
-            steps = _accept(call, rows, outputs, trees)
+            steps = _accept(rows, outputs, trees)
             engine.keep_rows([step.visited for step in steps])
 
         # 5. observe: drafters learn from all outputs of the forward pass
@@ -109,7 +109,7 @@ def decode_rows(call: Batch, input_ids: torch.Tensor) -> None:
             stats.observe_rows(trees, [step.visited for step in steps], rows[0].history.names)
         _learn_costs(budget, decision, rows, steps, time.perf_counter() - start)
         stats.add_batch_seconds(time.perf_counter() - began, len(rows), len(call.rows))
-        rows = _leave(engine, rows)
+        rows = _leave(call, rows)
     with call.lock:
         for row in call.rows:
             row.search.catch_up()
@@ -118,18 +118,19 @@ def decode_rows(call: Batch, input_ids: torch.Tensor) -> None:
 def _prefill(call: Batch, input_ids: torch.Tensor) -> None:
     """Run the prompts, show them to the drafters, and accept the first token of each row."""
     found = call.engine.prefill_rows(input_ids)
-    steps = _accept(call, call.rows, found, [EMPTY] * len(found))
+    steps = _accept(call.rows, found, [EMPTY] * len(found))
     for row, outputs, step in zip(call.rows, found, steps, strict=True):
         observe_prompt(row.search, row.context, outputs, step.emitted, call.lock)
 
 
 def _draft(call: Batch, rows: Sequence[Row], budget: Budget) -> tuple[list[DraftTree], Decision]:
     """Draft the trees to verify; that of a row is empty if nothing may follow its last token."""
+    room = 0 if call.steps is not None and call.steps.alone else call.engine.free_slots
     drafts = [
         RowDraft(
             row.search,
             row.root,
-            room=0 if row.root in row.context.suppressed else call.engine.free_slots,
+            room=0 if row.root in row.context.suppressed else room,
             depth=row.verifier.remaining - 1,
             noise=row.verifier.noise,
         )
@@ -140,7 +141,7 @@ def _draft(call: Batch, rows: Sequence[Row], budget: Budget) -> tuple[list[Draft
 
 
 def _accept(
-    call: Batch, rows: Sequence[Row], outputs: Sequence[Outputs], trees: Sequence[DraftTree]
+    rows: Sequence[Row], outputs: Sequence[Outputs], trees: Sequence[DraftTree]
 ) -> list[CheckedStep]:
     """Accept the part of each row's tree that the target agrees with."""
     paths = accept_rows([row.verifier for row in rows], outputs, trees)
@@ -148,8 +149,6 @@ def _accept(
     for row, tree, (visited, emitted) in zip(rows, trees, paths, strict=True):
         steps.append(CheckedStep(row.root, tree, visited, emitted))
         row.root = emitted[-1]
-    if call.steps is not None:
-        call.steps.follow()
     return steps
 
 
@@ -167,9 +166,23 @@ def _learn_costs(
     budget.observe(decision, accepted, longest, seconds, width)
 
 
-def _leave(engine: RaggedEngine, rows: Sequence[Row]) -> list[Row]:
+def _leave(call: Batch, rows: Sequence[Row]) -> list[Row]:
     """The rows that have not ended; the others leave the engine."""
+    if call.steps is not None:
+        with call.stats.phase("accept"):
+            if call.steps.follow():
+                rows = _go_back(call)
     live = [index for index, row in enumerate(rows) if not row.verifier.finished]
     if 0 < len(live) < len(rows):
-        engine.select(live)
+        call.engine.select(live)
     return [rows[index] for index in live]
+
+
+def _go_back(call: Batch) -> Sequence[Row]:
+    """Continue with all rows, each from the text in its verifier."""
+    texts = [row.verifier.input_ids for row in call.rows]
+    call.engine.restore()
+    call.engine.cut([text.shape[1] - 1 for text in texts])
+    for row, text in zip(call.rows, texts, strict=True):
+        row.root = int(text[0, -1])
+    return call.rows

@@ -69,21 +69,23 @@ def run_rows(
         inputs: the model's own inputs, if they are not `input_ids`.
         streamer: receives the tokens of each step; None if there is no streamer.
     """
-    ids, noise = call.input_ids, LockstepNoise(call.input_ids.device, call.rows)
-    alone = batches.criteria_of_row(criteria)
     with (
         _drafter_sets(runner, call.rows) as sets,
         runner.running(call, plan, session) as (engine, stats),
     ):
+        noise = LockstepNoise(call.input_ids.device, call.rows)
+        alone = batches.criteria_of_row(criteria)
         rows: list[Row] = []
         for index, drafter_set in enumerate(sets):
             context = runner.context(adapter.text_of_row(call, index, inputs), call, session)
             search = runner.begin_search(context, drafter_set.drafters, drafter_set.mixer, stats)
             each = batches.processors_of_row(processors, index)
-            own = ids[index : index + 1]
+            own = call.input_ids[index : index + 1]
             verifier = RowVerifier(index, noise, own, each, alone, call.config)
             rows.append(Row(verifier, search, context, History(search.names), drafter_set))
-        if len(rows) == call.rows:
+        if len(rows) < call.rows:
+            stats.reset()
+        else:
             runner.history = rows[0].history
             first = rows[0].drafter_set
 
@@ -95,24 +97,26 @@ def run_rows(
             steps = None
             if streamer is not None or len(alone) < len(criteria):
                 steps = Steps(call, verifiers, noise, criteria, streamer)
-            decode_rows(Batch(engine, rows, budget, stats, runner.lock, steps), ids)
-            _record(runner, rows)
+                engine.parks = True  # rows that ran ahead may have to go back
+            decode_rows(Batch(engine, rows, budget, stats, runner.lock, steps), call.input_ids)
+            _record(runner, verifiers)
             if engine.outlives:
                 with stats.phase("verify"):
                     complete(engine, verifiers, adapter.pad_token(call))
-        else:
-            stats.reset()
     if len(rows) < call.rows:
         return adapter.plain(call, processors, criteria, streamer)
     if streamer is not None:
         streamer.end()
-    return _result(call, [row.verifier for row in rows], engine.cache)
+    return _result(call, verifiers, engine.cache, steps)
 
 
-def _result(call: Call, rows: Sequence[Verifier], cache: Any) -> Any:
+def _result(call: Call, rows: Sequence[Verifier], cache: Any, steps: Steps | None) -> Any:
     """What `generate` returns, from the finished rows."""
     scores, logits = (_steps([getattr(row, name) for row in rows]) for name in ("scores", "logits"))
-    sequences = adapter.padded(call, [row.input_ids for row in rows])
+    if steps is None:
+        sequences = adapter.padded(call, [row.input_ids for row in rows])
+    else:
+        sequences = steps.ids
     return adapter.result(call, sequences, scores, logits, cache)
 
 
@@ -144,9 +148,8 @@ def _drafter_sets(runner: Runner, count: int) -> Iterator[Iterator[DrafterSet]]:
             runner.release(drafter_set)
 
 
-def _record(runner: Runner, rows: Sequence[Row]) -> None:
+def _record(runner: Runner, rows: Sequence[RowVerifier]) -> None:
     """Append the answers to the store that records them, if any."""
     if runner.growing is not None:
         for row in rows:
-            start = row.context.prompt_length
-            runner.growing.add(row.context.tokens[start : start + row.verifier.emitted])
+            runner.growing.add(row.input_ids[0, -row.emitted :].cpu().numpy())

@@ -28,6 +28,10 @@ class Steps:
         noise: the noise of the batch.
         criteria: all criteria, as `generate` prepared them.
         streamer: receives the tokens int64[N] of each step; None if there is no streamer.
+
+    Attributes:
+        ids: int64[N, n], the texts up to the last step that was shown.
+        alone: whether rows may no longer run ahead: what was called changes what comes next.
     """
 
     def __init__(
@@ -40,49 +44,63 @@ class Steps:
     ) -> None:
         self._rows, self._noise = rows, noise
         self._criteria, self._streamer = criteria, streamer
-        self._ids = call.input_ids
+        self.ids = call.input_ids
+        self.alone = False
         self._count = 0
-        self._unfinished = torch.ones_like(self._ids[:, 0])
+        self._unfinished = torch.ones_like(self.ids[:, 0])
         self._going = [True] * len(rows)  # the same, on the host
         self._pads = batches.pads(criteria)
-        self._pad = self._ids.new_full((1, 1), adapter.pad_token(call))
+        self._pad = self.ids.new_full((1, 1), adapter.pad_token(call))
         returned = rows[0].scores is not None and not self._pads
         self._scores: tuple[torch.Tensor, ...] | None = () if returned else None
 
-    def follow(self) -> None:
+    def follow(self) -> bool:
         """Call criteria and streamer for each step that all rows have come to.
+
+        Returns:
+            Whether rows that went beyond the last of these steps were set back to it.
 
         Raises:
             Exception: what a criterion or the streamer raises. The random generator is then where
                 plain `generate` leaves it.
         """
         while any(self._going) and all(row.emitted > self._count for row in self._needed()):
-            self._advance()
+            changed = self._advance()
             self._end_rows()
+            if changed and any(self._going):
+                self._set_back()
+                return True
+        return False
 
     def _needed(self) -> list[RowVerifier]:
         """The rows whose own tokens the next step has; the others are padded."""
         rows = zip(self._rows, self._going, strict=True)
         return [row for row, going in rows if going or not self._pads]
 
-    def _advance(self) -> None:
-        """Do what plain `generate` does once the tokens of a step have been picked."""
-        place, needed = self._ids.shape[1], set(self._needed())
+    def _advance(self) -> bool:
+        """Do what plain `generate` does once the tokens of a step have been picked.
+
+        Returns:
+            Whether what was called wrote into the texts, or drew from the random generator.
+        """
+        place, needed = self.ids.shape[1], set(self._needed())
         tokens = torch.cat(
             [
                 row.input_ids[:, place : place + 1] if row in needed else self._pad
                 for row in self._rows
             ]
         )
-        self._ids = torch.cat([self._ids, tokens], dim=-1)
+        self.ids = torch.cat([self.ids, tokens], dim=-1)
         if self._scores is not None:
             known = [row.scores[self._count] for row in self._rows if row.scores is not None]
             self._scores += (torch.cat(known),)
         self._count += 1
         self._noise.resume(self._count)
-        self._unfinished = self._unfinished & ~self._criteria(self._ids, self._scores)
+        before = self.ids.clone()
+        self._unfinished = self._unfinished & ~self._criteria(self.ids, self._scores)
         if self._streamer is not None:
             self._streamer.put(tokens[:, 0].cpu())
+        return self._noise.interrupted(self._count) or not torch.equal(self.ids, before)
 
     def _end_rows(self) -> None:
         """End the rows that end at this step. Those that are not padded go on until all end."""
@@ -90,3 +108,12 @@ class Steps:
         for row, going in zip(self._rows, self._going, strict=True):
             if not going and (self._pads or not any(self._going)):
                 row.end(self._count)
+
+    def _set_back(self) -> None:
+        """Let the rows go on from the texts of this step, and run ahead no more."""
+        self.alone = True
+        needed = set(self._needed())
+        going = [index for index, row in enumerate(self._rows) if row in needed]
+        for index in going:
+            self._rows[index].go_on(self.ids[index])
+        self._noise.restart(self._count, going)

@@ -56,13 +56,21 @@ class RowVerifier(Verifier):
         return self._length - self._prompt
 
     def end(self, count: int) -> None:
-        """End the row after its first `count` tokens; drop those that it has beyond them."""
+        """End the row after its first `count` tokens at most; drop those beyond."""
         if not self.finished:
             self.finished = True
             self._shared.leave(self._row)
+        self._cut(count)
+
+    def go_on(self, text: torch.Tensor) -> None:
+        """Continue from `text`, int64[n], which may be shorter than the row's; drop the rest."""
+        self._cut(len(text) - self._prompt)
+        self.input_ids.copy_(text)
+        self.finished = False
+
+    def _cut(self, count: int) -> None:
         if self.emitted > count:
-            kept = self.input_ids[:, : self._prompt + count]
-            self._length = kept.shape[1]
+            self._length = self.input_ids[:, : self._prompt + count].shape[1]
             self.scores = None if self.scores is None else self.scores[:count]
             self.logits = None if self.logits is None else self.logits[:count]
 

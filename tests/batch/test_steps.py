@@ -10,10 +10,7 @@ import torch
 from transformers import StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
-from hf_specplug.batch.steps import Steps
 from hf_specplug.plug import DEFAULT_DRAFTERS
-from hf_specplug.verify.lockstep import LockstepNoise
-from hf_specplug.verify.row_acceptance import RowVerifier
 from tests.batch.test_encoders import START, texts
 from tests.batch.test_returned import RETURNED, same
 from tests.helpers.rows import ENDS, ReplayRows, batch
@@ -100,6 +97,23 @@ def after_a_neighbour(ids: torch.Tensor, count: int) -> Any:
     return (ids[:, -1].roll(1) % 9) == 4
 
 
+def drawn(first: int) -> Stops:
+    """Draws from torch's generator, from some step on; a row ends by chance."""
+
+    def ends(ids: torch.Tensor, count: int) -> Any:
+        return torch.rand(len(ids)) < 0.07 if count >= first else never(ids, count)
+
+    return ends
+
+
+def rewritten(ids: torch.Tensor, count: int) -> Any:
+    """Replaces a row's last token at some steps, and an earlier one of another row."""
+    if count in (5, 9):
+        ids[0, -1] = 11
+        ids[1, -3] = 12
+    return never(ids, count)
+
+
 RULES: dict[str, Callable[[], Stops]] = {
     "never": lambda: never,
     "all at once": lambda: lambda ids, count: count == 11,
@@ -107,6 +121,9 @@ RULES: dict[str, Callable[[], Stops]] = {
     "one row": lambda: one_row,
     "after a neighbour": lambda: after_a_neighbour,
     "said by all": lambda: SaidByAll("c"),
+    "by chance": lambda: drawn(1),
+    "by chance, late": lambda: drawn(6),
+    "rewritten": lambda: rewritten,
 }
 
 
