@@ -74,14 +74,14 @@ def run_rows(
         runner.running(call, plan, session) as (engine, stats),
     ):
         noise = LockstepNoise(call.input_ids.device, call.rows)
-        alone = batches.criteria_of_row(criteria)
+        of_a_row = batches.criteria_of_row(criteria)
         rows: list[Row] = []
         for index, drafter_set in enumerate(sets):
             context = runner.context(adapter.text_of_row(call, index, inputs), call, session)
             search = runner.begin_search(context, drafter_set.drafters, drafter_set.mixer, stats)
             each = batches.processors_of_row(processors, index)
             own = call.input_ids[index : index + 1]
-            verifier = RowVerifier(index, noise, own, each, alone, call.config)
+            verifier = RowVerifier(index, noise, own, each, of_a_row, call.config)
             rows.append(Row(verifier, search, context, History(search.names), drafter_set))
         if len(rows) < call.rows:
             stats.reset()
@@ -95,7 +95,7 @@ def run_rows(
 
             verifiers = [row.verifier for row in rows]
             steps = None
-            if streamer is not None or len(alone) < len(criteria):
+            if streamer is not None or len(of_a_row) < len(criteria):
                 steps = Steps(call, verifiers, noise, criteria, streamer)
                 engine.parks = True  # rows that ran ahead may have to go back
             decode_rows(Batch(engine, rows, budget, stats, runner.lock, steps), call.input_ids)
