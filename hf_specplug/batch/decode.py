@@ -125,7 +125,7 @@ def _prefill(call: Batch, input_ids: torch.Tensor) -> None:
 
 def _draft(call: Batch, rows: Sequence[Row], budget: Budget) -> tuple[list[DraftTree], Decision]:
     """Draft the trees to verify; that of a row is empty if nothing may follow its last token."""
-    room = 0 if call.steps is not None and call.steps.alone else call.engine.free_slots
+    room = call.engine.free_slots if call.steps is None or call.steps.drafts else 0
     drafts = [
         RowDraft(
             row.search,

@@ -20,7 +20,7 @@ from hf_specplug.verify.row_acceptance import RowVerifier
 
 
 class Steps:
-    """The steps of a batch that all rows have taken.
+    """The steps of a batch that all rows have come to.
 
     Args:
         call: the call.
@@ -30,8 +30,8 @@ class Steps:
         streamer: receives the tokens int64[N] of each step; None if there is no streamer.
 
     Attributes:
-        ids: int64[N, n], the texts up to the last step that was shown.
-        alone: whether rows may no longer run ahead: what was called changes what comes next.
+        ids: int64[N, n], the texts up to the last of these steps.
+        drafts: False once what is called changes what comes next: nothing may be drafted then.
     """
 
     def __init__(
@@ -45,10 +45,10 @@ class Steps:
         self._rows, self._noise = rows, noise
         self._criteria, self._streamer = criteria, streamer
         self.ids = call.input_ids
-        self.alone = False
+        self.drafts = True
         self._count = 0
         self._unfinished = torch.ones_like(self.ids[:, 0])
-        self._going = [True] * len(rows)  # the same, on the host
+        self._going = [True] * len(rows)  # rows that are not padded at the next step
         self._pads = batches.pads(criteria)
         self._pad = self.ids.new_full((1, 1), adapter.pad_token(call))
         returned = rows[0].scores is not None and not self._pads
@@ -58,13 +58,13 @@ class Steps:
         """Call criteria and streamer for each step that all rows have come to.
 
         Returns:
-            Whether rows that went beyond the last of these steps were set back to it.
+            Whether all rows were set back to the last of these steps.
 
         Raises:
             Exception: what a criterion or the streamer raises. The random generator is then where
                 plain `generate` leaves it.
         """
-        while any(self._going) and all(row.emitted > self._count for row in self._needed()):
+        while any(self._going) and all(row.emitted > self._count for row in self._live()):
             changed = self._advance()
             self._end_rows()
             if changed and any(self._going):
@@ -72,48 +72,48 @@ class Steps:
                 return True
         return False
 
-    def _needed(self) -> list[RowVerifier]:
-        """The rows whose own tokens the next step has; the others are padded."""
+    def _live(self) -> list[RowVerifier]:
         rows = zip(self._rows, self._going, strict=True)
-        return [row for row, going in rows if going or not self._pads]
+        return [row for row, going in rows if going]
 
     def _advance(self) -> bool:
         """Do what plain `generate` does once the tokens of a step have been picked.
 
         Returns:
-            Whether what was called wrote into the texts, or drew from the random generator.
+            Whether what was called has written into the texts, or drawn random numbers while the
+            tokens are sampled.
         """
-        place, needed = self.ids.shape[1], set(self._needed())
-        tokens = torch.cat(
-            [
-                row.input_ids[:, place : place + 1] if row in needed else self._pad
-                for row in self._rows
-            ]
-        )
+        place = self.ids.shape[1]
+        picked = [
+            row.input_ids[:, place : place + 1] if going else self._pad
+            for row, going in zip(self._rows, self._going, strict=True)
+        ]
+        tokens = torch.cat(picked)
         self.ids = torch.cat([self.ids, tokens], dim=-1)
         if self._scores is not None:
             known = [row.scores[self._count] for row in self._rows if row.scores is not None]
             self._scores += (torch.cat(known),)
         self._count += 1
         self._noise.resume(self._count)
-        before = self.ids.clone()
+        given = self.ids.clone()
         self._unfinished = self._unfinished & ~self._criteria(self.ids, self._scores)
         if self._streamer is not None:
             self._streamer.put(tokens[:, 0].cpu())
-        return self._noise.interrupted(self._count) or not torch.equal(self.ids, before)
+        return self._noise.interrupted(self._count) or not torch.equal(self.ids, given)
 
     def _end_rows(self) -> None:
-        """End the rows that end at this step. Those that are not padded go on until all end."""
-        self._going = [bool(going) for going in self._unfinished.tolist()]
+        """End the rows that end at this step. Where none is padded, they go on until all end."""
+        unfinished = [bool(row) for row in self._unfinished.tolist()]
+        if self._pads or not any(unfinished):
+            self._going = unfinished
         for row, going in zip(self._rows, self._going, strict=True):
-            if not going and (self._pads or not any(self._going)):
+            if not going:
                 row.end(self._count)
 
     def _set_back(self) -> None:
-        """Let the rows go on from the texts of this step, and run ahead no more."""
-        self.alone = True
-        needed = set(self._needed())
-        going = [index for index, row in enumerate(self._rows) if row in needed]
-        for index in going:
+        """Let the rows go on from the texts of this step, one step at a time."""
+        self.drafts = False
+        live = [index for index, going in enumerate(self._going) if going]
+        for index in live:
             self._rows[index].go_on(self.ids[index])
-        self._noise.restart(self._count, going)
+        self._noise.restart(self._count, live)
