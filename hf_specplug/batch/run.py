@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
@@ -99,12 +100,12 @@ def run_rows(
                 steps = Steps(call, verifiers, noise, criteria, streamer)
                 engine.parks = True  # rows that ran ahead may have to go back
             decode_rows(Batch(engine, rows, budget, stats, runner.lock, steps), call.input_ids)
-            _record(runner, verifiers)
             if engine.outlives:
                 with stats.phase("verify"):
                     complete(engine, verifiers, adapter.pad_token(call))
     if len(rows) < call.rows:
         return adapter.plain(call, processors, criteria, streamer)
+    _record(runner, verifiers)
     if streamer is not None:
         streamer.end()
     return _result(call, verifiers, engine.cache, steps)
@@ -152,4 +153,4 @@ def _record(runner: Runner, rows: Sequence[RowVerifier]) -> None:
     """Append the answers to the store that records them, if any."""
     if runner.growing is not None:
         for row in rows:
-            runner.growing.add(row.input_ids[0, -row.emitted :].cpu().numpy())
+            runner.growing.add(np.array(row.said))

@@ -50,7 +50,7 @@ class Steps:
         self._unfinished = torch.ones_like(self.ids[:, 0])
         self._going = [True] * len(rows)  # rows that are not padded at the next step
         self._pads = batches.pads(criteria)
-        self._pad = self.ids.new_full((1, 1), adapter.pad_token(call))
+        self._pad = adapter.pad_token(call)
         returned = rows[0].scores is not None and not self._pads
         self._scores: tuple[torch.Tensor, ...] | None = () if returned else None
 
@@ -64,7 +64,7 @@ class Steps:
             Exception: what a criterion or the streamer raises. The random generator is then where
                 plain `generate` leaves it.
         """
-        while any(self._going) and all(row.emitted > self._count for row in self._live()):
+        while any(self._going) and all(len(row.said) > self._count for row in self._live()):
             changed = self._advance()
             self._end_rows()
             if changed and any(self._going):
@@ -83,13 +83,10 @@ class Steps:
             Whether what was called has written into the texts, or drawn random numbers while the
             tokens are sampled.
         """
-        place = self.ids.shape[1]
-        picked = [
-            row.input_ids[:, place : place + 1] if going else self._pad
-            for row, going in zip(self._rows, self._going, strict=True)
-        ]
-        tokens = torch.cat(picked)
-        self.ids = torch.cat([self.ids, tokens], dim=-1)
+        rows = zip(self._rows, self._going, strict=True)
+        picked = [row.said[self._count] if going else self._pad for row, going in rows]
+        tokens = torch.tensor(picked, device=self.ids.device)
+        self.ids = torch.cat([self.ids, tokens[:, None]], dim=-1)
         if self._scores is not None:
             known = [row.scores[self._count] for row in self._rows if row.scores is not None]
             self._scores += (torch.cat(known),)
@@ -98,7 +95,7 @@ class Steps:
         given = self.ids.clone()
         self._unfinished = self._unfinished & ~self._criteria(self.ids, self._scores)
         if self._streamer is not None:
-            self._streamer.put(tokens[:, 0].cpu())
+            self._streamer.put(tokens.cpu())
         return self._noise.interrupted(self._count) or not torch.equal(self.ids, given)
 
     def _end_rows(self) -> None:

@@ -130,7 +130,7 @@ class Mutations:
 
     @staticmethod
     def without_cutting(self: RowVerifier, count: int) -> None:
-        end(self, self.emitted)
+        end(self, len(self.said))
 
     @staticmethod
     def one_token_more(self: RowVerifier, count: int) -> None:
