@@ -108,12 +108,14 @@ class Runner:
             streamer: receives the tokens; None if there is no streamer.
         """
         session = self.session(call.model)
-        obstacle = batch.obstacle(call, processors, criteria, streamer, self._verifier)
+        obstacle = batch.obstacle(call, processors, criteria, self._verifier)
         with session.planned(call, obstacle) as plan:
             if plan.reason:
                 self.record_fallback(plan.reason)
             if plan.mode != PLAIN and call.rows > 1:
-                return batch.run_rows(self, call, plan, session, processors, criteria, inputs)
+                return batch.run_rows(
+                    self, call, plan, session, processors, criteria, inputs, streamer
+                )
             drafter_set = None if plan.mode == PLAIN else self.acquire()
             if drafter_set is None:
                 return adapter.plain(call, processors, criteria, streamer)

@@ -27,6 +27,7 @@ def complete(engine: RaggedEngine, rows: Sequence[RowVerifier], pad: int) -> Non
     """
     lengths = [row.input_ids.shape[1] for row in rows]
     engine.restore()
+    engine.cut([length - 1 for length in lengths])  # a row may have run past its end
     width = min(_WIDTH, engine.free_slots + 1)
     while min(lengths) < max(lengths):
         counts = [min(max(lengths) - length, width) for length in lengths]

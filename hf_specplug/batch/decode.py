@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from hf_specplug.batch.steps import Steps
 from hf_specplug.decode import observe, observe_prompt
 from hf_specplug.drafters.contract import Context
 from hf_specplug.drafting.budget import Budget, Decision
@@ -59,6 +60,7 @@ class Batch:
         rows: all rows of the call.
         budget: the budget for a number of rows.
         stats, lock: those of `Decoding`.
+        steps: what is called for all rows of a step; None if nothing is.
     """
 
     engine: RaggedEngine
@@ -66,6 +68,7 @@ class Batch:
     budget: Callable[[int], Budget]
     stats: Stats
     lock: AbstractContextManager[Any]
+    steps: Steps | None = None
 
 
 def decode_rows(call: Batch, input_ids: torch.Tensor) -> None:
@@ -77,7 +80,7 @@ def decode_rows(call: Batch, input_ids: torch.Tensor) -> None:
     engine, stats = call.engine, call.stats
     with stats.phase("prefill"):
         _prefill(call, input_ids)
-    rows = _leave(engine, call.rows)
+    rows = _leave(call, call.rows)
     while rows:
         began, budget = time.perf_counter(), call.budget(len(rows))
 
@@ -109,7 +112,7 @@ def decode_rows(call: Batch, input_ids: torch.Tensor) -> None:
             stats.observe_rows(trees, [step.visited for step in steps], rows[0].history.names)
         _learn_costs(budget, decision, rows, steps, time.perf_counter() - start)
         stats.add_batch_seconds(time.perf_counter() - began, len(rows), len(call.rows))
-        rows = _leave(engine, rows)
+        rows = _leave(call, rows)
     with call.lock:
         for row in call.rows:
             row.search.catch_up()
@@ -125,11 +128,12 @@ def _prefill(call: Batch, input_ids: torch.Tensor) -> None:
 
 def _draft(call: Batch, rows: Sequence[Row], budget: Budget) -> tuple[list[DraftTree], Decision]:
     """Draft the trees to verify; that of a row is empty if nothing may follow its last token."""
+    room = call.engine.free_slots if call.steps is None or call.steps.drafts else 0
     drafts = [
         RowDraft(
             row.search,
             row.root,
-            room=0 if row.root in row.context.suppressed else call.engine.free_slots,
+            room=0 if row.root in row.context.suppressed else room,
             depth=row.verifier.remaining - 1,
             noise=row.verifier.noise,
         )
@@ -165,9 +169,23 @@ def _learn_costs(
     budget.observe(decision, accepted, longest, seconds, width)
 
 
-def _leave(engine: RaggedEngine, rows: Sequence[Row]) -> list[Row]:
+def _leave(call: Batch, rows: Sequence[Row]) -> list[Row]:
     """The rows that have not ended; the others leave the engine."""
+    if call.steps is not None:
+        with call.stats.phase("accept"):
+            if call.steps.follow():
+                rows = _go_back(call)
     live = [index for index, row in enumerate(rows) if not row.verifier.finished]
     if 0 < len(live) < len(rows):
-        engine.select(live)
+        call.engine.select(live)
     return [rows[index] for index in live]
+
+
+def _go_back(call: Batch) -> Sequence[Row]:
+    """Continue with all rows, each from the text in its verifier."""
+    texts = [row.verifier.input_ids for row in call.rows]
+    call.engine.restore()
+    call.engine.cut([text.shape[1] - 1 for text in texts])
+    for row, text in zip(call.rows, texts, strict=True):
+        row.root = int(text[0, -1])
+    return call.rows

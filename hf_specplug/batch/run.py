@@ -6,11 +6,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from hf_specplug.batch.complete import complete
 from hf_specplug.batch.decode import Batch, Row, decode_rows
+from hf_specplug.batch.steps import Steps
 from hf_specplug.drafting.budget import Budget
 from hf_specplug.drafting.drafter_sets import DrafterSet
 from hf_specplug.hf import adapter, batches
@@ -31,7 +33,6 @@ def obstacle(
     call: Call,
     processors: LogitsProcessorList,
     criteria: StoppingCriteriaList,
-    streamer: BaseStreamer | None,
     verifier: type[Verifier],
 ) -> str:
     """Why the rows of a call must advance together, as in plain `generate`; "" if they need not.
@@ -47,7 +48,7 @@ def obstacle(
         device, width = call.input_ids.device, adapter.vocab_size(call.model)
         if not foreseen(device, width):
             return f"the random numbers of a batch are not known in advance on {device.type}"
-    return batches.lockstep(call.rows, processors, criteria, streamer is not None)
+    return batches.lockstep(call.rows, processors, criteria, call.config)
 
 
 def run_rows(
@@ -58,6 +59,7 @@ def run_rows(
     processors: LogitsProcessorList,
     criteria: StoppingCriteriaList,
     inputs: torch.Tensor | None,
+    streamer: BaseStreamer | None,
 ) -> Any:
     """Decode a call with several rows; returns what `generate` returns.
 
@@ -66,21 +68,25 @@ def run_rows(
         plan: as `session` planned the call: a tree, on the ragged engine.
         processors, criteria: as `generate` prepared them.
         inputs: the model's own inputs, if they are not `input_ids`.
+        streamer: receives the tokens of each step; None if there is no streamer.
     """
-    ids, noise = call.input_ids, LockstepNoise(call.input_ids.device, call.rows)
     with (
         _drafter_sets(runner, call.rows) as sets,
         runner.running(call, plan, session) as (engine, stats),
     ):
+        noise = LockstepNoise(call.input_ids.device, call.rows)
+        of_a_row = batches.criteria_of_row(criteria)
         rows: list[Row] = []
         for index, drafter_set in enumerate(sets):
             context = runner.context(adapter.text_of_row(call, index, inputs), call, session)
             search = runner.begin_search(context, drafter_set.drafters, drafter_set.mixer, stats)
             each = batches.processors_of_row(processors, index)
-            own = ids[index : index + 1]
-            verifier = RowVerifier(index, noise, own, each, criteria, call.config)
+            own = call.input_ids[index : index + 1]
+            verifier = RowVerifier(index, noise, own, each, of_a_row, call.config)
             rows.append(Row(verifier, search, context, History(search.names), drafter_set))
-        if len(rows) == call.rows:
+        if len(rows) < call.rows:
+            stats.reset()
+        else:
             runner.history = rows[0].history
             first = rows[0].drafter_set
 
@@ -88,22 +94,30 @@ def run_rows(
                 size = 1 << (count - 1).bit_length()  # of similar numbers of rows
                 return session.budget(plan, len(first.drafters), first.number, size)
 
-            decode_rows(Batch(engine, rows, budget, stats, runner.lock), ids)
+            verifiers = [row.verifier for row in rows]
+            steps = None
+            if streamer is not None or len(of_a_row) < len(criteria):
+                steps = Steps(call, verifiers, noise, criteria, streamer)
+                engine.parks = True  # rows that ran ahead may have to go back
+            decode_rows(Batch(engine, rows, budget, stats, runner.lock, steps), call.input_ids)
             if engine.outlives:
                 with stats.phase("verify"):
-                    complete(engine, [row.verifier for row in rows], adapter.pad_token(call))
-        else:
-            stats.reset()
+                    complete(engine, verifiers, adapter.pad_token(call))
     if len(rows) < call.rows:
-        return adapter.plain(call, processors, criteria, None)
-    _record(runner, rows)
-    return _result(call, [row.verifier for row in rows], engine.cache)
+        return adapter.plain(call, processors, criteria, streamer)
+    _record(runner, verifiers)
+    if streamer is not None:
+        streamer.end()
+    return _result(call, verifiers, engine.cache, steps)
 
 
-def _result(call: Call, rows: Sequence[Verifier], cache: Any) -> Any:
+def _result(call: Call, rows: Sequence[Verifier], cache: Any, steps: Steps | None) -> Any:
     """What `generate` returns, from the finished rows."""
     scores, logits = (_steps([getattr(row, name) for row in rows]) for name in ("scores", "logits"))
-    sequences = adapter.padded(call, [row.input_ids for row in rows])
+    if steps is None:
+        sequences = adapter.padded(call, [row.input_ids for row in rows])
+    else:
+        sequences = steps.ids
     return adapter.result(call, sequences, scores, logits, cache)
 
 
@@ -135,8 +149,8 @@ def _drafter_sets(runner: Runner, count: int) -> Iterator[Iterator[DrafterSet]]:
             runner.release(drafter_set)
 
 
-def _record(runner: Runner, rows: Sequence[Row]) -> None:
+def _record(runner: Runner, rows: Sequence[RowVerifier]) -> None:
     """Append the answers to the store that records them, if any."""
     if runner.growing is not None:
         for row in rows:
-            runner.growing.add(row.context.tokens[row.context.prompt_length :])
+            runner.growing.add(np.array(row.said))

@@ -1,7 +1,8 @@
 """Which calls with several rows can be drafted, and why others run plainly.
 
-The rows of a drafted batch run ahead of one another. What looks at one row at a time gives the same
-results then. What looks at all rows of a step, or counts steps, does not.
+The rows of a drafted batch run ahead of one another. Logits processors that look at one row at a
+time give the same results then. Those that look at all rows of a step, or count steps, do not.
+Stopping criteria that do are called once all rows have come to the step (see `batch/steps.py`).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from transformers import (
     LogitNormalization,
     LogitsProcessorList,
     MaxLengthCriteria,
+    MaxTimeCriteria,
     MinLengthLogitsProcessor,
     MinNewTokensLengthLogitsProcessor,
     MinPLogitsWarper,
@@ -91,6 +93,9 @@ BY_LOGITS = frozenset(
 """Of these, the ones that do not look at the text: rows of any length can be processed together.
 The others process rows of the same length together."""
 
+_ENDS_A_ROW = frozenset({EosTokenCriteria, MaxLengthCriteria, StopStringCriteria})
+"""Stopping criteria that tell from the tokens of a row alone whether it ends."""
+
 _BY_ROW = "prompt_ignore_length"
 """The attribute in which a processor may hold a tensor with one number per row."""
 
@@ -151,14 +156,16 @@ def outlives(config: GenerationConfig, cache: Any) -> bool:
 
 
 def lockstep(
-    rows: int, processors: LogitsProcessorList, criteria: StoppingCriteriaList, streams: bool
+    rows: int,
+    processors: LogitsProcessorList,
+    criteria: StoppingCriteriaList,
+    config: GenerationConfig,
 ) -> str:
     """Why the rows of a call must advance together; "" if they need not.
 
     Args:
         rows: number of rows.
-        processors, criteria: as `generate` prepared them.
-        streams: whether a streamer receives the tokens of all rows at each step.
+        processors, criteria, config: as `generate` prepared them.
     """
     for processor in processors:
         numbers = _numbers(processor)
@@ -166,13 +173,23 @@ def lockstep(
             return f"{type(processor).__name__} holds {len(numbers)} numbers for {rows} rows"
         if type(processor) not in ROW_BY_ROW:
             return f"{type(processor).__name__} is called for all rows of a batch at once"
-    ends = any(type(criterion) is EosTokenCriteria for criterion in criteria)
-    for criterion in criteria:
-        if type(criterion) is StopStringCriteria and not ends:
-            return "without a stop token, rows that found a stop string go on until all have"
-        if type(criterion) not in (EosTokenCriteria, MaxLengthCriteria, StopStringCriteria):
-            return f"{type(criterion).__name__} is asked about all rows of a batch at once"
-    return "a streamer gets the tokens of a batch step by step" if streams else ""
+    if pads(criteria) and config.return_dict_in_generate and config.output_scores:
+        for criterion in criteria:
+            if type(criterion) not in _ENDS_A_ROW | {MaxTimeCriteria}:
+                name = type(criterion).__name__
+                return f"{name} gets the scores of padding, which is not computed step by step"
+    return ""
+
+
+def pads(criteria: StoppingCriteriaList) -> bool:
+    """Whether `generate` pads rows that have ended; otherwise they go on until all have."""
+    return any(hasattr(criterion, "eos_token_id") for criterion in criteria)
+
+
+def criteria_of_row(criteria: StoppingCriteriaList) -> StoppingCriteriaList:
+    """Those criteria of a batch that end each row alone, whatever the others say."""
+    known = _ENDS_A_ROW if pads(criteria) else {MaxLengthCriteria}
+    return StoppingCriteriaList([one for one in criteria if type(one) in known])
 
 
 def hold_rows(processors: LogitsProcessorList) -> bool:

@@ -71,3 +71,6 @@ class AlignedEngine(RaggedEngine):
 
     def keep_rows(self, visited: Sequence[Sequence[int]]) -> None:
         self._aligned.keep([len(own) for own in visited])
+
+    def cut(self, lengths: Sequence[int]) -> None:
+        self._aligned.keep((lengths - self._aligned.lengths).tolist())

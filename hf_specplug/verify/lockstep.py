@@ -8,7 +8,7 @@ their part of it later. When the last row ends, the generator is where plain `ge
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 
 import numpy as np
@@ -77,11 +77,34 @@ class LockstepNoise:
         self._next.update((row, step + 1) for row, step in zip(rows, steps, strict=True))
         if max(steps) >= self._picked:
             self._picked = max(steps) + 1
-            if self._generator is None:
-                set_generator_state(self._device, self._states[self._picked])
-            else:
-                self._generator.set_state(self._states[self._picked])
+            self.resume(self._picked)
         return [int(token) for token in tokens.flatten().tolist()]
+
+    def resume(self, step: int) -> None:
+        """Set the generator to where plain `generate` leaves it after a number of picked steps."""
+        if not self._states:
+            return
+        if self._generator is None:
+            set_generator_state(self._device, self._states[step])
+        else:
+            self._generator.set_state(self._states[step])
+
+    def interrupted(self, step: int) -> bool:
+        """Whether something else has drawn from the generator since `resume(step)`."""
+        return bool(self._states) and not torch.equal(self._state(), self._states[step])
+
+    def restart(self, step: int, rows: Iterable[int]) -> None:
+        """Let these rows go on at a step, from the generator's present state."""
+        self._next = dict.fromkeys(rows, step)
+        self._rings.clear()
+        if self._states:
+            self._states[step:] = [self._state()]
+            self._held = {known: self._held[known] for known in self._held if known < step}
+            self._picked = step
+
+    def _state(self) -> torch.Tensor:
+        own = self._generator
+        return generator_state(self._device) if own is None else own.get_state()
 
     def ahead(self, row: int) -> Noise:
         """The noise of a row's next picks; see `Frontier.noise`."""
@@ -110,9 +133,7 @@ class LockstepNoise:
         noise = self._held.get(step)
         if noise is None:
             if not self._states:
-                own = self._generator
-                first = generator_state(self._device) if own is None else own.get_state()
-                self._states.append(first)
+                self._states.append(self._state())
             noise = torch.empty((self._rows, self._width), device=self._device)
             for drawn in range(min(step, len(self._states) - 1), step + 1):
                 self._twin.set_state(self._states[drawn])

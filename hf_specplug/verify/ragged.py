@@ -58,9 +58,11 @@ class RaggedEngine(Engine):
     Attributes:
         chains: whether only chains are verified.
         outlives: whether `generate` or its caller uses the cache after the call.
+        parks: whether rows that leave are kept for `restore`; those of such a cache are.
     """
 
     chains = False
+    parks = False
 
     def _start(self) -> None:
         self._counting = RowPositions(self._model, self._past)
@@ -179,11 +181,11 @@ class RaggedEngine(Engine):
 
     def select(self, rows: Sequence[int]) -> None:
         """Continue with these rows only, in this order."""
-        self._slots.select(rows, park=self.outlives)
+        self._slots.select(rows, park=self.outlives or self.parks)
         self._use([self._live[row] for row in rows])
 
     def restore(self) -> None:
-        """Continue with all rows of the call, in its order; only if the cache outlives the call."""
+        """Continue with all rows of the call, in its order; those that left have been parked."""
         self._slots.restore()
         self._use(range(len(self._slots.lengths)))
 
@@ -197,6 +199,10 @@ class RaggedEngine(Engine):
         if self._encoder is not None:
             inputs = self._kwargs if self.chains else self._template
             inputs.update(self._encoder.select(self._live))
+
+    def cut(self, lengths: Sequence[int]) -> None:
+        """Keep the first slots of each row, these numbers of them; drop the others."""
+        self._filled.lengths = np.array(lengths)
 
     def hand_back(self) -> None:
         """Append to the call's cache what has been generated; all rows are equally long."""

@@ -23,7 +23,11 @@ class RowVerifier(Verifier):
         row: its index in the batch.
         noise: the noise of the batch, if it is sampled.
         input_ids: int64[1, n], the row's prompt, padding on its left included.
-        processors, criteria, config: those of the batch.
+        processors, config: those of the batch.
+        criteria: those that end a row alone.
+
+    Attributes:
+        said: its tokens after the prompt, without padding.
     """
 
     def __init__(
@@ -40,14 +44,37 @@ class RowVerifier(Verifier):
         self._by_text = not {type(processor) for processor in processors} <= BY_LOGITS
         self._row, self._shared = row, noise
         self._prompt = input_ids.shape[1]
+        self.said: list[int] = []
 
     def noise(self) -> Noise:
         return self._shared.ahead(self._row) if self._sample else NO_NOISE
 
     def _emit(self, token: int) -> None:
+        self.said.append(token)
         super()._emit(token)
         if self.finished:
             self._shared.leave(self._row)
+
+    def end(self, count: int) -> None:
+        """End the row after its first `count` tokens at most; drop those beyond."""
+        if not self.finished:
+            self.finished = True
+            self._shared.leave(self._row)
+        self._cut(count)
+
+    def go_on(self, text: torch.Tensor) -> None:
+        """Continue from `text`, int64[n], which is not longer than the row's; drop the rest."""
+        self._cut(len(text) - self._prompt)
+        self.input_ids.copy_(text)
+        self.said = text[self._prompt :].tolist()
+        self.finished = False
+
+    def _cut(self, count: int) -> None:
+        if len(self.said) > count:
+            self._length = self.input_ids[:, : self._prompt + count].shape[1]
+            del self.said[count:]
+            self.scores = None if self.scores is None else self.scores[:count]
+            self.logits = None if self.logits is None else self.logits[:count]
 
     def pad(self, outputs: Outputs, token: int, count: int) -> None:
         """Append padding to a row that has ended, as plain `generate` does.
@@ -64,7 +91,7 @@ class RowVerifier(Verifier):
             self._length += 1
 
     def _draw(self, probs: torch.Tensor, node: int) -> int:
-        return self._shared.pick([self._row], [self._length - self._prompt], probs)[0]
+        return self._shared.pick([self._row], [len(self.said)], probs)[0]
 
 
 def accept_rows(
@@ -117,5 +144,5 @@ def _pick_rows(going: Sequence[_Going]) -> list[int]:
     if not first._sample:
         return [int(token) for token in torch.argmax(scores, dim=-1).tolist()]
     numbers = [row._row for row, _, _ in going]
-    steps = [row._length - row._prompt for row, _, _ in going]
+    steps = [len(row.said) for row, _, _ in going]
     return first._shared.pick(numbers, steps, torch.nn.functional.softmax(scores, dim=-1))

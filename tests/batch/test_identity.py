@@ -314,5 +314,5 @@ def test_stop_strings(demo_model: Any, tokenizer: Any, ends: bool) -> None:
         demo_model.generation_config.eos_token_id = before
     assert output.tolist() == expected.tolist()
     assert not ends or bool((expected[:, -1] == 0).any())  # a row has ended before another
-    assert bool(plug.stats.forwards) == ends
-    assert bool(plug.stats.fallbacks) != ends
+    assert plug.stats.forwards > 0
+    assert not plug.stats.fallbacks

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import transformers as tf
-from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria
+from transformers import LogitsProcessor, LogitsProcessorList
 
 from hf_specplug import SpecPlug
 from hf_specplug.hf import batches
@@ -25,11 +25,6 @@ class Own(LogitsProcessor):  # type: ignore[misc]
         return scores + scores.mean(0)  # looks at all rows
 
 
-class OwnStop(StoppingCriteria):  # type: ignore[misc]
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
-        return (input_ids == 5).any(1)
-
-
 def allowed(batch: int, ids: torch.Tensor) -> list[int]:
     return [3 + batch, 10, 11, int(ids[-1]) % 90]
 
@@ -42,8 +37,6 @@ def allowed(batch: int, ids: torch.Tensor) -> list[int]:
         ({"cache_implementation": "static"}, "StaticCache"),
         ({"prefix_allowed_tokens_fn": allowed}, "PrefixConstrainedLogitsProcessor"),
         ({"logits_processor": LogitsProcessorList([Own()])}, "Own is called for all rows"),
-        ({"stopping_criteria": [OwnStop()]}, "OwnStop is asked about all rows"),
-        ({"max_time": 100.0}, "MaxTimeCriteria"),
         ({"guidance_scale": 1.5}, "ClassifierFreeGuidance"),
         ({"num_beams": 2}, "beam_search"),
         ({"use_cache": False}, "cache"),
@@ -82,27 +75,6 @@ def test_families_that_run_plainly(name: str, reason: str) -> None:
     assert output.tolist() == expected.tolist()
     assert plug.stats.forwards == 0
     assert reason in next(iter(plug.stats.fallbacks))
-
-
-def test_a_streamer_runs_plainly() -> None:
-    class Steps(tf.generation.streamers.BaseStreamer):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self.got: list[list[int]] = []
-
-        def put(self, value: torch.Tensor) -> None:
-            self.got.append(value.flatten().tolist())
-
-        def end(self) -> None:
-            self.got.append([])
-
-    model, inputs = make("llama"), batch([7, 24])
-    streamers = [Steps(), Steps()]
-    plain(model, inputs, max_new_tokens=9, do_sample=False, streamer=streamers[0])
-    _, _, plug = plugged(
-        model, inputs, DRAFTERS, max_new_tokens=9, do_sample=False, streamer=streamers[1]
-    )
-    assert streamers[0].got == streamers[1].got
-    assert "streamer" in next(iter(plug.stats.fallbacks))
 
 
 def test_rejection_runs_plainly_if_sampled() -> None:
