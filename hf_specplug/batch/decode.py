@@ -25,8 +25,8 @@ from hf_specplug.telemetry.history import CheckedStep, History
 from hf_specplug.telemetry.stats import Stats
 from hf_specplug.tree import EMPTY, DraftTree
 from hf_specplug.verify.outputs import Outputs
-from hf_specplug.verify.ragged import RaggedEngine
 from hf_specplug.verify.row_acceptance import RowVerifier, accept_rows
+from hf_specplug.verify.row_engine import RowEngine
 
 
 @dataclass(slots=True)
@@ -61,7 +61,7 @@ class Batch:
         stats, lock: those of `Decoding`.
     """
 
-    engine: RaggedEngine
+    engine: RowEngine
     rows: Sequence[Row]
     budget: Callable[[int], Budget]
     stats: Stats
@@ -162,7 +162,7 @@ def _learn_costs(
     budget.observe(decision, accepted, longest, seconds, width)
 
 
-def _leave(engine: RaggedEngine, rows: Sequence[Row]) -> list[Row]:
+def _leave(engine: RowEngine, rows: Sequence[Row]) -> list[Row]:
     """The rows that have not ended; the others leave the engine."""
     live = [index for index, row in enumerate(rows) if not row.verifier.finished]
     if 0 < len(live) < len(rows):
