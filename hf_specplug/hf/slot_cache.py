@@ -90,6 +90,8 @@ class SlotCache(Cache):  # type: ignore[misc]
 
     Attributes:
         rows, capacity: as given.
+        device: the device of the first layer.
+        bytes_per_slot: memory of one slot in all layers, in bytes.
         size: number of rows that a forward pass takes.
         places: the places of the live rows among them.
         ends: int64[rows], the number of live slots at each place.
@@ -111,8 +113,9 @@ class SlotCache(Cache):  # type: ignore[misc]
             self._blocks.append(block)
             for index, place in enumerate(places):
                 views[place] = block[index]
-        self.target = Target()
-        self._numbers = torch.arange(rows, device=kinds[0][2])[:, None]
+        self.bytes_per_slot = sum(block[:, 0, :, 0].nbytes for block in self._blocks)
+        self.device, self.target = kinds[0][2], Target()
+        self._numbers = torch.arange(rows, device=self.device)[:, None]
         pairs = zip(views[::2], views[1::2], strict=True)
         super().__init__(layers=[SlotLayer(*pair, self.target) for pair in pairs])
         self._begin(rows)
@@ -130,6 +133,11 @@ class SlotCache(Cache):  # type: ignore[misc]
         self.target.rows = self._numbers[:size]
         for layer in self.layers:
             layer.use(size)
+
+    @property
+    def bytes(self) -> int:
+        """Memory of all slots, in bytes."""
+        return self.rows * self.capacity * self.bytes_per_slot
 
     @property
     def lengths(self) -> NDArray[np.int64]:

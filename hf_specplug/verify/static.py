@@ -94,6 +94,10 @@ class StaticRaggedFactory(StaticFactory):
     def suits(self, call: Call, plan: CallPlan) -> bool:
         return call.rows > 1 and self._can_run(call, plan) and not batches.unsuited(call)
 
+    def release(self) -> None:
+        self.forward.trim()
+        super().release()
+
 
 class StaticEngine(RowEngine):
     """Verifies trees at static shapes and addresses, for CUDA graphs and compiled code.

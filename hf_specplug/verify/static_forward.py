@@ -120,19 +120,29 @@ class StaticForward:
 
     def _enlarged(self, rows: int, length: int) -> tuple[int, int]:
         """(rows, slots per row) for this call, and if memory allows for those before it."""
-        held = self.cache.rows, self.cache.capacity
-        both = max(rows, held[0]), max(length, held[1])
-        most = 2 * max(rows * length, held[0] * held[1])
-        return both if both[0] * both[1] <= most else (rows, length)
+        both = max(rows, self.cache.rows), max(length, self.cache.capacity)
+        allowed = both[0] * both[1] * self.cache.bytes_per_slot <= kept_bytes(self.cache.device)
+        return both if allowed else (rows, length)
+
+    def trim(self) -> None:
+        """Free the slots and what has been captured if they take much memory."""
+        if self._made_for is not None and self.cache.bytes > kept_bytes(self.cache.device):
+            self._made_for = None
+            self._discard()
+            del self.cache, self.masks, self._starts
+
+    def _discard(self) -> None:
+        """Discard what belongs to addresses that are given up."""
+        self._graphs.clear()
+        self._ready.clear()
+        self._feeds.clear()
 
     def _allocate(
         self, model: PreTrainedModel, cache: Any, starts: torch.Tensor, rows: int, length: int
     ) -> None:
         """Allocate slots for `length` tokens of each row, and discard everything captured."""
         capacity = 1 << (max(length, MIN_SLOTS // rows) - 1).bit_length()
-        self._graphs.clear()
-        self._ready.clear()
-        self._feeds.clear()
+        self._discard()
         additive, device = implementation(model) == "eager", model.device
         self.cache = SlotCache(cache, rows, capacity, self._compile_config is not None)
         self.masks = SlotMasks(model.config, model.dtype, additive, device, rows, capacity)
@@ -243,6 +253,13 @@ class StaticForward:
         if logits.device.type != "cpu":
             packed = pack(logits.flatten(0, 1)).view(*logits.shape[:2], -1)
         return logits, packed, states
+
+
+def kept_bytes(device: torch.device) -> int:
+    """How much memory slots may take between calls, in bytes."""
+    if device.type != "cuda":
+        return 1 << 28
+    return int(torch.cuda.get_device_properties(device).total_memory) // 16
 
 
 def _on(device: torch.device) -> AbstractContextManager[Any]:
