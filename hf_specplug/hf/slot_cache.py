@@ -135,6 +135,13 @@ class SlotCache(Cache):  # type: ignore[misc]
             layer.use(size)
 
     @property
+    def sizes(self) -> list[int]:
+        """The numbers of rows that forward passes of this call take, as rows end."""
+        most = len(self._place_of)
+        steps = [] if self._compiled else [1 << n for n in range((most - 1).bit_length())]
+        return [most, *reversed(steps)]
+
+    @property
     def bytes(self) -> int:
         """Memory of all slots, in bytes."""
         return self.rows * self.capacity * self.bytes_per_slot
@@ -178,8 +185,7 @@ class SlotCache(Cache):  # type: ignore[misc]
         """Continue with these of the live rows only, in this order."""
         self._live = [self._live[row] for row in rows]
         places = [self._place_of[row] for row in self._live]
-        most = len(self._place_of)
-        size = most if self._compiled else min(most, 1 << (len(rows) - 1).bit_length())
+        size = min(size for size in self.sizes if size >= len(rows))
         ahead = [place for place in places if place >= size]
         free = sorted(set(range(size)) - set(places))[: len(ahead)]
         self._move([*ahead, *free], [*free, *ahead])

@@ -192,8 +192,11 @@ class StaticEngine(RowEngine):
         self._warm_weights()
         while self._forward.cache.capacity < max_length + PADDED_WIDTHS[-1]:
             self._forward.grow(self._model)
-        for width in PADDED_WIDTHS:
-            self.step(0, DraftTree.path(np.zeros(width - 1, np.int32))).wait()
+        for rows in self._forward.cache.sizes:
+            self.select(range(rows))
+            for width in PADDED_WIDTHS:
+                chain = DraftTree.path(np.zeros(width - 1, np.int32))
+                self.step_rows([0] * rows, [chain] * rows)[0].wait()
 
 
 def padded(count: int) -> int:

@@ -16,6 +16,7 @@ import torch
 from transformers import CompileConfig, DynamicCache, StaticCache
 
 from hf_specplug import attach, detach
+from hf_specplug.errors import OptionError
 from hf_specplug.plug import DEFAULT_DRAFTERS
 from hf_specplug.verify import static as static_module
 from hf_specplug.verify import static_forward as forward_module
@@ -260,6 +261,26 @@ def test_graphs_are_kept_from_call_to_call(
     assert plug.stats.prepared == captured.made
     cache = plug._runner.sessions[model].factories["static_ragged"].forward.cache
     assert cache.rows == 8
+
+
+@pytest.mark.usefixtures("captured")
+@pytest.mark.parametrize("rows", [2, 5])
+def test_warmup(rows: int) -> None:
+    """Graphs of all numbers of rows that a call comes to, at all widths."""
+    model, inputs = make("llama"), batch(LENGTHS[:rows])
+    every = {**GREEDY, **ENDS}
+    expected, _ = plain(model, inputs, **every)
+    plug = attach(model)
+    try:
+        assert plug.warmup(max_length=200, rows=rows) > 0
+        assert plug.stats.prepared == len(PADDED_WIDTHS) * {2: 2, 5: 4}[rows]
+        assert model.generate(**inputs, **every).tolist() == expected.tolist()
+        assert plug.stats.prepared == len(PADDED_WIDTHS) * {2: 2, 5: 4}[rows]
+        assert_static(plug)
+        with pytest.raises(OptionError, match="rows=0"):
+            plug.warmup(rows=0)
+    finally:
+        detach(model)
 
 
 @pytest.mark.usefixtures("by_default")
