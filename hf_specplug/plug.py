@@ -244,35 +244,38 @@ class SpecPlug(AssistedCandidates, CandidateGenerator):  # type: ignore[misc]
         return self._runner.growing
 
     def warmup(
-        self, model: PreTrainedModel | None = None, max_length: int = 1024, **settings: Any
+        self,
+        model: PreTrainedModel | None = None,
+        max_length: int = 1024,
+        rows: int = 1,
+        **settings: Any,
     ) -> float:
         """Do the one-off work of the first calls in advance: compile, capture, lay out weights.
 
         Args:
             model: the model, if the plug is not attached.
             max_length: maximum number of tokens of prompt and answer in later calls.
+            rows: number of sequences in later calls, prompts times samples.
             settings: settings of `generate` that later calls will have: `cache_implementation`, ...
 
         Returns:
             The time it took, in seconds.
 
         Raises:
-            OptionError: there is no model, or no positive `max_length`.
+            OptionError: there is no model, or no positive `max_length` or `rows`.
         """
         model = self.model if model is None else model
         if model is None:
             raise OptionError("warmup needs a model: attach(model) first, or warmup(model)")
-        if not isinstance(max_length, int) or max_length < 1:
-            raise OptionError(f"max_length must be a number of tokens from 1, not {max_length!r}")
-
+        if not all(isinstance(each, int) and each > 0 for each in (max_length, rows)):
+            raise OptionError(f"{max_length=}, {rows=}: both must be whole numbers from 1")
         start = time.perf_counter()
         precompile.rehearse(precompile.built_in(self.drafters))
         session = self._runner.session(model)
-        scratch = copy.deepcopy(self)  # the copy learns instead of this plug
         with ThreadPoolExecutor(1) as pool:  # OpenMP threads that stay would slow others down
-            captured = pool.submit(session.warm, model, max_length, scratch, settings).result()
+            done = pool.submit(session.warm, model, max_length, rows, copy.deepcopy(self), settings)
         with self._ensemble.lock:
-            self.stats.add_captured(*captured)
+            self.stats.add_captured(*done.result())
         return time.perf_counter() - start
 
     def save_state(self, path: str | os.PathLike[str]) -> None:

@@ -114,7 +114,7 @@ class Session:
         Does nothing if such a call is not drafted.
 
         Args:
-            input_ids: int64[1, n], the prompt.
+            input_ids: int64[rows, n], the prompts.
             act: receives the engine.
             settings: settings of `generate`.
         """
@@ -136,19 +136,26 @@ class Session:
         _generate_little(model, input_ids, run, settings)
 
     def warm(
-        self, model: PreTrainedModel, max_length: int, plug: Any, settings: dict[str, Any]
+        self,
+        model: PreTrainedModel,
+        max_length: int,
+        rows: int,
+        plug: Any,
+        settings: dict[str, Any],
     ) -> tuple[int, float]:
         """Do the one-off work for calls of up to `max_length` tokens in advance.
 
         Args:
-            plug: decodes a few tokens, so that everything that decoding needs is compiled.
+            rows: number of sequences of the calls.
+            plug: decodes a few tokens, so that everything that decoding needs is compiled; a copy,
+                as it learns from them.
             settings: settings of `generate`.
 
         Returns:
             (number of captured or compiled forward passes, the time they took in seconds)
         """
         torch.get_num_threads()  # until this call, mkldnn uses its own number in a new thread
-        ids = torch.ones((1, 4), dtype=torch.int64, device=support.device_of(model))
+        ids = torch.ones((rows, 4), dtype=torch.int64, device=support.device_of(model))
         captured = [(0, 0.0)]
 
         def act(engine: Engine) -> None:

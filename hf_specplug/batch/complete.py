@@ -11,13 +11,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from hf_specplug.tree import DraftTree
-from hf_specplug.verify.ragged import RaggedEngine
 from hf_specplug.verify.row_acceptance import RowVerifier
+from hf_specplug.verify.row_engine import RowEngine
 
 _WIDTH = 64  # tokens of a row in one forward pass
 
 
-def complete(engine: RaggedEngine, rows: Sequence[RowVerifier], pad: int) -> None:
+def complete(engine: RowEngine, rows: Sequence[RowVerifier], pad: int) -> None:
     """Pad all rows to the length of the longest one, and hand back the cache.
 
     Args:

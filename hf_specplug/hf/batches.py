@@ -42,7 +42,14 @@ from transformers import (
     TopPLogitsWarper,
     TypicalLogitsWarper,
 )
-from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import (
+    DynamicCache,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    StaticCache,
+    StaticLayer,
+    StaticSlidingWindowLayer,
+)
 
 from hf_specplug.hf.cache import decoder_cache
 from hf_specplug.hf.call import OF_A_TEXT, Call
@@ -100,6 +107,7 @@ _BY_ROW = "prompt_ignore_length"
 """The attribute in which a processor may hold a tensor with one number per row."""
 
 _GROWING = frozenset({DynamicLayer, DynamicSlidingWindowLayer})
+_FIXED = frozenset({StaticLayer, StaticSlidingWindowLayer})
 
 _MARKS_CACHES = (
     "_is_user_defined" in GenerationMixin._prepare_cache_for_generation.__code__.co_names
@@ -128,9 +136,11 @@ def unsuited(call: Call, chain: bool = False) -> str:
     mask = call.kwargs.get(mask_key)
     if mask is not None and mask.shape != call.input_ids.shape:
         return "a batch with an attention mask of another shape than its tokens is not drafted yet"
-    caches = [cache, getattr(call.cache, "cross_attention_cache", cache)]
+    caches = {type(each) for each in (cache, getattr(call.cache, "cross_attention_cache", cache))}
     kinds = {type(layer) for layer in cache.layers}
-    if {type(each) for each in caches} != {DynamicCache} or not kinds <= _GROWING:
+    grows = caches == {DynamicCache} and kinds <= _GROWING
+    fixed = caches == {StaticCache} and kinds <= _FIXED
+    if not grows and (not fixed or chain or model.config.is_encoder_decoder):
         names = ", ".join(sorted({type(cache).__name__, *(kind.__name__ for kind in kinds)}))
         return f"a batch with a cache of {names} is not drafted yet"
     if chain and getattr(config, "attention_chunk_size", None):

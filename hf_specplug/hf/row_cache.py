@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from hf_specplug.hf.slot_cache import groups, kind, states
+from hf_specplug.hf.slot_cache import groups, keep_paths, kind, states
 
 _AHEAD = 64  # slots allocated beyond one and a half times the needed ones
 
@@ -103,7 +103,7 @@ class RowCache(Cache):  # type: ignore[misc]
         self._blocks: list[torch.Tensor] = []
         super().__init__(layers=[RowLayer(self._target) for _ in parts[::2]])
         for places in self._groups:
-            (_, heads, width), dtype, device = kinds[places[0]]
+            (heads, width), dtype, device = kinds[places[0]]
             size = (len(places), rows, heads, _capacity(length), width)
             block = torch.zeros(size, dtype=dtype, device=device)
             for index, place in enumerate(places):
@@ -147,20 +147,7 @@ class RowCache(Cache):  # type: ignore[misc]
         Args:
             kept: for each row the ascending indices of the slots to keep, starting at 0.
         """
-        rows: list[int] = []
-        sources: list[int] = []
-        targets: list[int] = []
-        for row, (indices, start) in enumerate(zip(kept, self.lengths.tolist(), strict=True)):
-            for place, index in enumerate(indices):
-                if index != place:
-                    rows.append(row)
-                    sources.append(start + index)
-                    targets.append(start + place)
-        if rows:
-            row, source, target = torch.tensor([rows, sources, targets])
-            for block in self._blocks:
-                places = row.to(block.device), source.to(block.device), target.to(block.device)
-                block[:, places[0], :, places[2]] = block[:, places[0], :, places[1]]
+        keep_paths(self._blocks, kept, range(len(kept)), self.lengths.tolist())
         self.lengths += [len(indices) for indices in kept]
 
     def select(self, rows: Sequence[int], park: bool = False) -> None:

@@ -147,45 +147,57 @@ class TreeMasks:
 
 
 class SlotMasks:
-    """The masks of `TreeMasks` over all slots of a fixed-size cache, computed on the device.
+    """The masks of `TreeMasks` for N rows over all slots of a `SlotCache`, computed on the device.
 
     Args:
         config, dtype, additive, device: those of `TreeMasks`.
-        capacity: number of cache slots.
+        rows, capacity: those of the cache.
 
     Attributes:
-        hidden: bool[capacity], True where the prompt is padding; written in place.
-        padding: int64[], number of padding slots on the left; written in place.
+        hidden: bool[rows, capacity], True where the prompt is padding; written in place.
+        padding: int64[rows], number of padding slots on the left; written in place.
     """
 
     def __init__(
-        self, config: Any, dtype: torch.dtype, additive: bool, device: torch.device, capacity: int
+        self,
+        config: Any,
+        dtype: torch.dtype,
+        additive: bool,
+        device: torch.device,
+        rows: int,
+        capacity: int,
     ) -> None:
         self._reaches = reaches(config) or {}
         self._lowest = max(torch.finfo(dtype).min, torch.finfo(torch.float32).min)
         self._dtype = dtype if additive else torch.bool
         self._all = torch.arange(capacity, device=device)
-        self.hidden = torch.zeros(capacity, dtype=torch.bool, device=device)
-        self.padding = torch.zeros((), dtype=torch.int64, device=device)
+        self.hidden = torch.zeros((rows, capacity), dtype=torch.bool, device=device)
+        self.padding = torch.zeros(rows, dtype=torch.int64, device=device)
 
     def pad(self, prompt_mask: torch.Tensor | None) -> None:
-        """Hide the padding of a prompt: the slots where `prompt_mask` [1, n] is 0."""
+        """Hide the padding of prompts: the slots where `prompt_mask` [N, n] is 0."""
         self.hidden.zero_()
         self.padding.zero_()
         if prompt_mask is not None:
-            hidden = prompt_mask[0] == 0
-            self.hidden[: len(hidden)] = hidden
-            self.padding.copy_((~hidden).to(torch.uint8).argmax())
+            hidden = prompt_mask == 0
+            rows, length = hidden.shape
+            self.hidden[:rows, :length] = hidden
+            self.padding[:rows] = (~hidden).to(torch.uint8).argmax(1)
+
+    def continue_from(self, old: SlotMasks) -> None:
+        """Hide what masks over as many rows and fewer slots hide."""
+        self.hidden[:, : old.hidden.shape[1]] = old.hidden
+        self.padding.copy_(old.padding)
 
     def build(
         self, seen: torch.Tensor, depths: torch.Tensor, slots: torch.Tensor
     ) -> torch.Tensor | dict[str, torch.Tensor]:
-        """One mask [1, 1, T, capacity] per layer type, or a single one; never synchronizes.
+        """One mask [N, 1, T, capacity] per layer type, or a single one; never synchronizes.
 
         Args:
-            seen: bool[T, T], True where the column is the row's token or one of its ancestors.
-            depths: int64[T], 0 at the root.
-            slots: int64[T], the consecutive cache slots of the tokens.
+            seen: bool[N, T, T], True where the column is the token or one of its ancestors.
+            depths: int64[N, T], 0 at the root.
+            slots: int64[N, T], the consecutive cache slots of the tokens.
         """
         masks = {
             kind: self._mask(reach, seen, depths, slots) for kind, reach in self._reaches.items()
@@ -197,19 +209,21 @@ class SlotMasks:
     def _mask(
         self, reach: Reach, seen: torch.Tensor, depths: torch.Tensor, slots: torch.Tensor
     ) -> torch.Tensor:
-        places = slots[:1] + depths  # the slot that a token would have if its path were the text
-        visible = (self._all < slots[0]) & ~self.hidden
-        visible = visible.expand(len(slots), -1)
+        rows, width = slots.shape
+        roots = slots[:, :1]
+        visible = ((self._all < roots) & ~self.hidden[:rows])[:, None].expand(-1, width, -1)
+        places = roots + depths  # the slots of the tokens if their paths were the text
+        first: torch.Tensor | None = None
         if reach.window is not None:
             first = places - reach.window + 1
         elif reach.chunk is not None:
-            first = (places - self.padding) // reach.chunk * reach.chunk + self.padding
-        else:
-            first = torch.zeros_like(places)
-        visible = visible & (self._all >= first[:, None])
-        seen = seen & (places >= first[:, None])
-        mask = visible.index_copy(1, slots, seen)
+            padding = self.padding[:rows, None]
+            first = (places - padding) // reach.chunk * reach.chunk + padding
+        if first is not None:
+            visible = visible & (self._all >= first[..., None])
+            seen = seen & (places[:, None] >= first[..., None])
+        mask = visible.scatter(2, slots[:, None].expand(-1, width, -1), seen)
         if self._dtype is not torch.bool:
             values = torch.zeros(mask.shape, dtype=self._dtype, device=mask.device)
             mask = values.masked_fill(~mask, self._lowest)
-        return mask[None, None]
+        return mask[:, None]

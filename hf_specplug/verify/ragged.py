@@ -1,13 +1,11 @@
-"""The ragged engine: one forward pass over a batch, with a tree of its own for each row.
+"""The ragged engine: ordinary forward passes over a batch, with a tree of its own for each row.
 
-Trees are padded to the widest one. Padding sees itself and the text, and is never kept. Every row
-has its own slots, positions, mask and accepted length (see `RowCache`).
+Every row has its own slots, positions, mask and accepted length (see `RowCache`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -23,11 +21,12 @@ from hf_specplug.hf.encoder_rows import encoder_rows
 from hf_specplug.hf.plan import CHAIN, PLAIN, TREE, CallPlan
 from hf_specplug.hf.row_cache import RowCache
 from hf_specplug.hf.row_positions import RowPositions
-from hf_specplug.tree import EMPTY, DraftTree
-from hf_specplug.verify.engine import Engine
+from hf_specplug.hf.support import left_to_compiled_generate
+from hf_specplug.tree import EMPTY
 from hf_specplug.verify.outputs import Outputs, pack
 from hf_specplug.verify.packed import PackedLinears
 from hf_specplug.verify.registry import EngineFactory, register_engine
+from hf_specplug.verify.row_engine import RowEngine
 from hf_specplug.verify.row_masks import RowMasks
 
 
@@ -44,6 +43,8 @@ class RaggedFactory(EngineFactory):
 
     def limit(self, call: Call, plan: CallPlan) -> CallPlan:
         reason = batches.unsuited(call, chain=CHAIN in self.modes)
+        if not reason and left_to_compiled_generate(call):
+            reason = "a compiled static cache is left to transformers"
         return plan.limited(PLAIN, reason) if reason else plan
 
     def make(
@@ -52,17 +53,8 @@ class RaggedFactory(EngineFactory):
         return RaggedEngine(call, plan, packed, layer)
 
 
-class RaggedEngine(Engine):
-    """Verifies one tree per row of a batch; `step` and `keep` serve a batch of one.
-
-    Attributes:
-        chains: whether only chains are verified.
-        outlives: whether `generate` or its caller uses the cache after the call.
-        parks: whether rows that leave are kept for `restore`; those of such a cache are.
-    """
-
-    chains = False
-    parks = False
+class RaggedEngine(RowEngine):
+    """Verifies trees of any size on slots that grow with the texts."""
 
     def _start(self) -> None:
         self._counting = RowPositions(self._model, self._past)
@@ -88,7 +80,6 @@ class RaggedEngine(Engine):
         self._slots = slots
         self._live = list(range(len(slots.lengths)))
         self._heads = FoldedHeads(self._model)
-        self.outlives = batches.outlives(self._config, self.cache)
         encoder = self._encoder = encoder_rows(self.cache, slots, self._kwargs)
         self._kwargs["past_key_values"] = slots if encoder is None else encoder.cache
         if not self.outlives:
@@ -102,32 +93,6 @@ class RaggedEngine(Engine):
     def free_slots(self) -> int:
         return self._counting.room - 1
 
-    def prefill_rows(self, input_ids: torch.Tensor) -> list[Outputs]:
-        """Run the prompts; returns each row's outputs at its last token."""
-        logits = self._run_prompt(input_ids)
-        return self._split(logits, [1] * len(logits))
-
-    def step_rows(self, roots: Sequence[int], trees: Sequence[DraftTree]) -> list[Outputs]:
-        """Run one forward pass over a tree per row; returns the outputs of each row.
-
-        Args:
-            roots: the last accepted token of each row.
-            trees: one tree per row; may be empty.
-        """
-        if self._packed is not None:
-            self._packed.step()
-        rows, counts = len(trees), [len(tree) + 1 for tree in trees]
-        width = max(counts)
-        tokens = np.repeat(np.array(roots, np.int64)[:, None], width, axis=1)
-        depths = np.zeros((rows, width), np.int64)
-        seen = np.zeros((rows, width, width), np.bool_)
-        seen[:, range(width), range(width)] = True
-        for row, (tree, count) in enumerate(zip(trees, counts, strict=True)):
-            tokens[row, 1:count] = tree.tokens
-            seen[row, :count, :count], depths[row, :count] = tree.ancestors()
-        with self._packed or nullcontext():
-            return self._verify_rows(tokens, depths, seen, counts)
-
     def _verify_rows(
         self,
         tokens: NDArray[np.int64],
@@ -135,13 +100,6 @@ class RaggedEngine(Engine):
         seen: NDArray[np.bool_],
         counts: Sequence[int],
     ) -> list[Outputs]:
-        """Run one forward pass over N rows of T tokens.
-
-        Args:
-            tokens, depths: int64[N, T].
-            seen: bool[N, T, T].
-            counts: number of tokens of each row without padding.
-        """
         slots = self._filled
         inputs = {
             **self._template,
@@ -171,21 +129,17 @@ class RaggedEngine(Engine):
         for row, count in enumerate(counts):
             states = self._states(logits.shape[1], row)
             states = None if states is None else states[:count]
-            outputs = Outputs(logits[row, :count], packed[row], states)
-            found.append(self._with_states(outputs))
+            found.append(Outputs(logits[row, :count], packed[row], states))
         return found
 
     def keep_rows(self, visited: Sequence[Sequence[int]]) -> None:
-        """Keep these slots of each row's last tree (ascending, root first); drop the others."""
         self._filled.keep(visited)
 
     def select(self, rows: Sequence[int]) -> None:
-        """Continue with these rows only, in this order."""
         self._slots.select(rows, park=self.outlives or self.parks)
         self._use([self._live[row] for row in rows])
 
     def restore(self) -> None:
-        """Continue with all rows of the call, in its order; those that left have been parked."""
         self._slots.restore()
         self._use(range(len(self._slots.lengths)))
 
@@ -201,20 +155,10 @@ class RaggedEngine(Engine):
             inputs.update(self._encoder.select(self._live))
 
     def cut(self, lengths: Sequence[int]) -> None:
-        """Keep the first slots of each row, these numbers of them; drop the others."""
         self._filled.lengths = np.array(lengths)
 
     def hand_back(self) -> None:
-        """Append to the call's cache what has been generated; all rows are equally long."""
         append_slots(self._slots, self.cache, self._past, int(self._slots.lengths[0]))
-
-    def _verify(
-        self, tokens: NDArray[np.int64], depths: NDArray[np.int64], seen: NDArray[np.bool_]
-    ) -> Outputs:
-        return self._verify_rows(tokens[None], depths[None], seen[None], [len(tokens)])[0]
-
-    def keep(self, visited: Sequence[int]) -> None:
-        self.keep_rows([visited])
 
     def warm(self, max_length: int) -> None:
         self._warm_weights()

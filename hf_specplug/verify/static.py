@@ -10,15 +10,18 @@ import torch
 from numpy.typing import NDArray
 
 from hf_specplug import forking
+from hf_specplug.hf import batches
+from hf_specplug.hf.cache import append_slots
 from hf_specplug.hf.call import Call
 from hf_specplug.hf.compiling import compile_config
 from hf_specplug.hf.plan import TREE, CallPlan
+from hf_specplug.hf.positions import position_argument
 from hf_specplug.hf.support import has_static_shapes
 from hf_specplug.tree import DraftTree
-from hf_specplug.verify.engine import Engine
 from hf_specplug.verify.outputs import Outputs
 from hf_specplug.verify.packed import PackedLinears
 from hf_specplug.verify.registry import EngineFactory, register_engine
+from hf_specplug.verify.row_engine import RowEngine
 from hf_specplug.verify.static_forward import StaticForward
 
 PADDED_WIDTHS = (1, 8, 16, 32, 64)
@@ -49,8 +52,11 @@ class StaticFactory(EngineFactory):
         forking.register(self)
 
     def suits(self, call: Call, plan: CallPlan) -> bool:
-        fits = call.rows == 1 and not self.forward.failure
-        return plan.mode == TREE and fits and has_static_shapes(call)
+        return call.rows == 1 and self._can_run(call, plan)
+
+    def _can_run(self, call: Call, plan: CallPlan) -> bool:
+        fits = plan.mode == TREE and position_argument(call.model) is not None
+        return fits and not self.forward.failure and has_static_shapes(call)
 
     def limit(self, call: Call, plan: CallPlan) -> CallPlan:
         return plan
@@ -78,11 +84,26 @@ class StaticFactory(EngineFactory):
             self.forward, self._thread = StaticForward(), 0
 
 
-class StaticEngine(Engine):
+@register_engine
+class StaticRaggedFactory(StaticFactory):
+    """Makes static engines of calls with several rows. They share a forward pass of their own."""
+
+    name = "static_ragged"
+    priority = 4
+
+    def suits(self, call: Call, plan: CallPlan) -> bool:
+        return call.rows > 1 and self._can_run(call, plan) and not batches.unsuited(call)
+
+    def release(self) -> None:
+        self.forward.trim()
+        super().release()
+
+
+class StaticEngine(RowEngine):
     """Verifies trees at static shapes and addresses, for CUDA graphs and compiled code.
 
     The prompt runs as in plain `generate`, on the cache that `generate` prepared. The generated
-    tokens are appended to that cache at the end of the call.
+    tokens of a single row are appended to that cache at the end of the call.
 
     Args:
         call, plan, packed, layer: those of `Engine`.
@@ -99,14 +120,14 @@ class StaticEngine(Engine):
     ) -> None:
         super().__init__(call, plan, packed, layer)
         self._forward = forward
+        self._rows = call.rows
         self._before = forward.captured, forward.seconds
 
     def _start(self) -> None:
-        self._base = self._delivered = self._past
         starts, position_key = self._starts, self._position_key
         if starts is None or position_key is None:
             raise TypeError(f"{type(self._model).__name__} takes no positions, which trees need")
-        ids = torch.zeros((1, 1), dtype=torch.int64, device=self._device)
+        ids = torch.zeros((self._rows, 1), dtype=torch.int64, device=self._device)
         constants = self._prepare(ids, ids[0])
         names = (self._ids_key, position_key, self._mask_key)
         for name in (*names, "past_key_values"):
@@ -123,9 +144,12 @@ class StaticEngine(Engine):
             compile_config(self._model, self._config),
             self._hook,
         )
-        self._undo.callback(self._append_slots)
         mask = self._prompt_mask
         self._forward.masks.pad(None if mask is None else mask[:, : self._past])
+        if self._rows == 1:
+            self._undo.callback(self.hand_back)
+        elif not self.outlives:
+            self.cache.reset()  # frees the prompts' slots
 
     @property
     def free_slots(self) -> int:
@@ -136,32 +160,46 @@ class StaticEngine(Engine):
         count, seconds = self._before
         return self._forward.captured - count, self._forward.seconds - seconds
 
-    def _verify(
-        self, tokens: NDArray[np.int64], depths: NDArray[np.int64], seen: NDArray[np.bool_]
-    ) -> Outputs:
-        width = padded(len(tokens))
-        if self._past + width > self._forward.cache.capacity:
-            self._forward.grow(self._model, self._past)
-        self._base = self._past
-        offset = self._past - self._first_past
-        outputs = self._forward.run(self._model, width, tokens, depths, seen, self._past, offset)
+    def _verify_rows(
+        self,
+        tokens: NDArray[np.int64],
+        depths: NDArray[np.int64],
+        seen: NDArray[np.bool_],
+        counts: Sequence[int],
+    ) -> list[Outputs]:
+        width, cache = padded(tokens.shape[1]), self._forward.cache
+        if int(cache.ends[: cache.size].max()) + width > cache.capacity:
+            self._forward.grow(self._model)
+        outputs = self._forward.run(self._model, width, tokens, depths, seen, counts)
         if self._forward.failure:
             self.degraded_reason = f"its forward pass cannot be captured ({self._forward.failure})"
         return outputs
 
-    def keep(self, visited: Sequence[int]) -> None:
-        self._forward.cache.keep(self._base, visited)
-        self._past = self._base + len(visited)
+    def keep_rows(self, visited: Sequence[Sequence[int]]) -> None:
+        self._forward.cache.keep(visited)
+
+    def select(self, rows: Sequence[int]) -> None:
+        self._forward.cache.select(rows)
+
+    def restore(self) -> None:
+        self._forward.cache.restore()
+
+    def cut(self, lengths: Sequence[int]) -> None:
+        self._forward.cache.cut(lengths)
+
+    def hand_back(self) -> None:
+        slots = self._forward.cache
+        append_slots(slots, self.cache, self._past, int(slots.lengths[0]))
 
     def warm(self, max_length: int) -> None:
         self._warm_weights()
         while self._forward.cache.capacity < max_length + PADDED_WIDTHS[-1]:
-            self._forward.grow(self._model, self._past)
-        for width in PADDED_WIDTHS:
-            self.step(0, DraftTree.path(np.zeros(width - 1, np.int32))).wait()
-
-    def _append_slots(self) -> None:
-        self._forward.cache.append_slots(self.cache, self._delivered, self._past)
+            self._forward.grow(self._model)
+        for rows in self._forward.cache.sizes:
+            self.select(range(rows))
+            for width in PADDED_WIDTHS:
+                chain = DraftTree.path(np.zeros(width - 1, np.int32))
+                self.step_rows([0] * rows, [chain] * rows)[0].wait()
 
 
 def padded(count: int) -> int:

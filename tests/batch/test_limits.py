@@ -34,7 +34,6 @@ def allowed(batch: int, ids: torch.Tensor) -> list[int]:
     [
         ({"return_dict_in_generate": True, "output_attentions": True}, "output_attentions"),
         ({"return_dict_in_generate": True, "output_hidden_states": True}, "output_hidden_states"),
-        ({"cache_implementation": "static"}, "StaticCache"),
         ({"prefix_allowed_tokens_fn": allowed}, "PrefixConstrainedLogitsProcessor"),
         ({"logits_processor": LogitsProcessorList([Own()])}, "Own is called for all rows"),
         ({"guidance_scale": 1.5}, "ClassifierFreeGuidance"),

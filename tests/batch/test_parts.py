@@ -11,9 +11,11 @@ from transformers import DynamicCache, LlamaConfig
 
 from hf_specplug.drafting.budget import Budget, Decision
 from hf_specplug.hf.row_cache import RowCache
+from hf_specplug.hf.slot_cache import SlotCache
 from hf_specplug.tree import EMPTY, DraftTree
 from hf_specplug.verify import lockstep
 from hf_specplug.verify.lockstep import LockstepNoise, foreseen
+from hf_specplug.verify.masks import SlotMasks
 from hf_specplug.verify.row_masks import RowMasks
 from tests.helpers.zoo import make
 
@@ -68,6 +70,89 @@ def test_slots_follow_each_rows_text(
                 keys = cache.layers[layer].keys[row, 0, : len(text), 0]
                 assert (keys - 1000 * layer).tolist() == text
                 assert cache.layers[layer].values[row, 0, : len(text), 0].neg().tolist() == text
+
+
+@given(
+    st.integers(1, 6),
+    STEPS,
+    st.lists(st.sampled_from([[2, 0], [1], [0, 1], [3, 1, 2]]), max_size=2),
+    st.integers(0, 3),
+)
+def test_slots_at_fixed_addresses_follow_each_rows_text(
+    length: int, steps: list[tuple[int, list[set[int]]]], leave: list[list[int]], spare: int
+) -> None:
+    """Five rows; some leave, in any order; slots grow; all come back. Padding rows are written."""
+    source = DynamicCache(config=LlamaConfig(num_hidden_layers=2))
+    values = torch.arange(1.0, 5 * length + 1).view(5, 1, length, 1)
+    for layer in range(2):
+        source.update(values + 1000 * layer, -values, layer)
+    cache = SlotCache(source, 5 + spare, 60)
+    cache.beside = [(torch.arange(5 + spare), 0)]
+    cache.load(source, length)
+    texts = [row.flatten().tolist() for row in values]
+    live, mark = list(range(5)), 100.0
+    for number, (width, chosen) in enumerate(steps):
+        if number % 3 == 2 and leave and max(leave[0]) < len(live):
+            rows = leave.pop(0)
+            cache.select(rows)
+            live = [live[row] for row in rows]
+            assert cache.size < 2 * len(live) or cache.size == 1
+        if number == 5:
+            smaller, cache = cache, SlotCache(cache, cache.rows, 90)
+            cache.beside = smaller.beside
+            cache.continue_from(smaller)
+        size = cache.size
+        cache.target.slots = torch.from_numpy(cache.ends[:size, None] + np.arange(width))
+        new = mark + torch.arange(float(size * width)).view(size, 1, width, 1)
+        mark += 100
+        for layer in range(2):
+            keys, held = cache.update(new + 1000 * layer, -new, layer)
+            assert keys.shape == held.shape == (size, 1, cache.capacity, 1)
+        kept = [[0, *sorted(i for i in own if i < width)] for own in (chosen * 2)[: len(live)]]
+        for row, place, own in zip(live, cache.places, kept, strict=True):
+            assert cache.beside[0][0][place] == row  # what belongs to a row moves with it
+            texts[row] += new[place, 0, own, 0].tolist()
+        cache.keep(kept)
+        assert cache.lengths.tolist() == [len(texts[row]) for row in live]
+        for row, place in zip(live, cache.places, strict=True):
+            assert cache.layers[0].keys[place, 0, : len(texts[row]), 0].tolist() == texts[row]
+    cache.restore()
+    assert cache.places == list(range(5))
+    for row, text in enumerate(texts):
+        for layer in range(2):
+            keys = cache.layers[layer].keys[row, 0, : len(text), 0]
+            assert (keys - 1000 * layer).tolist() == text
+            assert cache.layers[layer].values[row, 0, : len(text), 0].neg().tolist() == text
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral-window", "gemma3", "llama4"])
+@pytest.mark.parametrize("additive", [False, True])
+@given(lengths=st.lists(st.integers(20, 40), min_size=1, max_size=3), data=st.data())
+def test_masks_computed_on_the_device(
+    name: str, additive: bool, lengths: list[int], data: st.DataObject
+) -> None:
+    """The masks of `SlotMasks` are those of `RowMasks`, and hide the slots behind them."""
+    config, rows = make(name).config, len(lengths)
+    shown = torch.ones((rows, 20), dtype=torch.int64)
+    for row in range(rows):
+        shown[row, : data.draw(st.integers(0, 19))] = 0
+    drawn = st.lists(st.integers(0, 100), min_size=4, max_size=4)
+    seen, depths = np.zeros((rows, 5, 5), np.bool_), np.zeros((rows, 5), np.int64)
+    for row in range(rows):
+        parents = [draw % (place + 1) - 1 for place, draw in enumerate(data.draw(drawn))]
+        seen[row], depths[row] = tree(parents, [1.0] * 4).ancestors()
+    on_host = RowMasks(config, torch.float32, additive, CPU, shown, rows, longest=1 << 30)
+    on_device = SlotMasks(config, torch.float32, additive, CPU, rows + 1, capacity=64)
+    on_device.pad(shown)
+    one = on_host.build(seen, depths, np.array(lengths))
+    slots = torch.from_numpy(np.array(lengths)[:, None] + np.arange(5))
+    other = on_device.build(torch.from_numpy(seen), torch.from_numpy(depths), slots)
+    ones, others = ({"": each} if isinstance(each, torch.Tensor) else each for each in (one, other))
+    assert ones.keys() == others.keys()
+    for kind, mask in ones.items():
+        rest = others[kind][..., mask.shape[-1] :]
+        assert torch.equal(others[kind][..., : mask.shape[-1]], mask)
+        assert (rest == on_device._lowest).all() if additive else not rest.any()
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral-window", "gemma3", "llama4"])

@@ -10,7 +10,7 @@ import torch
 from transformers import CompileConfig
 
 from hf_specplug import attach, detach
-from hf_specplug.verify import noise
+from hf_specplug.verify import noise, static_forward
 from hf_specplug.verify.outputs import Outputs
 from hf_specplug.verify.static import PADDED_WIDTHS
 from tests.helpers.oracle import Replay
@@ -165,13 +165,15 @@ def test_hidden_states_come_out_of_graphs() -> None:
     assert_seen(model.cpu(), on_cpu, expected.cpu(), recorder, 1e-3)
 
 
+@pytest.mark.parametrize("engine", ["static_ragged", "ragged"])
 @pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2"])
-def test_batches(name: str) -> None:
+def test_batches(name: str, engine: str) -> None:
     """Greedy and sampled: identical tokens and generator state; rows end at different times."""
     model = on_gpu(name)
     inputs = {key: value.cuda() for key, value in batch([7, 24, 1, 16]).items()}
     for sample in (False, True):
         settings: dict[str, Any] = {"max_new_tokens": 40, "do_sample": sample, **ENDS}
+        settings["disable_compile"] = engine == "ragged"
         torch.manual_seed(3)
         expected = model.generate(**inputs, **settings)
         state = torch.cuda.get_rng_state()
@@ -179,5 +181,51 @@ def test_batches(name: str) -> None:
         torch.manual_seed(3)
         assert model.generate(**inputs, **settings).tolist() == expected.tolist()
         assert torch.equal(torch.cuda.get_rng_state(), state)
-        assert plug.stats.forwards > 0
+        assert plug.stats.engines == {f"tree, {engine}": 1}
+        assert (plug.stats.prepared > 0) == (engine == "static_ragged")
         detach(model)
+
+
+def test_batches_of_changing_sizes_keep_their_graphs() -> None:
+    model = on_gpu("llama")
+    every = [
+        {key: value.cuda() for key, value in batch([7, 24, 1, 16][:n]).items()} for n in (4, 2)
+    ]
+    settings: dict[str, Any] = {"max_new_tokens": 40, "do_sample": False, **ENDS}
+    expected = [model.generate(**inputs, **settings).tolist() for inputs in every]
+    plug = attach(model, nodes=8)
+    plug.warmup(max_length=200, rows=4)
+    plug.stats.reset()
+    for turn in range(4):
+        assert model.generate(**every[turn % 2], **settings).tolist() == expected[turn % 2]
+    assert plug.stats.prepared == 0
+    assert plug.stats.engines == {"tree, static_ragged": 4}
+
+
+def test_a_batch_that_outgrows_its_slots() -> None:
+    """With the returned cache, in which rows that ended before others hold padding, too."""
+    model = on_gpu("llama")
+    model.config.max_position_embeddings = 4096
+    inputs = {key: value.cuda() for key, value in batch([200, 7, 30]).items()}
+    settings: dict[str, Any] = {"max_new_tokens": 1200, "do_sample": False, "eos_token_id": [5]}
+    settings |= {"pad_token_id": 0, "return_dict_in_generate": True}
+    expected = model.generate(**inputs, **settings)
+    plug = attach(model, nodes=16)
+    output = model.generate(**inputs, **settings)
+    assert output.sequences.tolist() == expected.sequences.tolist()
+    assert plug.stats.engines == {"tree, static_ragged": 1}
+    pairs = zip(output.past_key_values.layers, expected.past_key_values.layers, strict=True)
+    for own, other in pairs:
+        torch.testing.assert_close(own.keys, other.keys, rtol=1e-2, atol=1e-3)
+
+
+def test_large_slots_of_a_batch_are_freed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(static_forward, "kept_bytes", lambda device: 0)
+    model = on_gpu("llama")
+    inputs = {key: value.cuda() for key, value in batch([7, 24]).items()}
+    plug, held = attach(model), []
+    for _ in range(6):
+        model.generate(**inputs, max_new_tokens=20, do_sample=False)
+        held.append(torch.cuda.memory_allocated())
+    assert plug.stats.prepared > 0
+    assert held[-1] == held[2]

@@ -32,6 +32,7 @@ from hf_specplug.tree import DraftTree
 from hf_specplug.verify import static as static_module
 from hf_specplug.verify import static_forward as forward_module
 from hf_specplug.verify.cuda_graphs import python_state
+from hf_specplug.verify.feed import Feed
 from hf_specplug.verify.masks import SlotMasks, TreeMasks
 from hf_specplug.verify.static import PADDED_WIDTHS, StaticEngine, padded
 from hf_specplug.verify.static_forward import StaticForward
@@ -335,7 +336,7 @@ def test_a_graph_with_other_results_is_not_used(
 
     def stale(self: Repeated) -> Any:
         logits, *others = replay(self)
-        return logits.flip(0), *others
+        return logits.flip(1), *others
 
     monkeypatch.setattr(Repeated, "replay", stale)
     model = make("llama")
@@ -478,25 +479,24 @@ class OnDevice(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("name", DECODERS)
-@pytest.mark.parametrize("width", [1, 16])
-def test_a_captured_pass_never_leaves_the_device(name: str, width: int) -> None:
+@pytest.mark.parametrize(("rows", "width"), [(1, 1), (1, 16), (3, 8)])
+def test_a_captured_pass_never_leaves_the_device(name: str, rows: int, width: int) -> None:
     """On the meta device, reading a value is an error, and so is a copy from the host."""
     model = copy.deepcopy(make(name))
     if model.get_experts_implementation():
         model.set_experts_implementation("batched_mm")  # as transformers decodes on accelerators
     forward = opened(model)
     model.to("meta")
-    forward._starts = forward._starts.to("meta")
-    forward.cache = forward.cache.__class__(on_meta(forward.cache), forward.cache.capacity)
-    forward.masks = SlotMasks(
-        model.config, model.dtype, False, torch.device("meta"), forward.cache.capacity
-    )
-    forward._feeds[width] = forward_module._Feed(width, torch.device("meta"))
+    meta, capacity = torch.device("meta"), forward.cache.capacity
+    forward._starts = forward._starts.expand(*forward._starts.shape[:-2], rows, 1).to("meta")
+    forward.cache = forward.cache.__class__(on_meta(forward.cache), rows, capacity)
+    forward.masks = SlotMasks(model.config, model.dtype, False, meta, rows, capacity)
+    forward._feeds[rows, width] = Feed(rows, width, meta)
     with torch.no_grad(), OnDevice():
-        logits, packed, _ = forward._body(model, width)
-    assert logits.shape[0] == width
+        logits, packed, _ = forward._body(model, (rows, width))
+    assert logits.shape[:2] == (rows, width)
     assert packed is not None
-    assert packed.shape == (width, 17)
+    assert packed.shape == (rows, width, 17)
 
 
 @pytest.mark.parametrize(
@@ -604,11 +604,12 @@ def test_slot_masks_are_tree_masks(name: str, parents: list[int], padding: int, 
         on_host = TreeMasks(
             model.config, cache, model.dtype, additive, device, prompt_mask, 1 << 30
         )
-        on_device = SlotMasks(model.config, model.dtype, additive, device, capacity)
+        on_device = SlotMasks(model.config, model.dtype, additive, device, 1, capacity)
         on_device.pad(prompt_mask)
         one = on_host.build(seen, depths, past)
         slots = torch.arange(past, past + count + 1)
-        other = on_device.build(torch.from_numpy(seen), torch.from_numpy(depths), slots)
+        inputs = torch.from_numpy(seen), torch.from_numpy(depths), slots
+        other = on_device.build(*(each[None] for each in inputs))
         ones, others = (
             {"": mask} if isinstance(mask, torch.Tensor) else mask for mask in (one, other)
         )
