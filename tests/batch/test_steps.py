@@ -95,6 +95,15 @@ def test_chains(name: str, kind: str, rule: str) -> None:
 
 
 @pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("kind", ["ends", "sampled"])
+def test_fixed_slots(kind: str, rule: str) -> None:
+    """Rows that left the forward pass come back: their slots have not been overwritten."""
+    settings = {**KINDS[kind], "cache_implementation": "static"}
+    plugs = compare(make("llama"), batch(LENGTHS[:5]), RULES[rule], **settings)
+    assert plugs["default"].stats.engines == {"tree, static_ragged": 1}
+
+
+@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("kind", ["ends", "sampled ends"])
 @pytest.mark.parametrize("name", ["t5", "bart"])
 def test_encoders(name: str, kind: str, rule: str) -> None:
