@@ -113,7 +113,7 @@ def test_long_texts(name: str) -> None:
         assert lead < noise, f"from new token {at}"
 
 
-@pytest.mark.parametrize("name", ["deepseek_v4", "falcon_h1", "kimi_linear", "qwen3_next"])
+@pytest.mark.parametrize("name", ["falcon_h1", "granitemoehybrid", "kimi_linear", "qwen3_next"])
 def test_prompts_of_any_length(name: str) -> None:
     model, count = make(name), 10
     for length in (1, 2, 3, 5, 63, 64, 65, 300):
@@ -122,7 +122,19 @@ def test_prompts_of_any_length(name: str) -> None:
         drafter = replay(new_tokens(expected, count), 3, length % 3)
         output, _, plug = plugged(model, inputs, drafter, 8, max_new_tokens=count, **GREEDY)
         assert output.tolist() == expected.tolist(), length
-        assert plug.stats.forwards < count - 1
+        assert 0 < plug.stats.forwards < count - 1
+
+
+def test_windows_that_close_inside_a_chain() -> None:
+    """DeepSeek V4 compresses every 4 and every 128 tokens to one."""
+    model, count = make("deepseek_v4"), 10
+    for length in range(121, 129):
+        inputs = text(length, seed=length)
+        expected, _ = plain(model, inputs, max_new_tokens=count, **GREEDY)
+        drafter = replay(new_tokens(expected, count), 6, length % 6)
+        output, _, plug = plugged(model, inputs, drafter, 8, max_new_tokens=count, **GREEDY)
+        assert output.tolist() == expected.tolist(), length
+        assert 0 < plug.stats.forwards < count - 1
 
 
 def test_wide_chains() -> None:
