@@ -17,7 +17,7 @@ from hf_specplug.drafting.draft import draft
 from hf_specplug.drafting.search import TreeSearch
 from hf_specplug.telemetry.history import CheckedStep, History
 from hf_specplug.telemetry.stats import Stats
-from hf_specplug.tree import EMPTY
+from hf_specplug.tree import EMPTY, DraftTree
 from hf_specplug.verify.acceptance import Verifier
 from hf_specplug.verify.engine import Engine
 from hf_specplug.verify.outputs import Outputs
@@ -82,8 +82,7 @@ def decode(call: Decoding) -> None:
             with stats.phase("accept"):
                 if asked and search.needs("topk"):
                     outputs.topk()  # drafters learn from it, and it finds all picks at once
-                visited, emitted = verifier.accept(outputs, tree, search.proposal)
-                engine.keep(visited)
+                visited, emitted = _accept(call, outputs, tree)
 
             # 5. observe: drafters learn from all outputs of the forward pass
             step = CheckedStep(root, tree, visited, emitted)
@@ -116,7 +115,7 @@ def _prefill(call: Decoding) -> list[int]:
 def _draft(call: Decoding, root: int) -> Decision:
     """Draft the tree to verify after `root`; it is empty if nothing may be drafted."""
     engine, verifier = call.engine, call.verifier
-    allowed = engine.drafts and root not in call.context.suppressed
+    allowed = root not in call.context.suppressed
     return draft(
         call.search,
         call.budget,
@@ -125,10 +124,23 @@ def _draft(call: Decoding, root: int) -> Decision:
         room=engine.free_slots if allowed else 0,
         depth=verifier.remaining - 1,
         chain=call.chain,
+        replays=engine.replays,
         noise=verifier.noise,
         generator=verifier.generator,
         lock=call.lock,
     )
+
+
+def _accept(call: Decoding, outputs: Outputs, tree: DraftTree) -> tuple[list[int], list[int]]:
+    """Accept a part of a tree, and keep its cache slots; returns what `Verifier.accept` returns."""
+    verifier = call.verifier
+    try:
+        visited, emitted = verifier.accept(outputs, tree, call.search.proposal)
+    except BaseException:  # of a logits processor or a stopping criterion
+        call.engine.keep(verifier.reached)
+        raise
+    call.engine.keep(visited)
+    return visited, emitted
 
 
 def observe_prompt(

@@ -29,7 +29,7 @@ SLOT_POSITIONS = frozenset({"gpt_neo"})
 """`model_type`s that take position ids but whose attention depends on the cache slot."""
 
 
-RECURRENT = "the model has a recurrent state that cannot be rolled back"
+RECURRENT = "the model has a recurrent state outside the cache, which cannot be rolled back"
 
 
 def of_model(model: PreTrainedModel) -> CallPlan:
@@ -55,9 +55,11 @@ def of_call(call: Call) -> CallPlan:
     mode = config.get_generation_mode()
     if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
         return CallPlan(PLAIN, f"{mode.value} is not drafted")
-    if cache is None and getattr(model, "_is_stateful", False):
+    uses_cache = call.kwargs.get("use_cache", True)
+    if uses_cache and cache is None and getattr(model, "_is_stateful", False):
         return CallPlan(PLAIN, RECURRENT)
-    if not call.kwargs.get("use_cache", True) or cache is None:
+    makes_cache = not model._supports_default_dynamic_cache()  # MiniMax at the prompt
+    if not uses_cache or (cache is None and not makes_cache):
         return CallPlan(PLAIN, "drafts need a cache (use_cache=True)")
     if config.return_dict_in_generate:
         for wanted in ("output_attentions", "output_hidden_states"):

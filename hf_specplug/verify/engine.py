@@ -34,7 +34,6 @@ class Engine(ABC):
 
     Attributes:
         cache: the KV cache that `generate` returns; set once the prompt has run.
-        drafts: False if the cache turned out, after the prompt, not to support rollback.
         degraded_reason: why this call runs worse than planned; "" if it does not.
     """
 
@@ -59,7 +58,6 @@ class Engine(ABC):
         self._position_key = position_argument(model)
         self._past = 0
         self._undo = ExitStack()
-        self.drafts = True
         self.degraded_reason = ""
         self._hook: HiddenStateHook | None = None
         if layer is not None:
@@ -82,6 +80,14 @@ class Engine(ABC):
     @abstractmethod
     def free_slots(self) -> int:
         """Number of drafted tokens for which the next forward pass has cache slots."""
+
+    @property
+    def replays(self) -> int | None:
+        """Number of accepted tokens that the next forward pass runs again before its root.
+
+        None if the engine drops rejected tokens, so that it need not run accepted ones again.
+        """
+        return None
 
     def step(self, root: int, tree: DraftTree) -> Outputs:
         """Run one forward pass over a tree; returns the outputs at the root and the nodes."""
@@ -216,6 +222,8 @@ class Engine(ABC):
         )
         if mask is None:
             inputs.pop(self._mask_key, None)
+        if "logits_to_keep" in inputs:  # some models set it themselves
+            inputs["logits_to_keep"] = 0
         return inputs
 
     def close(self) -> None:
