@@ -32,8 +32,8 @@ _TABLES: dict[type[Drafter], Callable[[Any, Noise, int, int], Any]] = {
     TrigramDrafter: lambda drafter, _, capacity, nodes: drafter.counts(nodes),
     PhrasesDrafter: lambda drafter, _, capacity, nodes: drafter.automaton(capacity),
 }
-_PLACES = {name: place for place, name in enumerate(tables.DRAFTERS)}
-_OWN = len(tables.NOTHING) - 1  # drafters without stores; those of stores follow
+_PLACES = {name: place for place, name in enumerate(tables.ALL)}
+_OWN = len(tables.DRAFTERS)
 _ALL_ROUNDS = 1 << 31
 
 
@@ -60,7 +60,7 @@ class Asked:
     def __init__(self, experts: Sequence[Expert]) -> None:
         self.experts = experts
         self.rows = np.empty((len(experts), rounds.ASKED_COLUMNS), np.int64)
-        self._tables: list[Any] = [*tables.NOTHING[:-1], *store_tables.NO_STORES]
+        self._tables: list[Any] = [*tables.NOTHING[:_OWN], *store_tables.NO_STORES]
         self._stores = False  # whether a drafter of stores is among them
         for row, expert in enumerate(experts):
             drafter = expert.drafter
@@ -82,4 +82,4 @@ class Asked:
             self._tables[_PLACES[drafter.name]] = made
         own, stores = self._tables[:_OWN], self._tables[_OWN:]
         read = store_tables.StoreTables(*stores) if self._stores else ()
-        return tables.Tables._make([*own, read])
+        return tables.Tables(*(*own, read))

@@ -35,9 +35,8 @@ from hf_specplug.drafters.contract import (
 from hf_specplug.drafters.registry import create
 from hf_specplug.drafting.mixer import Mixer
 from hf_specplug.drafting.search import TreeSearch
-from hf_specplug.kernels import compile_cache
+from hf_specplug.kernels import compile_cache, store_tables
 from hf_specplug.kernels import tree as kernels
-from hf_specplug.kernels.store_tables import StoreTables
 from hf_specplug.kernels.tally import tally
 from hf_specplug.kernels.topk import top_k
 from hf_specplug.tree import DraftTree
@@ -72,7 +71,7 @@ def rehearse(names: Sequence[str], backwards: bool = False) -> None:
     """
     runs: list[Callable[[], None]] = [partial(_run_drafter, drafter) for drafter in create(names)]
     runs += [_run_top_k, partial(_run_search, [])]
-    if not set(StoreTables._fields).isdisjoint(names):
+    if not set(store_tables.DRAFTERS).isdisjoint(names):
         runs.append(partial(_run_search, create(["trigram"])))
     for run in reversed(runs) if backwards else runs:
         run()

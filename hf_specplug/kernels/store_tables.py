@@ -15,8 +15,9 @@ from numba.extending import overload
 from hf_specplug.kernels import phrases, retrieval, trigram
 from hf_specplug.kernels._njit import njit
 
-REST, TRIGRAM, PHRASES = range(3)
-"""The drafters, by place in `StoreTables`."""
+DRAFTERS = ("rest", "trigram", "phrases")
+"""The drafters, in the order of `StoreTables`."""
+_REST, _TRIGRAM, _PHRASES = range(3)
 
 MOST_ROWS = max(retrieval.PROPOSED, trigram.PROPOSED, phrases.PROPOSED)
 """Proposals per node that one drafter makes at most."""
@@ -103,9 +104,9 @@ def _trigram_rows(tables, root, pool, nodes, out):
 
 @njit
 def _rows(drafter, stores, root, pool, nodes, out):
-    if drafter == REST:
+    if drafter == _REST:
         return _rest_rows(stores.rest, pool, nodes, out)
-    if drafter == TRIGRAM:
+    if drafter == _TRIGRAM:
         return _trigram_rows(stores.trigram, root, pool, nodes, out)
     states, table, begin, reached = stores.phrases
     return phrases.expand(states, table, begin, reached, pool, nodes, phrases.PROPOSED, out)
@@ -115,7 +116,7 @@ def store_rows(drafter: Any, stores: Any, root: Any, pool: Any, nodes: Any, out:
     """Let one drafter expand some nodes; returns the number of rows in `out`.
 
     Args:
-        drafter: its place in `StoreTables`.
+        drafter: its place in `DRAFTERS`.
         stores: `StoreTables`, or () if no drafter of stores is asked.
     """
     return _rows(drafter, stores, root, pool, nodes, out) if stores else 0

@@ -13,16 +13,10 @@ from hf_specplug.kernels import adjacency, frequency, gumbel, ngram, sparse, sta
 from hf_specplug.kernels._njit import njit
 from hf_specplug.kernels.store_tables import store_rows
 
-DRAFTERS = (
-    "context",
-    "recycling",
-    "stand",
-    "frequency",
-    "sparse",
-    "gumbel",
-    *store_tables.StoreTables._fields,
-)
-"""The drafters with a kernel; `asked` of `kernels.rounds` names them by place."""
+DRAFTERS = ("context", "recycling", "stand", "frequency", "sparse", "gumbel")
+"""The drafters that need no store, in the order of `Tables`."""
+ALL = (*DRAFTERS, *store_tables.DRAFTERS)
+"""All drafters with a kernel; `asked` of `kernels.rounds` names them by place."""
 _CONTEXT, _RECYCLING, _STAND, _FREQUENCY, _SPARSE, _GUMBEL, _FIRST_OF_STORES = range(7)
 
 MOST_ROWS = max(ngram.PROPOSED, store_tables.MOST_ROWS)

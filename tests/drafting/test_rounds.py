@@ -19,7 +19,7 @@ from hf_specplug.drafters.store_drafter import give
 from hf_specplug.drafting.asked import in_kernel
 from hf_specplug.drafting.mixer import Mixer
 from hf_specplug.drafting.search import TreeSearch
-from hf_specplug.kernels.tables import DRAFTERS
+from hf_specplug.kernels.tables import ALL
 from hf_specplug.tree import DraftTree
 from tests.helpers import search_twins
 from tests.helpers.stores import make, texts
@@ -72,7 +72,7 @@ def assert_equal(one: DraftTree, other: DraftTree) -> None:
 
 
 @given(
-    names=st.lists(st.sampled_from(DRAFTERS), min_size=1, unique=True),
+    names=st.lists(st.sampled_from(ALL), min_size=1, unique=True),
     own=st.booleans(),
     known=st.booleans(),
     chain=st.booleans(),
