@@ -15,7 +15,7 @@ from hf_specplug.drafting.draft import draft
 from hf_specplug.drafting.search import TreeSearch
 from hf_specplug.telemetry.history import CheckedStep, History
 from hf_specplug.telemetry.stats import Stats
-from hf_specplug.tree import EMPTY
+from hf_specplug.tree import EMPTY, DraftTree
 from hf_specplug.verify.acceptance import Verifier
 from hf_specplug.verify.engine import Engine
 from hf_specplug.verify.outputs import Outputs
@@ -77,8 +77,7 @@ def decode(call: Decoding) -> None:
 
             # 4. accept: the target's own tokens, as far as the tree contains them
             with stats.phase("accept"):
-                visited, emitted = verifier.accept(outputs, tree, search.proposal)
-                engine.keep(visited)
+                visited, emitted = _accept(call, outputs, tree)
 
             # 5. observe: drafters learn from all outputs of the forward pass
             step = CheckedStep(root, tree, visited, emitted)
@@ -121,10 +120,23 @@ def _draft(call: Decoding, root: int) -> Decision:
         room=engine.free_slots if allowed else 0,
         depth=verifier.remaining - 1,
         chain=call.chain,
+        replays=engine.replays,
         noise=verifier.noise,
         generator=verifier.generator,
         lock=call.lock,
     )
+
+
+def _accept(call: Decoding, outputs: Outputs, tree: DraftTree) -> tuple[list[int], list[int]]:
+    """Accept a part of a tree, and keep its cache slots; returns what `Verifier.accept` returns."""
+    verifier = call.verifier
+    try:
+        visited, emitted = verifier.accept(outputs, tree, call.search.proposal)
+    except BaseException:  # of a logits processor or a stopping criterion
+        call.engine.keep(verifier.reached)
+        raise
+    call.engine.keep(visited)
+    return visited, emitted
 
 
 def observe_prompt(

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hf_specplug.drafting.costs import Costs
+from hf_specplug.drafting.goodput import outlook
 from hf_specplug.drafting.scheduler import DrafterScheduler
 from hf_specplug.errors import OptionError
 from hf_specplug.tree import EMPTY, DraftTree
@@ -52,6 +53,7 @@ class Decision:
         searching: seconds from asking to this decision, the drafters' included.
         promise: the bucket of its expected tokens; None if they were not estimated.
         saved: seconds that the draft is expected to save; None if its width was a probe.
+        replays: number of accepted tokens that the forward pass runs again.
     """
 
     tree: DraftTree
@@ -60,6 +62,7 @@ class Decision:
     searching: float = 0.0
     promise: int | None = None
     saved: float | None = 0.0
+    replays: int = 0
 
 
 class Budget:
@@ -117,6 +120,7 @@ class Budget:
         context: int,
         asked: Sequence[bool] = (),
         drafting: Sequence[float] = (),
+        replays: int | None = None,
     ) -> Decision:
         """Cut a tree to the size of highest goodput, which may be an empty tree.
 
@@ -125,20 +129,21 @@ class Budget:
             context: number of tokens before the tree.
             asked: which drafters were asked for it.
             drafting: seconds that each drafter took.
+            replays: number of accepted tokens to run again; None if rejections cost no replay.
         """
         if self._fixed:
-            return Decision(tree, asked, drafting)
+            return Decision(tree, asked, drafting, replays=replays or 0)
         promise: int | None = None
         saved: float | None = 0.0
         if len(tree):
             order, gains = _ranked(tree)
             if self._padded:  # padding costs the same as drafted tokens
                 gains += gains[-1:] * (self._width(len(tree) + 1) - len(tree) - 1)
-            width, promise, saved = self._choose(gains, context)
+            width, promise, saved = self._choose(gains, context, replays)
             if width <= len(tree):
                 tree = tree.select(np.sort(order[: width - 1])) if width > 1 else EMPTY
         searching = perf_counter() - self._asked_at
-        return Decision(tree, asked, drafting, searching, promise, saved)
+        return Decision(tree, asked, drafting, searching, promise, saved, replays or 0)
 
     def fit_rows(
         self,
@@ -198,7 +203,7 @@ class Budget:
             return
         tree = decision.tree
         self._steps += 1
-        width = self._width(width or len(tree) + 1)
+        width = self._width(width or len(tree) + 1 + decision.replays)
         self._costs.observe(width, context, seconds)
         self._last[width] = self._steps
         if len(tree) and decision.promise is not None:
@@ -221,15 +226,19 @@ class Budget:
             return count
         return next((width for width in self._widths if width >= count), count)
 
-    def _choose(self, gains: list[float], context: int) -> tuple[int, int | None, float | None]:
+    def _choose(
+        self, gains: list[float], context: int, replays: int | None = None
+    ) -> tuple[int, int | None, float | None]:
         """Choose the width of highest goodput.
 
         Args:
             gains: gains[k - 1] is the expected number of accepted tokens of k drafted tokens.
             context: number of tokens before the tree.
+            replays: see `fit`.
 
         Returns:
-            (width, bucket of the expected tokens or None, seconds expected to be saved or None)
+            (tokens of the tree and its root, bucket of the expected tokens or None, seconds that it
+            saves or None)
         """
         if self._costs.load == 0.0:  # widths are compared with plain passes: run one first
             return 1, None, None
@@ -237,18 +246,16 @@ class Budget:
         predicted, accepted = self._kept[promise]
         trust = accepted / predicted
         costs = self._costs.relative(context)
-        tokens, rates, highest = [1.0], [1.0], 1.0
-        for width, cost in zip(self._widths[1:], costs[1:], strict=True):
-            if width > len(gains) + 1:
-                break
-            tokens.append(1.0 + trust * gains[width - 2])
-            rates.append(tokens[-1] / cost)
-            highest = max(highest, rates[-1])
-        best = len(rates) - 1
+        drafted, tokens, spent = outlook(self._widths, costs, gains, trust, replays)
+        rates = [count / cost for count, cost in zip(tokens, spent, strict=True)]
+        best, highest = len(rates) - 1, max(rates)
         while rates[best] < _NEARLY * highest:
             best -= 1
-        if rates[best] < 1.0:
+        if rates[best] < rates[0]:
             best = 0
+        saved = (tokens[best] * spent[0] - spent[best]) * self._costs.load
+        if replays:
+            return 1 + drafted[best], promise, saved
         known = self._costs.known(0, context) and self._costs.known(best, context)
         if best and not known and not self._costs.comparable:
             return 1, None, None
@@ -263,7 +270,6 @@ class Budget:
             if loss <= self._allowance:
                 self._allowance -= max(loss, 0.0)
                 return self._widths[probe], promise, None  # it says nothing about the drafters
-        saved = (tokens[best] - costs[best]) * self._costs.load
         return self._widths[best], promise, saved
 
     def _neighbour(self, best: int, count: int) -> int:

@@ -29,6 +29,7 @@ def draft(
     depth: int,
     *,
     chain: bool = False,
+    replays: int | None = None,
     noise: Callable[[], Noise] = no_noise,
     generator: np.random.Generator | None = None,
     lock: AbstractContextManager[Any] | None = None,
@@ -43,6 +44,8 @@ def draft(
         room: maximum number of drafted tokens, those for which the engine has slots; 0: no draft.
         depth: maximum depth of the tree, in tokens.
         chain: draft a single path, for models that cannot verify a tree.
+        replays: number of accepted tokens that the forward pass runs again; None if rejected tokens
+            cost no replay.
         noise: called for the known sampling noise of the next picks if a tree is grown.
         generator: if given, children are drawn at random. The tree is then not cut, because
             rejection sampling must see all drawn tokens.
@@ -52,13 +55,13 @@ def draft(
         The decision of `budget`, which holds the tree to verify.
     """
     asked = budget.ask()
-    limit = min(budget.limit, room) if any(asked) else 0
+    limit = min(budget.limit - (replays or 0), room) if any(asked) else 0
     known = noise() if limit > 0 and depth > 0 else NO_NOISE
     with lock or nullcontext():
         tree = search.grow(
             root, limit, depth, chain=chain, ask=asked, noise=known, generator=generator
         )
-    decision = budget.fit(tree, context, asked if limit > 0 else (), search.seconds)
+    decision = budget.fit(tree, context, asked if limit > 0 else (), search.seconds, replays)
     return decision if generator is None else replace(decision, tree=tree)
 
 

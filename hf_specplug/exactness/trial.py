@@ -26,10 +26,12 @@ from hf_specplug.hf.cache import holds_state
 from hf_specplug.hf.call import Call
 from hf_specplug.hf.plan import CHAIN, PLAIN, TREE, CallPlan
 from hf_specplug.hf.prefill import Prompt, next_kwargs, prefilled
+from hf_specplug.hf.states import KeptStates
 from hf_specplug.hf.support import RECURRENT
-from hf_specplug.tree import DraftTree
+from hf_specplug.tree import EMPTY, DraftTree
 from hf_specplug.verify.eager import EagerEngine
 from hf_specplug.verify.noise import generator_state
+from hf_specplug.verify.recurrent import RecurrentEngine
 
 LENGTH = 8
 """The maximum number of tokens that a trial adds to a text."""
@@ -94,9 +96,9 @@ def _obstacle(prompt: Prompt, drawn: bool) -> str:
     cache = prompt.kwargs.get("past_key_values")
     if drawn:
         return RANDOM
-    if cache is None or (not holds_state(cache) and not int(cache.get_seq_length())):
+    if cache is None or not int(cache.get_seq_length()):
         return "the model does not use the cache that generate gives it"
-    return RECURRENT if holds_state(cache) else ""
+    return RECURRENT if holds_state(cache) and not KeptStates(cache).known else ""
 
 
 def _mismatch(call: Call, mode: str, prompt: Prompt, tokens: Sequence[int]) -> str:
@@ -132,7 +134,8 @@ def _drafted(
     """The logits of a trial's forward passes, by path or, in a batch, by row and path."""
     if call.rows > 1:
         return row_trial.drafted_logits(call, mode, prompt, tokens)
-    engine = EagerEngine(replace(call, kwargs={}), CallPlan(mode))
+    kind = RecurrentEngine if holds_state(prompt.kwargs["past_key_values"]) else EagerEngine
+    engine = kind(replace(call, kwargs={}), CallPlan(mode))
     try:
         engine.resume(prompt.copied())
         return _drafted_logits(engine, mode, tokens)
@@ -141,9 +144,10 @@ def _drafted(
 
 
 def _drafted_logits(engine: EagerEngine, mode: str, t: Sequence[int]) -> dict[Path, torch.Tensor]:
-    """The logits of two forward passes, by row.
+    """The logits of the forward passes over one or two drafts, by row.
 
-    Between the passes, the cache keeps a path that is not the first one of the tree.
+    Between the passes over a tree, the cache keeps a path that is not the first one. A chain is
+    accepted in part, then wholly; a third pass shows what the cache holds after that.
     """
     path: Path
     if mode == TREE:
@@ -160,6 +164,9 @@ def _drafted_logits(engine: EagerEngine, mode: str, t: Sequence[int]) -> dict[Pa
     _record(rows, (), t[0], first, engine.step(t[0], first).logits)
     engine.keep(kept)
     _record(rows, path, t[3], second, engine.step(t[3], second).logits)
+    if mode == CHAIN:
+        engine.keep([0, 1])
+        _record(rows, (*path, t[3], t[5]), t[6], EMPTY, engine.step(t[6], EMPTY).logits)
     return rows
 
 

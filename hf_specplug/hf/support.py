@@ -29,7 +29,7 @@ SLOT_POSITIONS = frozenset({"gpt_neo"})
 """`model_type`s that take position ids but whose attention depends on the cache slot."""
 
 
-RECURRENT = "the model has a recurrent state that cannot be rolled back"
+RECURRENT = "the model has a recurrent state outside the cache, which cannot be rolled back"
 
 
 def of_model(model: PreTrainedModel) -> CallPlan:

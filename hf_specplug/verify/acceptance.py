@@ -145,13 +145,18 @@ class Verifier:
         Returns:
             (indices in [0, T) of the visited nodes, root first; one emitted token per visited node)
         """
-        descent = Descent(tree)
+        descent = self._descent = Descent(tree)
         while descent.node >= 0 and not self.finished:
             node = descent.node
             token = outputs.pick(node) if self._greedy else self._pick(outputs, node)
             self._emit(token)
             descent.take(token)
         return descent.visited, descent.emitted
+
+    @property
+    def reached(self) -> list[int]:
+        """The nodes down to the one at which `accept` picks a token, if it was interrupted."""
+        return [*self._descent.visited, self._descent.node]
 
     def _pick(self, outputs: Outputs, node: int) -> int:
         """Pick one token as `GenerationMixin._sample` does."""

@@ -16,14 +16,13 @@ from hf_specplug.hf.cache import (
     append_slots,
     capacity,
     growing_copy,
-    holds_state,
     overwrites,
     rollback,
 )
 from hf_specplug.hf.call import Call
 from hf_specplug.hf.plan import PLAIN, CallPlan
 from hf_specplug.hf.positions import SlotPositions, last_position
-from hf_specplug.hf.support import RECURRENT, is_generic, left_to_compiled_generate
+from hf_specplug.hf.support import is_generic, left_to_compiled_generate
 from hf_specplug.verify.engine import Engine
 from hf_specplug.verify.masks import TreeMasks
 from hf_specplug.verify.outputs import Outputs
@@ -66,14 +65,13 @@ class EagerEngine(Engine):
             self._working = self._kwargs["past_key_values"] = growing_copy(self.cache, start)
             self._undo.callback(lambda: append_slots(self._working, self.cache, start, self._past))
         self._capacity = min(capacity(self._working), last_position(self._model) + 1)
-        self._rollback = Rollback(self._working)
-        self._undo.callback(self._rollback.close)
-        self.drafts = not holds_state(self._working)
-        if not self.drafts:
-            self.degraded_reason = RECURRENT
-            self._rollback.close()
+        self._prepare_rollback()
         if self._tree:
             self._prepare_masks()
+
+    def _prepare_rollback(self) -> None:
+        self._rollback = Rollback(self._working)
+        self._undo.callback(self._rollback.close)
 
     @property
     def free_slots(self) -> int:
@@ -94,6 +92,13 @@ class EagerEngine(Engine):
     def _verify(
         self, tokens: NDArray[np.int64], depths: NDArray[np.int64], seen: NDArray[np.bool_]
     ) -> Outputs:
+        logits = self._forward(tokens, depths, seen)
+        return Outputs(logits, states=self._states(len(tokens)))
+
+    def _forward(
+        self, tokens: NDArray[np.int64], depths: NDArray[np.int64], seen: NDArray[np.bool_]
+    ) -> torch.Tensor:
+        """Run a forward pass over T tokens, as `_verify`; returns logits [T, V]."""
         width = len(tokens)
         branches = width > 1 and self._tree
         inputs = self._inputs(tokens, depths, branches)
@@ -104,7 +109,8 @@ class EagerEngine(Engine):
             outputs = self._model(**inputs, return_dict=True)
         self._past += width
         self._width = width
-        return Outputs(outputs.logits[0], states=self._states(width))
+        logits: torch.Tensor = outputs.logits[0]
+        return logits
 
     def _inputs(
         self, tokens: NDArray[np.int64], depths: NDArray[np.int64], branches: bool
@@ -139,8 +145,7 @@ class EagerEngine(Engine):
         return torch.from_numpy(numbers).to(self._device)
 
     def keep(self, visited: Sequence[int]) -> None:
-        if self.drafts:
-            self._rollback.keep(self._width, visited)
+        self._rollback.keep(self._width, visited)
         self._past += len(visited) - self._width
 
     def warm(self, max_length: int) -> None:

@@ -83,6 +83,14 @@ class Engine(ABC):
     def free_slots(self) -> int:
         """Number of drafted tokens for which the next forward pass has cache slots."""
 
+    @property
+    def replays(self) -> int | None:
+        """Number of accepted tokens that the next forward pass runs again before its root.
+
+        None if the engine drops rejected tokens, so that it need not run accepted ones again.
+        """
+        return None
+
     def step(self, root: int, tree: DraftTree) -> Outputs:
         """Run one forward pass over a tree; returns the outputs at the root and the nodes."""
         if self._packed is not None:
@@ -216,6 +224,8 @@ class Engine(ABC):
         )
         if mask is None:
             inputs.pop(self._mask_key, None)
+        if "logits_to_keep" in inputs:  # some models set it themselves
+            inputs["logits_to_keep"] = 0
         return inputs
 
     def close(self) -> None:

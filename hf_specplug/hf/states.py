@@ -1,0 +1,102 @@
+"""Recurrent states: kept before a forward pass, and put back if some of its tokens are rejected."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
+
+from hf_specplug.hf.cache import decoder_cache
+
+_IN_PLACE = ("conv_states", "recurrent_states")
+"""The states of a layer that a forward pass may change in place: tensors, or dicts of them."""
+
+
+def may_hold_state(cache: Any) -> bool:
+    """Whether layers of a cache may hold recurrent states; the prompt shows which of them do."""
+    layers = getattr(decoder_cache(cache), "layers", ())
+    return any(hasattr(layer, name) for layer in layers for name in _IN_PLACE)
+
+
+class KeptStates:
+    """Keeps a cache as it is before a forward pass, and returns to it.
+
+    A recurrent state sums up all tokens of a forward pass, so that none of them can be dropped.
+    `keep` copies the states of all layers at once, to tensors that are allocated once. Keys and
+    values are not copied: they are cropped, or, where a window drops old ones, held.
+
+    Args:
+        cache: the filled cache after prefill.
+    """
+
+    def __init__(self, cache: Any) -> None:
+        self._layers = [_Layer(layer) for layer in decoder_cache(cache).layers]
+        self._places = [place for layer in self._layers for place in layer.places()]
+        self._copies: list[torch.Tensor] = []
+
+    @property
+    def known(self) -> bool:
+        """Whether the cache holds the states, rather than the model."""
+        return bool(self._places)
+
+    def keep(self) -> None:
+        """Keep the cache as it is now."""
+        states = [container[key] for container, key in self._places]
+        if not self._copies:
+            self._copies = [torch.empty_like(state) for state in states]
+        torch._foreach_copy_(self._copies, states)
+        for layer in self._layers:
+            layer.keep()
+
+    def put_back(self) -> None:
+        """Return to the cache as `keep` found it."""
+        for index, (container, key) in enumerate(self._places):
+            container[key], self._copies[index] = self._copies[index], container[key]
+        for layer in self._layers:
+            layer.put_back()
+
+
+class _Layer:
+    """A layer, and what its forward passes do not change in place."""
+
+    def __init__(self, layer: Any) -> None:
+        self._layer = layer
+        self._crops = isinstance(layer, DynamicLayer | StaticLayer)
+        self._crops &= not isinstance(layer, DynamicSlidingWindowLayer)
+        self._length = 0
+        self._attributes: dict[str, Any] = {}
+
+    def places(self) -> Iterator[tuple[dict[Any, torch.Tensor], Any]]:
+        """Where the layer has states that change in place: (a dict, the key in it)."""
+        own = vars(self._layer)
+        for name in _IN_PLACE:
+            value = own.get(name)
+            states = value if isinstance(value, dict) else own
+            for key in list(value) if isinstance(value, dict) else [name]:
+                if isinstance(states.get(key), torch.Tensor):
+                    yield states, key
+
+    def keep(self) -> None:
+        if self._crops:
+            self._length = int(self._layer.get_seq_length())
+        else:
+            self._attributes = {
+                name: dict(value) if isinstance(value, dict) else value
+                for name, value in vars(self._layer).items()
+                if name not in _IN_PLACE
+            }
+
+    def put_back(self) -> None:
+        layer = self._layer
+        if not self._crops:
+            vars(layer).update(self._attributes)
+            return
+        surplus = int(layer.get_seq_length()) - self._length
+        if isinstance(layer, StaticLayer):
+            layer.cumulative_length.sub_(surplus)
+        elif surplus and hasattr(layer, "conv_states"):
+            DynamicLayer.crop(layer, -surplus)
+        elif surplus:
+            layer.crop(-surplus)
