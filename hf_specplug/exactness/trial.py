@@ -29,6 +29,7 @@ from hf_specplug.hf.prefill import Prompt, next_kwargs, prefilled
 from hf_specplug.hf.states import KeptStates
 from hf_specplug.hf.support import RECURRENT
 from hf_specplug.tree import EMPTY, DraftTree
+from hf_specplug.verify.delta_tree import DeltaTreeEngine
 from hf_specplug.verify.eager import EagerEngine
 from hf_specplug.verify.noise import generator_state
 from hf_specplug.verify.recurrent import RecurrentEngine
@@ -134,7 +135,9 @@ def _drafted(
     """The logits of a trial's forward passes, by path or, in a batch, by row and path."""
     if call.rows > 1:
         return row_trial.drafted_logits(call, mode, prompt, tokens)
-    kind = RecurrentEngine if holds_state(prompt.kwargs["past_key_values"]) else EagerEngine
+    kind: type[EagerEngine] = EagerEngine
+    if holds_state(prompt.kwargs["past_key_values"]):
+        kind = DeltaTreeEngine if mode == TREE else RecurrentEngine
     engine = kind(replace(call, kwargs={}), CallPlan(mode))
     try:
         engine.resume(prompt.copied())

@@ -46,7 +46,8 @@ class KeptStates:
         states = [container[key] for container, key in self._places]
         if not self._copies:
             self._copies = [torch.empty_like(state) for state in states]
-        torch._foreach_copy_(self._copies, states)
+        if states:
+            torch._foreach_copy_(self._copies, states)
         for layer in self._layers:
             layer.keep()
 
