@@ -22,7 +22,7 @@ from hf_specplug.exactness import row_trial
 from hf_specplug.exactness.paths import Path, made_tree, paths_of
 from hf_specplug.exactness.row_dependence import row_dependent
 from hf_specplug.hf import suppressed
-from hf_specplug.hf.cache import holds_state
+from hf_specplug.hf.cache import holds_state, rollback
 from hf_specplug.hf.call import Call
 from hf_specplug.hf.plan import CHAIN, PLAIN, TREE, CallPlan
 from hf_specplug.hf.prefill import Prompt, next_kwargs, prefilled
@@ -97,6 +97,9 @@ def _obstacle(prompt: Prompt, drawn: bool) -> str:
     cache = prompt.kwargs.get("past_key_values")
     if drawn:
         return RANDOM
+    mode, reason = (TREE, "") if cache is None else rollback(cache)
+    if mode == PLAIN:
+        return reason
     if cache is None or not int(cache.get_seq_length()):
         return "the model does not use the cache that generate gives it"
     return RECURRENT if holds_state(cache) and not KeptStates(cache).known else ""

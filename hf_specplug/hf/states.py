@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
 
-from hf_specplug.hf.cache import decoder_cache
+from hf_specplug.hf.cache import decoder_cache, holds_state, of_a_model
 
 _IN_PLACE = ("conv_states", "recurrent_states")
 """The states of a layer that a forward pass may change in place: tensors, or dicts of them."""
 
 
 def may_hold_state(cache: Any) -> bool:
-    """Whether layers of a cache may hold recurrent states; the prompt shows which of them do."""
-    layers = getattr(decoder_cache(cache), "layers", ())
-    return any(hasattr(layer, name) for layer in layers for name in _IN_PLACE)
+    """Whether a cache may hold recurrent states; what it holds shows after the prompt.
+
+    Args:
+        cache: as `generate` prepared it; None if the model makes its own cache.
+    """
+    cache = decoder_cache(cache)
+    return not hasattr(cache, "layers") or holds_state(cache)
 
 
 class KeptStates:
@@ -32,14 +37,15 @@ class KeptStates:
     """
 
     def __init__(self, cache: Any) -> None:
-        self._layers = [_Layer(layer) for layer in decoder_cache(cache).layers]
+        cache = decoder_cache(cache)
+        self._layers = [_Layer(part) for part in (*cache.layers, cache)]
         self._places = [place for layer in self._layers for place in layer.places()]
         self._copies: list[torch.Tensor] = []
 
     @property
     def known(self) -> bool:
-        """Whether the cache holds the states, rather than the model."""
-        return bool(self._places)
+        """Whether every layer made for states holds some, and not the model itself."""
+        return all(layer.is_filled for layer in self._layers)
 
     def keep(self) -> None:
         """Keep the cache as it is now."""
@@ -60,14 +66,19 @@ class KeptStates:
 
 
 class _Layer:
-    """A layer, and what its forward passes do not change in place."""
+    """A layer of a cache, or the cache itself: what forward passes do not change in place."""
 
     def __init__(self, layer: Any) -> None:
         self._layer = layer
         self._crops = isinstance(layer, DynamicLayer | StaticLayer)
-        self._crops &= not isinstance(layer, DynamicSlidingWindowLayer)
+        self._crops &= not isinstance(layer, DynamicSlidingWindowLayer) and not of_a_model(layer)
         self._length = 0
         self._attributes: dict[str, Any] = {}
+
+    @property
+    def is_filled(self) -> bool:
+        made = any(hasattr(self._layer, name) for name in _IN_PLACE)
+        return not made or any(True for _ in self.places())
 
     def places(self) -> Iterator[tuple[dict[Any, torch.Tensor], Any]]:
         """Where the layer has states that change in place: (a dict, the key in it)."""
@@ -84,9 +95,9 @@ class _Layer:
             self._length = int(self._layer.get_seq_length())
         else:
             self._attributes = {
-                name: dict(value) if isinstance(value, dict) else value
+                name: copy.copy(value) if isinstance(value, dict | list) else value
                 for name, value in vars(self._layer).items()
-                if name not in _IN_PLACE
+                if name not in (*_IN_PLACE, "layers")
             }
 
     def put_back(self) -> None:

@@ -57,7 +57,8 @@ def of_call(call: Call) -> CallPlan:
         return CallPlan(PLAIN, f"{mode.value} is not drafted")
     if cache is None and getattr(model, "_is_stateful", False):
         return CallPlan(PLAIN, RECURRENT)
-    if not call.kwargs.get("use_cache", True) or cache is None:
+    makes_cache = not model._supports_default_dynamic_cache()
+    if not call.kwargs.get("use_cache", True) or (cache is None and not makes_cache):
         return CallPlan(PLAIN, "drafts need a cache (use_cache=True)")
     if config.return_dict_in_generate:
         for wanted in ("output_attentions", "output_hidden_states"):

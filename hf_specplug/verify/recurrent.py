@@ -37,7 +37,9 @@ class RecurrentFactory(EagerFactory):
         return super().suits(call, plan) and may_hold_state(call.cache)
 
     def limit(self, call: Call, plan: CallPlan) -> CallPlan:
-        return super().limit(call, plan).limited(CHAIN, "a recurrent state follows one chain only")
+        if call.cache is not None:
+            plan = super().limit(call, plan)
+        return plan.limited(CHAIN, "a recurrent state follows one chain only")
 
     def make(
         self, call: Call, plan: CallPlan, packed: PackedLinears | None, layer: int | None
