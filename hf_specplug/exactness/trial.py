@@ -29,10 +29,10 @@ from hf_specplug.hf.prefill import Prompt, next_kwargs, prefilled
 from hf_specplug.hf.states import KeptStates
 from hf_specplug.hf.support import RECURRENT
 from hf_specplug.tree import EMPTY, DraftTree
-from hf_specplug.verify.delta_tree import DeltaTreeEngine
 from hf_specplug.verify.eager import EagerEngine
 from hf_specplug.verify.noise import generator_state
 from hf_specplug.verify.recurrent import RecurrentEngine
+from hf_specplug.verify.recurrent_tree import RecurrentTreeEngine
 
 LENGTH = 12
 """The maximum number of tokens that a trial adds to a text."""
@@ -140,7 +140,7 @@ def _drafted(
         return row_trial.drafted_logits(call, mode, prompt, tokens)
     kind: type[EagerEngine] = EagerEngine
     if holds_state(prompt.kwargs["past_key_values"]):
-        kind = DeltaTreeEngine if mode == TREE else RecurrentEngine
+        kind = RecurrentTreeEngine if mode == TREE else RecurrentEngine
     engine = kind(replace(call, kwargs={}), CallPlan(mode))
     try:
         engine.resume(prompt.copied())
@@ -170,7 +170,7 @@ def _drafted_logits(engine: EagerEngine, mode: str, t: Sequence[int]) -> dict[Pa
     _record(rows, (), t[0], first, engine.step(t[0], first).logits)
     engine.keep(kept)
     _record(rows, path, t[3], second, engine.step(t[3], second).logits)
-    if isinstance(engine, DeltaTreeEngine):  # branches deeper than a convolution is wide
+    if isinstance(engine, RecurrentTreeEngine):  # branches deeper than a convolution is wide
         engine.keep([0, 2])
         third = made_tree([-1, 0, 1, 2, 1, 4, 5], [t[value] for value in (2, 4, 5, 0, 6, 3, 1)])
         _record(rows, (*path, t[3], t[6]), t[1], third, engine.step(t[1], third).logits)

@@ -10,9 +10,7 @@ of g over the path to t, and j over the ancestors of t:
     u_t = beta_t (v_t - k_t' exp(G_t) S - sum_j (k_t' exp(G_t - G_j) k_j) u_j')
 
 These equations are linear and triangular, because parents come before children; siblings do not see
-each other. The state after any node n follows from their solution:
-
-    S_n = exp(G_n) S + sum_j exp(G_n - G_j) k_j u_j',    j over the path to n
+each other.
 
 Gated DeltaNet (arXiv 2412.06464, section 3.3) solves these equations for a chain, chunk by chunk.
 The decay is one number per head there, and one per channel of the key in Kimi Delta Attention
@@ -21,43 +19,11 @@ The decay is one number per head there, and one per channel of the key in Kimi D
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
-import numpy as np
 import torch
-from numpy.typing import NDArray
+
+from hf_specplug.hf.linear_attention import Recurrence, products
 
 _NORM_EPS = 1e-6  # what the model files and their kernels add to a squared norm
-
-
-@dataclass(frozen=True, slots=True)
-class Solution:
-    """The solved equations of a tree, from which the state after any of its nodes follows.
-
-    Attributes:
-        state: [B, H, dk, dv], the state before the tree.
-        keys: [B, H, T, dk].
-        updates: [B, H, T, dv], u in the equations.
-        decay: [B, H, T, 1 or dk], the sum of the logarithms of the decays from the root on.
-    """
-
-    state: torch.Tensor
-    keys: torch.Tensor
-    updates: torch.Tensor
-    decay: torch.Tensor
-
-    def after(self, path: torch.Tensor) -> torch.Tensor:
-        """The state [B, H, dk, dv] after the nodes of a path.
-
-        Args:
-            path: int64[n], their indices, root first.
-        """
-        decay = self.decay.index_select(2, path)
-        last = decay[:, :, -1:]
-        keys = self.keys.index_select(2, path) * (last - decay).exp()
-        state = self.state * last.exp().transpose(-1, -2)
-        return state + keys.transpose(-1, -2) @ self.updates.index_select(2, path)
 
 
 def solve(
@@ -69,7 +35,7 @@ def solve(
     state: torch.Tensor,
     seen: torch.Tensor,
     normalize: bool = False,
-) -> tuple[torch.Tensor, Solution]:
+) -> tuple[torch.Tensor, Recurrence]:
     """The gated delta rule at each node of a tree.
 
     Computed in the dtype of `state`, as in the model files, and at least in float32.
@@ -84,7 +50,7 @@ def solve(
         normalize: whether queries and keys are divided by their norms.
 
     Returns:
-        (outputs [B, T, H, dv], what `Solution.after` needs)
+        (outputs [B, T, H, dv], what `Recurrence.after` needs)
     """
     dtype = torch.promote_types(state.dtype, torch.float32)
     state = state.to(dtype)
@@ -103,94 +69,10 @@ def solve(
 
     readers = torch.cat([key, query * key.shape[-1] ** -0.5], dim=2)  # both read the same state
     old = (readers * total.exp().repeat(1, 1, 2, 1)) @ state
-    by_key, by_query = _products(readers, key, total, seen).chunk(2, dim=2)
+    by_key, by_query = products(readers, key, total, seen).chunk(2, dim=2)
     # the solver reads what is below the diagonal only
     updates = torch.linalg.solve_triangular(
         beta * by_key, beta * (value - old[:, :, :width]), upper=False, unitriangular=True
     )
     outputs = old[:, :, width:] + by_query @ updates
-    return outputs.transpose(1, 2), Solution(state, key, updates, total)
-
-
-def _products(
-    readers: torch.Tensor, key: torch.Tensor, total: torch.Tensor, seen: torch.Tensor
-) -> torch.Tensor:
-    """[B, H, 2T, T]: the products of two rows of readers per token with the keys they see.
-
-    Args:
-        readers: [B, H, 2T, dk].
-        key: [B, H, T, dk], which decay on their way to a reader.
-        total: [B, H, T, 1 or dk], the sum of the logarithms of the decays.
-        seen: bool[T, T].
-    """
-    if total.shape[-1] == 1:
-        lost = (total - total.transpose(-1, -2)).masked_fill(~seen, -torch.inf).exp()
-        return (readers @ key.transpose(-1, -2)) * lost.repeat(1, 1, 2, 1)
-    lost = total[:, :, :, None] - total[:, :, None]
-    keys = key[:, :, None] * lost.masked_fill(~seen[..., None], -torch.inf).exp()
-    pairs = torch.stack(readers.chunk(2, dim=2), dim=-1)  # [B, H, T, dk, 2]
-    return torch.cat((keys @ pairs).unbind(-1), dim=2)
-
-
-def windows(seen: NDArray[np.bool_], kept: int, size: int) -> NDArray[np.int64]:
-    """The columns that a causal convolution reads at each node of a tree.
-
-    Args:
-        seen: bool[T, T], True where the column is the row's token or one of its ancestors.
-        kept: number of columns kept from the text, which come before the nodes' own.
-        size: size of the convolution in tokens; at most `kept` + 1.
-
-    Returns:
-        int64[T, size]: a node's last ancestors and itself, after as many kept columns as it lacks.
-
-    Example:
-        >>> windows(np.array([[True, False], [True, True]]), kept=2, size=3)
-        array([[0, 1, 2],
-               [1, 2, 3]])
-    """
-    width = len(seen)
-    lines = np.empty((width, kept + width), np.int64)
-    lines[:, :kept] = np.arange(-kept, 0)
-    lines[:, kept:] = np.where(seen, np.arange(width), -kept - 1)
-    lines.sort(axis=1)
-    return lines[:, lines.shape[1] - size :] + kept
-
-
-def last_columns(path: Sequence[int], kept: int, size: int) -> list[int]:
-    """The last `size` columns of the text and a path: what a convolution keeps of them.
-
-    Args:
-        path: the nodes of the path, root first.
-        kept: number of columns kept from the text, which come before the nodes' own.
-    """
-    line = [*range(kept), *(kept + node for node in path)]
-    return line[len(line) - size :]
-
-
-def convolve(
-    columns: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    read: torch.Tensor,
-) -> torch.Tensor:
-    """A depthwise convolution over a window of its own for each node; without activation.
-
-    Sums in float32 at least, as convolutions in shorter formats do, and rounds to the weight's
-    dtype.
-
-    Args:
-        columns: [B, C, L].
-        weight: [C, size].
-        bias: [C]; or None.
-        read: int64[T, size], the columns that each node reads, from `windows`.
-
-    Returns:
-        [B, C, T]
-    """
-    dtype = torch.promote_types(weight.dtype, torch.float32)
-    rows = columns.to(weight.dtype).transpose(1, 2).to(dtype)  # a token's channels side by side
-    windowed = rows.index_select(1, read.flatten()).reshape(len(rows), *read.shape, -1)
-    summed: torch.Tensor = (windowed * weight.to(dtype).t()).sum(2)
-    if bias is not None:
-        summed = summed + bias.to(dtype)
-    return summed.to(weight.dtype).transpose(1, 2)
+    return outputs.transpose(1, 2), Recurrence(state, key, updates, total)

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_NO_MASK = "linear_attention"
-_RULES = ("full_attention", "sliding_attention", "chunked_attention", "indexed_attention")
+_NO_MASK = frozenset({"linear_attention", "mlp", "moe"})
+_RULES = ("hybrid", "full_attention", "sliding_attention", "chunked_attention", "indexed_attention")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Reach:
 def reaches(config: Any) -> dict[str | None, Reach] | None:
     """The attention reach of each layer type (key None: one mask for all layers).
 
-    Layers of linear attention take no mask, and are left out. None if the model has another layer
+    Layers without attention take no mask, and are left out. None if the model has another layer
     type that takes no tree mask, a convolution for example.
     """
     config = config.get_text_config(decoder=True)
@@ -60,11 +60,12 @@ def reaches(config: Any) -> dict[str | None, Reach] | None:
         if window is not None:
             return {None: Reach(window=window)}
         return {None: Reach(chunk=chunk)}
-    kinds = dict.fromkeys(kind for kind in types if kind != _NO_MASK)
+    kinds = dict.fromkeys(kind for kind in types if kind not in _NO_MASK)
     if not set(kinds) <= set(_RULES):
         return None
     known = {
         "full_attention": Reach(),
+        "hybrid": Reach(),  # beside a recurrence
         "sliding_attention": Reach(window=window),
         "chunked_attention": Reach(chunk=chunk),
         "indexed_attention": Reach(),  # while the index selects all keys

@@ -18,12 +18,13 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from hf_specplug.hf import delta_rule
+from hf_specplug.hf import delta_rule, selective_scan, tree_windows
 
-RULE, CONVOLUTION = "rule", "convolution"
+DELTA_RULE, SCAN, CONVOLUTION = "delta rule", "selective scan", "convolution"
 
 _ARGUMENTS = {
-    RULE: {"query", "key", "value", "g", "beta", "initial_state", "output_final_state"},
+    DELTA_RULE: {"query", "key", "value", "g", "beta", "initial_state", "output_final_state"},
+    SCAN: {"hidden_states", "dt", "A", "B", "C", "D", "dt_bias", "initial_states", "chunk_size"},
     CONVOLUTION: {"hidden_states", "weight", "bias", "activation"},
 }
 _OF_ONE_TOKEN = "conv_state"  # the argument of functions that are called for single tokens only
@@ -47,7 +48,7 @@ class Switch:
     Args:
         scope: the globals of the model file.
         name: the function's name there.
-        role: `RULE` or `CONVOLUTION`.
+        role: `DELTA_RULE`, `SCAN` or `CONVOLUTION`.
     """
 
     def __init__(self, scope: dict[str, Any], name: str, role: str) -> None:
@@ -92,9 +93,10 @@ def replaced(switches: list[Switch], replacements: dict[str, Callable[..., Any]]
 
 
 def switches(model: PreTrainedModel) -> list[Switch]:
-    """The switches of the functions that a model's layers with a gated delta rule call.
+    """The switches of the functions that a model's recurrent layers call.
 
-    Empty if it has no such layers, or if one of them computes in a way that is not known.
+    Empty if it has no layers with a gated delta rule or a selective scan, or if one of them
+    computes in a way that is not known.
     """
     found: dict[int, Switch] = {}
     for kind in {type(module) for module in model.modules()}:
@@ -107,27 +109,25 @@ def switches(model: PreTrainedModel) -> list[Switch]:
 
 @cache
 def _switches(kind: type[nn.Module], device: str) -> list[Switch] | None:
-    """The switches of a layer type; None if it computes a rule in a way that is not known.
+    """The switches of a layer type; None if it computes in a way that is not known.
 
-    Functions are recognized by their arguments, and must compute what `delta_rule` computes.
+    Functions are recognized by their arguments, and must compute what ours compute.
     """
     forward = inspect.unwrap(kind.forward)
     scope = getattr(forward, "__globals__", {})
     used = getattr(getattr(forward, "__code__", None), "co_names", ())
     functions = {name: _function(scope[name]) for name in used if name in scope}
-    rules, convolutions = (
-        [name for name, function in functions.items() if _takes(function, _ARGUMENTS[role])]
-        for role in (RULE, CONVOLUTION)
-    )
-    if not rules:
+    by_role = {
+        role: [name for name, function in functions.items() if _takes(function, arguments)]
+        for role, arguments in _ARGUMENTS.items()
+    }
+    if not by_role[DELTA_RULE] and not by_role[SCAN]:
         return []
-    known = len(convolutions) == 1 and _is_convolution(functions[convolutions[0]], device)
-    if not known or not all(_is_rule(functions[name], device) for name in rules):
+    found = [(name, role) for role, names in by_role.items() for name in names]
+    known = bool(by_role[CONVOLUTION])
+    if not known or not all(_IS[role](functions[name], device) for name, role in found):
         return None
-    return [
-        *(_switch(scope, name, RULE) for name in rules),
-        _switch(scope, convolutions[0], CONVOLUTION),
-    ]
+    return [_switch(scope, name, role) for name, role in found]
 
 
 def _function(found: Any) -> Any:
@@ -174,10 +174,36 @@ def _computes_rule(function: Callable[..., Any], device: str, channels: tuple[in
             output_final_state=True,
             use_qk_l2norm_in_kernel=True,
         )
-        ours, solution = delta_rule.solve(query, key, value, decay, beta, state, seen, True)
-        after = solution.after(torch.arange(3, device=device))
     except Exception:  # it takes other arguments than these
         return False
+    ours, recurrence = delta_rule.solve(query, key, value, decay, beta, state, seen, True)
+    after = recurrence.after(torch.arange(3, device=device))
+    return _alike(outputs, ours) and _alike(last, after)
+
+
+def _is_scan(function: Callable[..., Any], device: str) -> bool:
+    """Whether a function computes Mamba2's recurrence."""
+    values, rate = _random(device, 1, 3, 4, 16), -_random(device, 4).abs()
+    dt, key, query = (_random(device, 1, 3, *shape) for shape in ((4,), (2, 16), (2, 16)))
+    state, seen = _random(device, 1, 4, 16, 16), torch.ones(3, 3, device=device).tril().bool()
+    try:
+        outputs, last = function(
+            values,
+            dt,
+            rate,
+            key,
+            query,
+            chunk_size=4,
+            D=None,
+            dt_softplus=True,
+            initial_states=state,
+            return_final_states=True,
+        )
+    except Exception:  # it takes other arguments than these
+        return False
+    dt = torch.nn.functional.softplus(dt)
+    ours, recurrence = selective_scan.scan(values, dt, rate, key, query, state.mT, seen)
+    after = recurrence.after(torch.arange(3, device=device)).mT
     return _alike(outputs, ours) and _alike(last, after)
 
 
@@ -189,8 +215,11 @@ def _is_convolution(function: Callable[..., Any], device: str) -> bool:
         outputs = function(columns, weight, bias, activation="silu")
     except Exception:  # it takes other arguments than these
         return False
-    ours = torch.nn.functional.silu(delta_rule.convolve(columns, weight, bias, read))
+    ours = torch.nn.functional.silu(tree_windows.convolve(columns, weight, bias, read))
     return _alike(outputs[..., 3:], ours)
+
+
+_IS = {DELTA_RULE: _is_rule, SCAN: _is_scan, CONVOLUTION: _is_convolution}
 
 
 def _random(device: str, *shape: int) -> torch.Tensor:

@@ -1,9 +1,9 @@
-"""Recurrent states over a draft tree: layers with a gated delta rule verify a whole tree.
+"""Recurrent states over a draft tree: layers with a gated delta rule or Mamba2 verify whole trees.
 
 In a forward pass inside `TreeStates.at`, these layers compute every node after its own ancestors:
-the rule by `delta_rule.solve`, the causal convolution by windows gathered from the columns that the
-cache keeps and from the ancestors. `TreeStates.keep` then writes both states of the accepted path.
-There is no second pass, and no copy of a state per path.
+their recurrence by `delta_rule.solve` or `selective_scan.scan`, the causal convolution by windows
+gathered from the columns that the cache keeps and from the ancestors. `TreeStates.keep` then writes
+both states of the accepted path. There is no second pass, and no copy of a state per path.
 """
 
 from __future__ import annotations
@@ -17,16 +17,59 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, DynamicLayer
 
 from hf_specplug.errors import StateError
-from hf_specplug.hf import delta_rule
-from hf_specplug.hf.seams import CONVOLUTION, RULE, replaced, switches
+from hf_specplug.hf import delta_rule, selective_scan, tree_windows
+from hf_specplug.hf.cache import rollback as of_keys
+from hf_specplug.hf.seams import CONVOLUTION, DELTA_RULE, SCAN, replaced, switches
+
+After = Callable[[torch.Tensor], torch.Tensor]
+"""The recurrent state after the nodes of a path, int64[n]."""
+
+
+class _Keys(DynamicLayer):  # type: ignore[misc]
+    """The keys and values of a layer that also holds states."""
+
+    def __init__(self, layer: Any) -> None:
+        self._layer = layer
+        self.is_initialized = True
+
+    @property
+    def keys(self) -> Any:
+        return self._layer.keys
+
+    @keys.setter
+    def keys(self, states: Any) -> None:
+        self._layer.keys = states
+
+    @property
+    def values(self) -> Any:
+        return self._layer.values
+
+    @values.setter
+    def values(self, states: Any) -> None:
+        self._layer.values = states
+
+
+_STATES = "LinearAttentionLayer"
+_STATES_AND_KEYS = "LinearAttentionAndFullAttentionLayer"
 
 
 def of_text(cache: Any) -> Cache:
-    """The layers of a cache that hold keys and values, as a cache of their own."""
-    return Cache(layers=[layer for layer in cache.layers if not hasattr(layer, "recurrent_states")])
+    """What a cache holds for each token, as a cache of its own: keys and values."""
+    layers = [layer for layer in cache.layers if type(layer).__name__ != _STATES]
+    return Cache(
+        layers=[
+            _Keys(layer) if type(layer).__name__ == _STATES_AND_KEYS else layer for layer in layers
+        ]
+    )
+
+
+def rollback(cache: Any) -> tuple[str, str]:
+    """How a cache with recurrent states can be rolled back: see `hf_specplug.hf.cache.rollback`."""
+    known = (_STATES, _STATES_AND_KEYS)
+    return of_keys(Cache(layers=[x for x in cache.layers if type(x).__name__ not in known]))
 
 
 def recurrent_layers(cache: Any) -> list[Any]:
@@ -74,7 +117,8 @@ class TreeStates:
         """
         of_pass = _Pass(self._layers, seen)
         roles: dict[str, Callable[..., Any]] = {
-            RULE: of_pass.rule,
+            DELTA_RULE: of_pass.rule,
+            SCAN: of_pass.scan,
             CONVOLUTION: of_pass.convolution,
         }
         try:
@@ -110,7 +154,7 @@ class _Pass:
         self._chain = bool(seen[-1].all())
         self._by_state = {id(layer.recurrent_states[0]): layer for layer in layers}
         self._columns: torch.Tensor | None = None  # those of the layer whose rule comes next
-        self._done: list[tuple[Any, torch.Tensor, delta_rule.Solution]] = []
+        self._done: list[tuple[Any, torch.Tensor, After]] = []
         self._made: dict[Any, torch.Tensor] = {}  # index tensors, by content and device
 
     def _on(self, device: torch.device, key: Any, make: Callable[[], Any]) -> torch.Tensor:
@@ -137,9 +181,9 @@ class _Pass:
         read = self._on(
             hidden_states.device,
             ("read", kept, size),
-            lambda: delta_rule.windows(self._seen, kept, size),
+            lambda: tree_windows.windows(self._seen, kept, size),
         )
-        outputs = delta_rule.convolve(hidden_states, weight, bias, read)
+        outputs = tree_windows.convolve(hidden_states, weight, bias, read)
         if activation is not None:
             outputs = ACT2FN[activation](outputs)
         return outputs.to(hidden_states.dtype)
@@ -157,17 +201,58 @@ class _Pass:
         use_qk_l2norm_in_kernel: bool = False,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(outputs at each node, the state before the tree)"""
-        layer = self._by_state.get(id(initial_state))
-        if initial_state is None or layer is None or self._columns is None:
-            raise StateError("a layer computes from a state that is not the one in the cache")
-        seen = self._on(query.device, "seen", lambda: self._seen)
-        outputs, solution = delta_rule.solve(
-            query, key, value, g, beta, initial_state, seen, use_qk_l2norm_in_kernel
+        """The gated delta rule: (outputs at each node, the state before the tree)"""
+        place, state = self._place(initial_state)
+        outputs, recurrence = delta_rule.solve(
+            query, key, value, g, beta, state, self._mask(query.device), use_qk_l2norm_in_kernel
         )
-        self._done.append((layer, self._columns, solution))
+        self._note(place, recurrence.after)
+        return outputs.to(query.dtype), state
+
+    def scan(
+        self,
+        function: Callable[..., Any],
+        hidden_states: torch.Tensor,
+        dt: torch.Tensor,
+        A: torch.Tensor,
+        B: torch.Tensor,
+        C: torch.Tensor,
+        chunk_size: int | None = None,
+        D: torch.Tensor | None = None,
+        dt_bias: torch.Tensor | None = None,
+        initial_states: torch.Tensor | None = None,
+        dt_softplus: bool = False,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mamba2's recurrence: (outputs at each node, the state before the tree)
+
+        Step sizes have no limits here: where a model file decodes one token, it ignores them.
+        """
+        place, state = self._place(initial_states)
+        if dt_bias is not None:
+            dt = dt + dt_bias.to(dt.dtype)
+        if dt_softplus:
+            dt = torch.nn.functional.softplus(dt)
+        mask = self._mask(dt.device)
+        outputs, recurrence = selective_scan.scan(hidden_states, dt, A, B, C, state.mT, mask)
+        if D is not None:
+            outputs = outputs + hidden_states * D[:, None]
+        self._note(place, lambda path: recurrence.after(path).mT)
+        return outputs.to(hidden_states.dtype).contiguous(), state
+
+    def _place(self, state: torch.Tensor | None) -> tuple[tuple[Any, torch.Tensor], torch.Tensor]:
+        """((the layer of the cache that holds a state, its columns), the state)"""
+        layer, columns = self._by_state.get(id(state)), self._columns
+        if state is None or layer is None or columns is None:
+            raise StateError("a layer computes from a state that is not the one in the cache")
+        return (layer, columns), state
+
+    def _note(self, place: tuple[Any, torch.Tensor], after: After) -> None:
+        self._done.append((*place, after))
         self._columns = None
-        return outputs.to(query.dtype), initial_state
+
+    def _mask(self, device: torch.device) -> torch.Tensor:
+        return self._on(device, "seen", lambda: self._seen)
 
     def check(self) -> None:
         """Raise `StateError` unless each layer computed once."""
@@ -178,9 +263,9 @@ class _Pass:
 
     def keep(self, visited: Sequence[int]) -> None:
         """Write the states after the nodes `visited` to the cache."""
-        for layer, columns, solution in self._done:
+        for layer, columns, after in self._done:
             path = self._on(columns.device, "path", lambda: list(visited))
-            layer.recurrent_states[0].copy_(solution.after(path))
+            layer.recurrent_states[0].copy_(after(path))
             self._write_window(layer, columns, visited)
 
     def undo(self) -> None:
@@ -199,6 +284,6 @@ class _Pass:
         last = self._on(
             columns.device,
             ("last", kept, size),
-            lambda: delta_rule.last_columns(visited, kept, size),
+            lambda: tree_windows.last_columns(visited, kept, size),
         )
         window.copy_(columns.index_select(-1, last))

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from hf_specplug.hf import delta_rule
+from hf_specplug.hf import delta_rule, tree_windows
+from hf_specplug.hf.linear_attention import Recurrence
 from tests.helpers import walks
 
 HEADS, SHARED, DK, DV = 4, 2, 6, 5
@@ -47,7 +48,7 @@ def inputs(width: int, channels: bool, strength: float, seed: int) -> Inputs:
     )
 
 
-def solve(x: Inputs, seen: NDArray[np.bool_]) -> tuple[torch.Tensor, delta_rule.Solution]:
+def solve(x: Inputs, seen: NDArray[np.bool_]) -> tuple[torch.Tensor, Recurrence]:
     parts = x.query, x.key, x.value, x.decay, x.beta, x.state
     return delta_rule.solve(*parts, torch.from_numpy(seen), normalize=True)
 
@@ -133,13 +134,12 @@ def test_decay_by_slot_instead_of_path_is_noticed(
     channels: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     x = inputs(len(FORK), channels, 1.0, 0)
-    real = delta_rule.Solution
 
-    def by_slot(state: torch.Tensor, *parts: torch.Tensor) -> delta_rule.Solution:
+    def by_slot(state: torch.Tensor, *parts: torch.Tensor) -> Recurrence:
         decay = x.decay if channels else x.decay[..., None]
-        return real(state, *parts[:-1], decay.cumsum(1).transpose(1, 2))
+        return Recurrence(state, *parts[:-1], decay.cumsum(1).transpose(1, 2))
 
-    monkeypatch.setattr(delta_rule, "Solution", by_slot)
+    monkeypatch.setattr(delta_rule, "Recurrence", by_slot)
     assert largest_error(x, FORK, walks.seen(FORK)) > 1e-2
 
 
@@ -148,11 +148,11 @@ def test_windows_are_the_last_columns_of_each_path(
     parents: list[int], size: int, surplus: int
 ) -> None:
     kept = size - 1 + surplus
-    found = delta_rule.windows(walks.seen(parents), kept, size)
+    found = tree_windows.windows(walks.seen(parents), kept, size)
     for node, path in enumerate(walks.paths(parents)):
         line = [*range(kept), *(kept + each for each in path)]
         assert found[node].tolist() == line[-size:]
-        assert delta_rule.last_columns(path, kept, kept) == line[len(line) - kept :]
+        assert tree_windows.last_columns(path, kept, kept) == line[len(line) - kept :]
 
 
 @pytest.mark.parametrize("biased", [False, True])
@@ -163,9 +163,9 @@ def test_a_convolution_reads_the_ancestors(near: int, biased: bool) -> None:
     columns = torch.randn(2, channels, size + 40, generator=draw, dtype=torch.float64)
     weight = torch.randn(channels, size, generator=draw, dtype=torch.float64)
     bias = torch.randn(channels, generator=draw, dtype=torch.float64) if biased else None
-    read = torch.from_numpy(delta_rule.windows(walks.seen(parents), size, size))
-    outputs = delta_rule.convolve(columns, weight, bias, read)
-    by_slot = delta_rule.convolve(
+    read = torch.from_numpy(tree_windows.windows(walks.seen(parents), size, size))
+    outputs = tree_windows.convolve(columns, weight, bias, read)
+    by_slot = tree_windows.convolve(
         columns, weight, bias, torch.arange(40)[:, None] + torch.arange(1, size + 1)
     )
     assert near == 1 or (outputs - by_slot).abs().max() > 1e-2
@@ -180,7 +180,7 @@ def test_a_convolution_in_bfloat16_rounds_once() -> None:
     columns = torch.randn(1, 64, 12, generator=draw).bfloat16()
     weight = torch.randn(64, 4, generator=draw).bfloat16()
     read = torch.arange(8)[:, None] + torch.arange(1, 5)
-    found = delta_rule.convolve(columns, weight, None, read)
-    exact = delta_rule.convolve(columns.double(), weight.double(), None, read)
+    found = tree_windows.convolve(columns, weight, None, read)
+    exact = tree_windows.convolve(columns.double(), weight.double(), None, read)
     assert found.dtype == torch.bfloat16
     assert torch.equal(found, exact.bfloat16())

@@ -1,4 +1,4 @@
-"""Trees through real model files with gated-delta layers, against walking every path."""
+"""Trees through real model files with recurrent layers, against walking every path."""
 
 from __future__ import annotations
 
@@ -12,25 +12,28 @@ import torch
 from numpy.typing import NDArray
 
 from hf_specplug.errors import StateError
-from hf_specplug.hf import delta_rule, seams
+from hf_specplug.hf import delta_rule, seams, selective_scan, tree_windows
 from hf_specplug.hf.tree_states import TreeStates, recurrent_layers
-from tests.helpers import deltas, walks
+from tests.helpers import tree_models, walks
 
 NOISE = 1e-3
 """In standard deviations of the logits: what the model files' own two rules differ by, at most."""
+
+
+KINDS = ["qwen3_5", "kimi_linear", "bamba"]  # decays per head and per channel, and no rule
 
 
 class Walk:
     """A prompt, a tree after it, and what plain steps along each path give."""
 
     def __init__(self, name: str, count: int, near: int, length: int = 20) -> None:
-        self.model = deltas.make(name)
+        self.model = tree_models.make(name)
         self.parents = walks.random_parents(count, near, near)
         self.paths, self.seen = walks.paths(self.parents), walks.seen(self.parents)
-        self.tokens = deltas.text(count, near)[0]
+        self.tokens = tree_models.text(count, near)[0]
         self.length = length
         with torch.no_grad():
-            self.before = self.model(deltas.text(length), use_cache=True).past_key_values
+            self.before = self.model(tree_models.text(length), use_cache=True).past_key_values
             self.logits, self.caches = self._steps()
 
     def _steps(self) -> tuple[torch.Tensor, list[Any]]:
@@ -79,7 +82,7 @@ def state_error(found: Any, expected: Any) -> float:
     return float(max(worst))
 
 
-@pytest.mark.parametrize("name", deltas.FAMILIES)
+@pytest.mark.parametrize("name", tree_models.FAMILIES)
 @pytest.mark.parametrize(("count", "near"), [(64, 3), (33, 64), (9, 1)])
 def test_a_tree_is_all_its_paths(name: str, count: int, near: int) -> None:
     walk = Walk(name, count, near)
@@ -102,25 +105,25 @@ def test_prompts_of_any_length(length: int) -> None:
     assert state_error(cache, walk.caches[-1]) < 1e-4
 
 
-@pytest.mark.parametrize("name", ["qwen3_5", "kimi_linear"])
+@pytest.mark.parametrize("name", KINDS)
 def test_siblings_that_see_each_other_are_noticed(name: str) -> None:
     walk = Walk(name, 20, 3)
     logits, _, _ = walk.tree(np.tri(20, dtype=bool))
     assert walk.error(logits) > 30 * NOISE
 
 
-@pytest.mark.parametrize("name", ["qwen3_5", "kimi_linear"])
+@pytest.mark.parametrize("name", KINDS)
 def test_convolutions_by_slot_are_noticed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     walk = Walk(name, 20, 3)
-    real = delta_rule.windows
+    real = tree_windows.windows
     monkeypatch.setattr(
-        delta_rule, "windows", lambda seen, *sizes: real(np.tri(len(seen), dtype=bool), *sizes)
+        tree_windows, "windows", lambda seen, *sizes: real(np.tri(len(seen), dtype=bool), *sizes)
     )
     logits, _, _ = walk.tree()
     assert walk.error(logits) > 30 * NOISE
 
 
-@pytest.mark.parametrize("name", ["qwen3_5", "kimi_linear"])
+@pytest.mark.parametrize("name", KINDS)
 def test_the_state_of_another_path_is_noticed(name: str) -> None:
     walk = Walk(name, 20, 3)
     _, states, cache = walk.tree()
@@ -130,15 +133,16 @@ def test_the_state_of_another_path_is_noticed(name: str) -> None:
 
 
 def _functions(name: str) -> dict[str, Any]:
-    module = __import__(type(deltas.make(name)).__module__, fromlist=["x"])
+    module = __import__(type(tree_models.make(name)).__module__, fromlist=["x"])
     return {key: value for key, value in vars(module).items() if callable(value)}
 
 
-@pytest.mark.parametrize("name", deltas.FAMILIES)
+@pytest.mark.parametrize("name", tree_models.FAMILIES)
 def test_the_functions_are_found_and_left_as_they_were(name: str) -> None:
     before = _functions(name)
     walk = Walk(name, 5, 2)
-    assert len(seams.switches(walk.model)) == 3  # chunked, recurrent, convolution
+    # a convolution, and the rule for many and for single tokens or a scan for many
+    assert len(seams.switches(walk.model)) == (3 if name in tree_models.DELTAS else 2)
     walk.tree()
     assert _functions(name) == before
 
@@ -167,20 +171,21 @@ def test_a_pass_that_raises_leaves_everything_as_it_was(layer: int) -> None:
     assert state_error(cache, walk.before) == 0
 
 
-@pytest.mark.parametrize("name", ["qwen3_5", "kimi_linear"])
+@pytest.mark.parametrize("name", KINDS)
 def test_a_rule_that_raises_leaves_the_states_as_they_were(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     walk = Walk(name, 6, 2)
-    real, calls = delta_rule.solve, []
+    module, key = (selective_scan, "scan") if name == "bamba" else (delta_rule, "solve")
+    real, left = getattr(module, key), [len(recurrent_layers(walk.before)) - 1]
 
-    def second_raises(*args: Any) -> Any:
-        calls.append(args)
-        if len(calls) == 2:
+    def last_raises(*args: Any) -> Any:
+        left[0] -= 1
+        if left[0] < 0:
             raise Stop
         return real(*args)
 
-    monkeypatch.setattr(delta_rule, "solve", second_raises)
+    monkeypatch.setattr(module, key, last_raises)
     cache = copy.deepcopy(walk.before)
     with torch.no_grad(), pytest.raises(Stop), TreeStates(walk.model, cache).at(walk.seen):
         walk.model(walk.tokens[None], past_key_values=cache, use_cache=True)
@@ -203,7 +208,7 @@ def test_a_state_that_is_not_the_caches_is_noticed() -> None:
         walk.model(walk.tokens[None], past_key_values=other, use_cache=True)
 
 
-@pytest.mark.parametrize("name", ["llama", "mamba2", "lfm2", "minimax"])
+@pytest.mark.parametrize("name", ["llama", "mamba", "lfm2", "minimax"])
 def test_other_models_have_no_seam(name: str) -> None:
     from tests.sweep.recipe import build
 
@@ -211,7 +216,7 @@ def test_other_models_have_no_seam(name: str) -> None:
 
 
 def test_a_rule_that_is_not_this_one_has_no_seam(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = deltas.make("olmo_hybrid")
+    model = tree_models.make("olmo_hybrid")
     scope = vars(__import__(type(model).__module__, fromlist=["x"]))
     real = scope["torch_chunk_gated_delta_rule"]
 
@@ -231,7 +236,7 @@ def test_a_rule_that_is_not_this_one_has_no_seam(monkeypatch: pytest.MonkeyPatch
 def test_other_threads_compute_plainly() -> None:
     walk = Walk("qwen3_5", 12, 3)
     expected, _, _ = walk.tree()
-    ids = deltas.text(30, 5)
+    ids = tree_models.text(30, 5)
     with torch.no_grad():
         plain = walk.model(ids, use_cache=True).logits
     wrong: list[str] = []

@@ -1,4 +1,4 @@
-"""The engine of gated-delta models: trees through recurrent layers, without a copy of a state."""
+"""The engine of recurrent layers that verify trees: no copy of a state, and no replay."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hf_specplug.hf.cache import Rollback, rollback
+from hf_specplug.hf.cache import Rollback
 from hf_specplug.hf.call import Call
 from hf_specplug.hf.plan import PLAIN, TREE, CallPlan
 from hf_specplug.hf.seams import switches
 from hf_specplug.hf.states import KeptStates, may_hold_state
 from hf_specplug.hf.support import left_to_compiled_generate
-from hf_specplug.hf.tree_states import TreeStates, of_text
+from hf_specplug.hf.tree_states import TreeStates, of_text, rollback
 from hf_specplug.verify.eager import EagerEngine, EagerFactory
 from hf_specplug.verify.packed import PackedLinears
 from hf_specplug.verify.registry import register_engine
 
 
 @register_engine
-class DeltaTreeFactory(EagerFactory):
-    """Makes engines for models whose recurrent layers all compute a gated delta rule.
+class RecurrentTreeFactory(EagerFactory):
+    """Makes engines for models whose recurrent layers all compute a gated delta rule or Mamba2.
 
-    Chains of other calls are left to the engine of recurrent states.
+    Chains are left to the engine of kept states.
     """
 
-    name = "delta tree"
+    name = "recurrent tree"
     priority = 2
     modes = (TREE,)
 
@@ -43,15 +43,15 @@ class DeltaTreeFactory(EagerFactory):
     def limit(self, call: Call, plan: CallPlan) -> CallPlan:
         if left_to_compiled_generate(call):
             return plan.limited(PLAIN, "a compiled static cache is left to transformers")
-        return plan.limited(*rollback(of_text(call.cache)))
+        return plan.limited(*rollback(call.cache))
 
     def make(
         self, call: Call, plan: CallPlan, packed: PackedLinears | None, layer: int | None
-    ) -> DeltaTreeEngine:
-        return DeltaTreeEngine(call, plan, packed, layer)
+    ) -> RecurrentTreeEngine:
+        return RecurrentTreeEngine(call, plan, packed, layer)
 
 
-class DeltaTreeEngine(EagerEngine):
+class RecurrentTreeEngine(EagerEngine):
     """Verifies trees; layers of keys and values are rolled back as the eager engine does."""
 
     def _prepare_rollback(self) -> None:

@@ -1,9 +1,9 @@
-"""Tiny models of every family with gated-delta layers: real classes, random weights."""
+"""Tiny models of every family whose recurrent layers verify trees: real classes, random weights."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -77,10 +77,13 @@ BUILD: dict[str, Callable[[], PreTrainedModel]] = {
     ),
     "olmo_hybrid": _made("OlmoHybridConfig", **_DELTA),
     "kimi_linear": _made("KimiLinearConfig", **_KIMI),
-    "qwen4_exp": lambda: build("causal", "qwen4_exp_text"),
-    "bailing_hybrid": lambda: build("causal", "bailing_hybrid"),
+    "qwen4_exp": partial(build, "causal", "qwen4_exp_text"),
+    "bailing_hybrid": partial(build, "causal", "bailing_hybrid"),
 }
-FAMILIES = list(BUILD)
+DELTAS = list(BUILD)
+MAMBAS = ["bamba", "falcon_h1", "granitemoehybrid", "nemotron_h", "zamba2"]
+BUILD |= {name: partial(build, "causal", name) for name in MAMBAS}
+FAMILIES = [*DELTAS, *MAMBAS]
 
 
 @cache

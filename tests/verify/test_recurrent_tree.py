@@ -1,4 +1,4 @@
-"""`generate` with trees through gated-delta layers: identity with plain, and what a call leaves."""
+"""`generate` with trees through recurrent layers: identity with plain, and what a call leaves."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import torch
 from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList
 
 from hf_specplug import attach, detach
-from hf_specplug.hf import delta_rule
+from hf_specplug.hf import tree_windows
 from hf_specplug.hf.reach import Reach, reaches
 from hf_specplug.plug import DEFAULT_DRAFTERS
-from tests.helpers import deltas
+from tests.helpers import tree_models
 from tests.helpers.oracle import Replay
 from tests.helpers.runs import chosen, new_tokens, plain, plugged
 from tests.hf.test_tree_states import state_error
 
-ENGINE = {"tree, delta tree": 1}
-BOTH = ["qwen3_5", "kimi_linear"]  # decays per head, and per channel
-CASES = [(name, torch.float32) for name in deltas.FAMILIES]
+ENGINE = {"tree, recurrent tree": 1}
+KINDS = ["qwen3_5", "kimi_linear", "zamba2"]  # decays per head and per channel, and no rule
+CASES = [(name, torch.float32) for name in tree_models.FAMILIES]
 CASES += [(name, torch.float64) for name in ("qwen3_5", "olmo_hybrid")]  # experts need float32
 SAMPLING: dict[str, dict[str, Any]] = {
     "temperature": {"temperature": 0.8, "top_k": 0},
@@ -33,7 +33,7 @@ SAMPLING: dict[str, dict[str, Any]] = {
 
 
 def prompt(length: int = 30, seed: int = 1) -> dict[str, torch.Tensor]:
-    ids = deltas.text(length, seed)
+    ids = tree_models.text(length, seed)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
@@ -51,7 +51,7 @@ def check(
 
 @pytest.mark.parametrize(("name", "dtype"), CASES)
 def test_greedy(name: str, dtype: torch.dtype) -> None:
-    model = deltas.make(name, dtype)
+    model = tree_models.make(name, dtype)
     settings: dict[str, Any] = {"max_new_tokens": 40, "do_sample": False}
     expected = plain(model, prompt(), **settings)
     reference = new_tokens(expected[0], 40)
@@ -70,9 +70,9 @@ def test_greedy(name: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", SAMPLING)
-@pytest.mark.parametrize("name", deltas.FAMILIES)
+@pytest.mark.parametrize("name", tree_models.FAMILIES)
 def test_sampling(name: str, kind: str) -> None:
-    model, outputs = deltas.make(name), set()
+    model, outputs = tree_models.make(name), set()
     for seed in range(8):
         every = {"max_new_tokens": 14, "do_sample": True, "seed": seed, **SAMPLING[kind]}
         expected = plain(model, prompt(), **every)
@@ -83,9 +83,9 @@ def test_sampling(name: str, kind: str) -> None:
     assert len(outputs) > 4
 
 
-@pytest.mark.parametrize("name", BOTH)
+@pytest.mark.parametrize("name", KINDS)
 def test_right_up_to_every_position(name: str) -> None:
-    model = deltas.make(name)
+    model = tree_models.make(name)
     settings: dict[str, Any] = {"max_new_tokens": 24, "do_sample": False}
     expected = plain(model, prompt(), **settings)
     reference = new_tokens(expected[0], 24)
@@ -105,9 +105,9 @@ LENGTHS = [1, 2, 3, 4, 5, 17, 62, 63, 64, 65, 66, 127, 128, 129, 200, 300]
 
 
 @pytest.mark.parametrize("length", LENGTHS)
-@pytest.mark.parametrize("name", BOTH)
+@pytest.mark.parametrize("name", KINDS)
 def test_prompts(name: str, length: int) -> None:
-    model, inputs = deltas.make(name), prompt(length)
+    model, inputs = tree_models.make(name), prompt(length)
     settings: dict[str, Any] = {"max_new_tokens": 30, "do_sample": False}
     expected = plain(model, inputs, **settings)
     drafter = Replay(new_tokens(expected[0], 30), wrong=lambda p: p % 5 == 4, rank=1)
@@ -115,10 +115,10 @@ def test_prompts(name: str, length: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", deltas.FAMILIES)
+@pytest.mark.parametrize("name", tree_models.FAMILIES)
 def test_a_text_of_400_tokens(name: str) -> None:
     """The one place where a near-tie may fall the other way: fewer than 1 in 2,000 tokens."""
-    model, differences = deltas.make(name), 0
+    model, differences = tree_models.make(name), 0
     settings: dict[str, Any] = {"max_new_tokens": 400, "do_sample": False}
     scored = {"return_dict_in_generate": True, "output_logits": True}
     for seed in range(5):
@@ -139,9 +139,9 @@ def test_a_text_of_400_tokens(name: str) -> None:
     assert differences <= 2  # of 4,000 tokens
 
 
-@pytest.mark.parametrize("name", deltas.FAMILIES)
+@pytest.mark.parametrize("name", tree_models.FAMILIES)
 def test_left_padding(name: str) -> None:
-    model, inputs = deltas.make(name), prompt(30)
+    model, inputs = tree_models.make(name), prompt(30)
     inputs["input_ids"][0, :5] = 0
     inputs["attention_mask"][0, :5] = 0
     settings: dict[str, Any] = {"max_new_tokens": 30, "do_sample": False}
@@ -152,7 +152,7 @@ def test_left_padding(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["qwen3_5", "olmo_hybrid"])
 def test_eager_attention(name: str) -> None:
-    model = copy.deepcopy(deltas.make(name))
+    model = copy.deepcopy(tree_models.make(name))
     model.set_attn_implementation("eager")
     settings: dict[str, Any] = {"max_new_tokens": 30, "do_sample": False}
     expected = plain(model, prompt(), **settings)
@@ -162,7 +162,7 @@ def test_eager_attention(name: str) -> None:
 
 def test_bfloat16() -> None:
     """Near-ties fall either way, so that a text may differ; it is drafted, and nothing is lost."""
-    model = copy.deepcopy(deltas.make("qwen3_5")).to(torch.bfloat16)
+    model = copy.deepcopy(tree_models.make("qwen3_5")).to(torch.bfloat16)
     settings: dict[str, Any] = {"max_new_tokens": 40, "do_sample": False}
     reference = new_tokens(plain(model, prompt(), **settings)[0], 40)
     output, _, plug = plugged(model, prompt(), Replay(reference, rank=1), **settings)
@@ -179,7 +179,7 @@ def turns(model: Any, cache: Any, drafters: Any, **settings: Any) -> list[Any]:
         else plugged(model, prompt(), drafters, past_key_values=cache, **settings)
     )
     after = copy.deepcopy(cache)
-    ids = torch.cat([first, deltas.text(9, 7)], dim=1)
+    ids = torch.cat([first, tree_models.text(9, 7)], dim=1)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     second, _, _ = (
         (*plain(model, inputs, past_key_values=cache, **settings), None)
@@ -190,9 +190,9 @@ def turns(model: Any, cache: Any, drafters: Any, **settings: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize("count", [1, 2, 13, 14, 15])
-@pytest.mark.parametrize("name", BOTH)
+@pytest.mark.parametrize("name", KINDS)
 def test_a_cache_of_the_caller_over_two_turns(name: str, count: int) -> None:
-    model = deltas.make(name)
+    model = tree_models.make(name)
     settings: dict[str, Any] = {"max_new_tokens": count, "do_sample": False}
     ours, theirs = (DynamicCache(config=model.config) for _ in range(2))
     expected = turns(model, theirs, None, **settings)
@@ -224,7 +224,7 @@ class Raises(LogitsProcessor):
 
 @pytest.mark.parametrize("at", range(1, 12))
 def test_a_processor_that_raises_leaves_what_plain_leaves(at: int) -> None:
-    model = deltas.make("qwen3_5")
+    model = tree_models.make("qwen3_5")
     settings: dict[str, Any] = {"max_new_tokens": 20, "do_sample": False}
     drafter = Replay(new_tokens(plain(model, prompt(), **settings)[0], 20), rank=1)
     ours, theirs = (DynamicCache(config=model.config) for _ in range(2))
@@ -244,7 +244,7 @@ def test_a_processor_that_raises_leaves_what_plain_leaves(at: int) -> None:
 @pytest.mark.parametrize("layer", [0, 2, 3])
 @pytest.mark.parametrize("at", [1, 2, 4])
 def test_a_pass_that_raises_leaves_the_cache_before_it(at: int, layer: int) -> None:
-    model = deltas.make("qwen3_5")
+    model = tree_models.make("qwen3_5")
     settings: dict[str, Any] = {"max_new_tokens": 30, "do_sample": False}
     reference = new_tokens(plain(model, prompt(), **settings)[0], 30)
     cache, armed, passes = DynamicCache(config=model.config), False, []
@@ -265,7 +265,7 @@ def test_a_pass_that_raises_leaves_the_cache_before_it(at: int, layer: int) -> N
     finally:
         detach(model)
         handle.remove()
-    assert plug.stats.engines == {"tree, delta tree": 2}
+    assert plug.stats.engines == {"tree, recurrent tree": 2}
     length = cache.get_seq_length()
     assert {layer.get_seq_length() for layer in cache.layers if hasattr(layer, "keys")} == {length}
     expected = DynamicCache(config=model.config)
@@ -277,7 +277,7 @@ def test_a_pass_that_raises_leaves_the_cache_before_it(at: int, layer: int) -> N
 
 
 def test_two_threads() -> None:
-    model = deltas.make("qwen3_5")
+    model = tree_models.make("qwen3_5")
     settings: dict[str, Any] = {"max_new_tokens": 30, "do_sample": False}
     references = {seed: plain(model, prompt(30, seed), **settings)[0] for seed in range(4)}
     plug = attach(model, drafters=list(DEFAULT_DRAFTERS), nodes=12)
@@ -301,15 +301,15 @@ def test_two_threads() -> None:
     finally:
         detach(model)
     assert not wrong
-    assert plug.stats.engines == {"tree, delta tree": 12}
+    assert plug.stats.engines == {"tree, recurrent tree": 12}
 
 
 def test_a_model_whose_trees_are_off_drafts_chains(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = delta_rule.windows
+    real = tree_windows.windows
     monkeypatch.setattr(
-        delta_rule, "windows", lambda seen, *sizes: real(np.tri(len(seen), dtype=bool), *sizes)
+        tree_windows, "windows", lambda seen, *sizes: real(np.tri(len(seen), dtype=bool), *sizes)
     )
-    model = copy.deepcopy(deltas.make("qwen3_5"))
+    model = copy.deepcopy(tree_models.make("qwen3_5"))
     plan = chosen(model, prompt())
     assert (plan.mode, plan.engine) == ("chain", "recurrent")
 
@@ -319,7 +319,7 @@ def test_the_trial_reaches_beyond_a_convolution(
     dilated: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A node that reads the root instead of its fourth ancestor is found out."""
-    real = delta_rule.windows
+    real = tree_windows.windows
 
     def off(seen: Any, kept: int, size: int) -> Any:
         read = real(seen, kept, size)
@@ -327,8 +327,8 @@ def test_the_trial_reaches_beyond_a_convolution(
         read[deep, 0] = kept if dilated else read[deep, 0]
         return read
 
-    monkeypatch.setattr(delta_rule, "windows", off)
-    plan = chosen(copy.deepcopy(deltas.make("qwen3_5")), prompt())
+    monkeypatch.setattr(tree_windows, "windows", off)
+    plan = chosen(copy.deepcopy(tree_models.make("qwen3_5")), prompt())
     assert plan.mode == ("chain" if dilated else "tree")
 
 
@@ -338,11 +338,12 @@ def test_the_trial_reaches_beyond_a_convolution(
         (["linear_attention", "full_attention"], None, {"full_attention": Reach()}),
         (["linear_attention", "sliding_attention"], 8, None),
         (["linear_attention", "conv"], None, None),
+        (["linear_attention", "moe", "mlp", "hybrid"], None, {"hybrid": Reach()}),
         (["full_attention", "sliding_attention"], 8, {"full_attention", "sliding_attention"}),
     ],
 )
 def test_layers_of_linear_attention_take_no_mask(types: Any, window: Any, expected: Any) -> None:
-    config = copy.deepcopy(deltas.make("qwen3_5").config)
+    config = copy.deepcopy(tree_models.make("qwen3_5").config)
     config.layer_types, config.sliding_window = types, window
     found = reaches(config)
     assert found == expected or set(found or ()) == expected
