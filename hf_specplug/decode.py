@@ -111,7 +111,7 @@ def _prefill(call: Decoding) -> list[int]:
 def _draft(call: Decoding, root: int) -> Decision:
     """Draft the tree to verify after `root`; it is empty if nothing may be drafted."""
     engine, verifier = call.engine, call.verifier
-    allowed = engine.drafts and root not in call.context.suppressed
+    allowed = root not in call.context.suppressed
     return draft(
         call.search,
         call.budget,

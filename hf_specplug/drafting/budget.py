@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hf_specplug.drafting.costs import Costs
-from hf_specplug.drafting.goodput import outlook
+from hf_specplug.drafting.goodput import after_rejection, outlook
 from hf_specplug.drafting.scheduler import DrafterScheduler
 from hf_specplug.errors import OptionError
 from hf_specplug.tree import EMPTY, DraftTree
@@ -237,8 +237,7 @@ class Budget:
             replays: see `fit`.
 
         Returns:
-            (tokens of the tree and its root, bucket of the expected tokens or None, seconds that it
-            saves or None)
+            (tokens of tree and root, bucket of the expected tokens or None, seconds saved or None)
         """
         if self._costs.load == 0.0:  # widths are compared with plain passes: run one first
             return 1, None, None
@@ -246,16 +245,17 @@ class Budget:
         predicted, accepted = self._kept[promise]
         trust = accepted / predicted
         costs = self._costs.relative(context)
-        drafted, tokens, spent = outlook(self._widths, costs, gains, trust, replays)
+        if replays:
+            drafted, saved = after_rejection(self._widths, costs, gains, trust, replays)
+            return 1 + drafted, promise, saved * self._costs.load
+        _, tokens, spent = outlook(self._widths, costs, gains, trust, replays)
         rates = [count / cost for count, cost in zip(tokens, spent, strict=True)]
         best, highest = len(rates) - 1, max(rates)
         while rates[best] < _NEARLY * highest:
             best -= 1
         if rates[best] < rates[0]:
             best = 0
-        saved = (tokens[best] * spent[0] - spent[best]) * self._costs.load
-        if replays:
-            return 1 + drafted[best], promise, saved
+        saved = (tokens[best] - spent[best]) * self._costs.load
         known = self._costs.known(0, context) and self._costs.known(best, context)
         if best and not known and not self._costs.comparable:
             return 1, None, None

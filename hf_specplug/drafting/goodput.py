@@ -53,6 +53,29 @@ def outlook(
     return drafted, tokens, spent
 
 
+def after_rejection(
+    widths: Sequence[int],
+    costs: Sequence[float],
+    gains: Sequence[float],
+    trust: float,
+    replays: int,
+) -> tuple[int, float]:
+    """How many tokens to draft in a forward pass that runs accepted ones again.
+
+    What these cost is due in any case. A draft has to earn what it adds at the rate of a forward
+    pass without them: else a pass without a draft comes first, after which nothing runs again.
+
+    Returns:
+        (number of drafted tokens, plain forward passes that they save)
+    """
+    _, tokens, spent = outlook(widths, costs, gains, trust, 0)
+    rate = max(count / cost for count, cost in zip(tokens, spent, strict=True))
+    drafted, tokens, spent = outlook(widths, costs, gains, trust, replays)
+    worth = [count / rate - cost for count, cost in zip(tokens, spent, strict=True)]
+    best = max(range(len(worth)), key=worth.__getitem__)
+    return drafted[best], worth[best] - worth[0]
+
+
 def _cost(widths: Sequence[int], costs: Sequence[float], width: float) -> float:
     """The cost of any width, between those of its neighbours."""
     return float(np.interp(width, widths, costs))

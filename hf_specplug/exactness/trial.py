@@ -28,7 +28,7 @@ from hf_specplug.hf.plan import CHAIN, PLAIN, TREE, CallPlan
 from hf_specplug.hf.prefill import Prompt, next_kwargs, prefilled
 from hf_specplug.hf.states import KeptStates
 from hf_specplug.hf.support import RECURRENT
-from hf_specplug.tree import EMPTY, DraftTree
+from hf_specplug.tree import DraftTree
 from hf_specplug.verify.eager import EagerEngine
 from hf_specplug.verify.noise import generator_state
 from hf_specplug.verify.recurrent import RecurrentEngine
@@ -176,7 +176,8 @@ def _drafted_logits(engine: EagerEngine, mode: str, t: Sequence[int]) -> dict[Pa
         _record(rows, (*path, t[3], t[6]), t[1], third, engine.step(t[1], third).logits)
     if mode == CHAIN:
         engine.keep([0, 1])
-        _record(rows, (*path, t[3], t[5]), t[6], EMPTY, engine.step(t[6], EMPTY).logits)
+        third = made_tree([-1], [t[1]])
+        _record(rows, (*path, t[3], t[5]), t[6], third, engine.step(t[6], third).logits)
     return rows
 
 

@@ -29,8 +29,9 @@ class KeptStates:
     """Keeps a cache as it is before a forward pass, and returns to it.
 
     A recurrent state sums up all tokens of a forward pass, so that none of them can be dropped.
-    `keep` copies the states of all layers at once, to tensors that are allocated once. Keys and
-    values are not copied: they are cropped, or, where a window drops old ones, held.
+    `keep` copies the states of all layers at once, to tensors that are allocated once. What a
+    forward pass does not change in place is not copied. Keys and values are cropped, or held where
+    a window drops old ones.
 
     Args:
         cache: the filled cache after prefill.
@@ -91,24 +92,19 @@ class _Layer:
                     yield states, key
 
     def keep(self) -> None:
-        if self._crops:
-            self._length = int(self._layer.get_seq_length())
-        else:
-            self._attributes = {
-                name: copy.copy(value) if isinstance(value, dict | list) else value
-                for name, value in vars(self._layer).items()
-                if name not in (*_IN_PLACE, "layers")
-            }
+        apart = {*_IN_PLACE, "layers", *(("keys", "values") if self._crops else ())}
+        self._length = int(self._layer.get_seq_length()) if self._crops else 0
+        self._attributes = {
+            name: copy.copy(value) if isinstance(value, dict | list) else value
+            for name, value in vars(self._layer).items()
+            if name not in apart
+        }
 
     def put_back(self) -> None:
         layer = self._layer
-        if not self._crops:
-            vars(layer).update(self._attributes)
-            return
-        surplus = int(layer.get_seq_length()) - self._length
+        surplus = int(layer.get_seq_length()) - self._length if self._crops else 0
         if isinstance(layer, StaticLayer):
-            layer.cumulative_length.sub_(surplus)
-        elif surplus and hasattr(layer, "conv_states"):
-            DynamicLayer.crop(layer, -surplus)
+            layer.cumulative_length.sub_(surplus)  # in place: compiled graphs hold its address
         elif surplus:
-            layer.crop(-surplus)
+            DynamicLayer.crop(layer, -surplus)
+        vars(layer).update(self._attributes)

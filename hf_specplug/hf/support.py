@@ -55,10 +55,11 @@ def of_call(call: Call) -> CallPlan:
     mode = config.get_generation_mode()
     if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
         return CallPlan(PLAIN, f"{mode.value} is not drafted")
-    if cache is None and getattr(model, "_is_stateful", False):
+    uses_cache = call.kwargs.get("use_cache", True)
+    if uses_cache and cache is None and getattr(model, "_is_stateful", False):
         return CallPlan(PLAIN, RECURRENT)
-    makes_cache = not model._supports_default_dynamic_cache()
-    if not call.kwargs.get("use_cache", True) or (cache is None and not makes_cache):
+    makes_cache = not model._supports_default_dynamic_cache()  # MiniMax at the prompt
+    if not uses_cache or (cache is None and not makes_cache):
         return CallPlan(PLAIN, "drafts need a cache (use_cache=True)")
     if config.return_dict_in_generate:
         for wanted in ("output_attentions", "output_hidden_states"):

@@ -34,7 +34,6 @@ class Engine(ABC):
 
     Attributes:
         cache: the KV cache that `generate` returns; set once the prompt has run.
-        drafts: False if the cache turned out, after the prompt, not to support rollback.
         degraded_reason: why this call runs worse than planned; "" if it does not.
     """
 
@@ -59,7 +58,6 @@ class Engine(ABC):
         self._position_key = position_argument(model)
         self._past = 0
         self._undo = ExitStack()
-        self.drafts = True
         self.degraded_reason = ""
         self._hook: HiddenStateHook | None = None
         if layer is not None:

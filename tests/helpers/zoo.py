@@ -267,11 +267,11 @@ _CHAIN = (
     Family("mpt", _centered(_decoder("Mpt", **_MPT, **_UNTIED)), "chain"),
     Family("gpt-neo", _decoder("GPTNeo", **_GPT_NEO), "chain"),
     Family("lfm2", _decoder("Lfm2", **_LFM2), "chain"),
+    Family("qwen3-next", _decoder("Qwen3Next", **_QWEN3_NEXT), "chain"),
 )
 _PLAIN = (
     Family("mamba2", _decoder("Mamba2", **_MAMBA2), "plain"),
     Family("jamba", _decoder("Jamba", **_JAMBA), "plain"),
-    Family("qwen3-next", _decoder("Qwen3Next", **_QWEN3_NEXT), "plain"),
     Family("llama-dynamic-rope", _decoder("Llama", **_DYNAMIC_ROPE), "plain"),
 )
 FAMILIES: dict[str, Family] = {family.name: family for family in (*_TREE, *_CHAIN, *_PLAIN)}

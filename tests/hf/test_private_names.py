@@ -62,6 +62,7 @@ PRIVATE = {
         "_prefill",
         "_prepare_cache_for_generation",
         "_sample",
+        "_supports_default_dynamic_cache",
         "_supports_attention_backend",
         "_update_model_kwargs_for_generation",
         "_valid_auto_compile_criteria",
@@ -119,6 +120,7 @@ OF_TORCH = {
     "_buffers",
     "_compiled_call_impl",
     "_dynamo",
+    "_foreach_copy_",
     "_forward_hooks",
     "_forward_pre_hooks",
     "_getframe",  # of sys

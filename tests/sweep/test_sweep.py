@@ -114,7 +114,7 @@ def test_tables_have_all() -> None:
 
 
 def test_reasons_of_several_families_are_one() -> None:
-    reason = "{} has a recurrent state that cannot be rolled back"
+    reason = "{} has layers that look at neighbours instead of a mask"
     assert general(reason.format("mamba2")) == general(reason.format("qwen3_5_text"))
     off = "a probe of {} found tree logits off by {} deviations"
     assert general(off.format("bert", 0.53)) == general(off.format("xlm-roberta", 1e-2))
