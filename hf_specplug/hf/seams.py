@@ -19,6 +19,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_specplug.hf import delta_rule, selective_scan, tree_windows
+from hf_specplug.hf.support import device_of
 
 DELTA_RULE, SCAN, CONVOLUTION = "delta rule", "selective scan", "convolution"
 
@@ -99,8 +100,9 @@ def switches(model: PreTrainedModel) -> list[Switch]:
     computes in a way that is not known.
     """
     found: dict[int, Switch] = {}
+    device = device_of(model).type
     for kind in {type(module) for module in model.modules()}:
-        of_kind = _switches(kind, model.device.type)  # type: ignore[arg-type]
+        of_kind = _switches(kind, device)  # type: ignore[arg-type]
         if of_kind is None:
             return []
         found |= {id(switch): switch for switch in of_kind}
@@ -113,7 +115,7 @@ def _switches(kind: type[nn.Module], device: str) -> list[Switch] | None:
 
     Functions are recognized by their arguments, and must compute what ours compute.
     """
-    forward = inspect.unwrap(kind.forward)
+    forward = inspect.unwrap(getattr(kind, "forward", None))  # type: ignore[arg-type]
     scope = getattr(forward, "__globals__", {})
     used = getattr(getattr(forward, "__code__", None), "co_names", ())
     functions = {name: _function(scope[name]) for name in used if name in scope}

@@ -26,7 +26,7 @@ class Family:
     build: Callable[[], PreTrainedModel]
     mode: str
     dtypes: tuple[torch.dtype, ...] = BOTH
-    kind: str = "decoder"  # or "encoder-decoder" or "speech"
+    kind: str = "decoder"  # or "recurrent", "encoder-decoder" or "speech"
 
 
 def _decoder(name: str, **changes: Any) -> Callable[[], PreTrainedModel]:
@@ -260,7 +260,7 @@ _TREE = (
     Family("whisper", _centered(_encoder_decoder("Whisper", **_WHISPER)), "tree", kind="speech"),
     Family("t5", _t5, "tree", kind="encoder-decoder"),
     Family("bart", _centered(_encoder_decoder("Bart", **_BART)), "tree", kind="encoder-decoder"),
-    Family("qwen3-next", _decoder("Qwen3Next", **_QWEN3_NEXT), "tree"),
+    Family("qwen3-next", _decoder("Qwen3Next", **_QWEN3_NEXT), "tree", kind="recurrent"),
 )
 _CHAIN = (
     Family("falcon-alibi", _centered(_decoder("Falcon", alibi=True, **_UNTIED)), "chain"),

@@ -160,6 +160,17 @@ def test_eager_attention(name: str) -> None:
     check(model, prompt(), drafter, expected, **settings)
 
 
+@pytest.mark.parametrize("name", ["qwen3_5", "kimi_linear", "bamba"])
+@pytest.mark.parametrize("key", ["cache_implementation", "prefill_chunk_size"])
+def test_other_caches_and_prefill(name: str, key: str) -> None:
+    model = tree_models.make(name)
+    settings = {key: {"cache_implementation": "static", "prefill_chunk_size": 16}[key]}
+    every: dict[str, Any] = {"max_new_tokens": 30, "do_sample": False, **settings}
+    expected = plain(model, prompt(40), **every)
+    drafter = Replay(new_tokens(expected[0], 30), wrong=lambda p: p % 5 == 4, rank=1)
+    check(model, prompt(40), drafter, expected, **every)
+
+
 def test_bfloat16() -> None:
     """Near-ties fall either way, so that a text may differ; it is drafted, and nothing is lost."""
     model = copy.deepcopy(tree_models.make("qwen3_5")).to(torch.bfloat16)
