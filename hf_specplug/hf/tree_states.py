@@ -22,6 +22,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from hf_specplug.errors import StateError
 from hf_specplug.hf import delta_rule, selective_scan, tree_windows
 from hf_specplug.hf.cache import rollback as of_keys
+from hf_specplug.hf.plan import PLAIN
 from hf_specplug.hf.seams import CONVOLUTION, DELTA_RULE, SCAN, replaced, switches
 
 After = Callable[[torch.Tensor], torch.Tensor]
@@ -68,6 +69,9 @@ def of_text(cache: Any) -> Cache:
 
 def rollback(cache: Any) -> tuple[str, str]:
     """How a cache with recurrent states can be rolled back: see `hf_specplug.hf.cache.rollback`."""
+    mode, reason = of_keys(cache)
+    if mode == PLAIN:
+        return mode, reason
     known = (_STATES, _STATES_AND_KEYS)
     return of_keys(Cache(layers=[x for x in cache.layers if type(x).__name__ not in known]))
 

@@ -1,4 +1,4 @@
-"""What a call with trees through recurrent layers leaves: the cache that plain `generate` leaves."""
+"""What calls with trees through recurrent layers leave: the cache that plain `generate` leaves."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList
 
 from hf_specplug import attach, detach
+from hf_specplug.hf.tree_states import rollback
 from tests.helpers import tree_models
 from tests.helpers.oracle import Replay
 from tests.helpers.runs import new_tokens, plain, plugged
@@ -120,3 +121,10 @@ def test_a_pass_that_raises_leaves_the_cache_before_it(at: int, layer: int) -> N
     )
     assert expected.get_seq_length() == length
     assert state_error(cache, expected) < 1e-4
+
+
+def test_an_offloaded_cache_is_not_rolled_back() -> None:
+    cache = DynamicCache(config=tree_models.make("qwen3_5").config)
+    assert rollback(cache) == ("tree", "")
+    cache.offloading = True
+    assert rollback(cache)[0] == "plain"
