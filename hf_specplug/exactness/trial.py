@@ -32,8 +32,9 @@ from hf_specplug.tree import DraftTree
 from hf_specplug.verify.eager import EagerEngine
 from hf_specplug.verify.noise import generator_state
 from hf_specplug.verify.recurrent import RecurrentEngine
+from hf_specplug.verify.recurrent_tree import RecurrentTreeEngine
 
-LENGTH = 8
+LENGTH = 12
 """The maximum number of tokens that a trial adds to a text."""
 
 RANDOM = "the model draws random numbers in each forward pass"
@@ -137,7 +138,9 @@ def _drafted(
     """The logits of a trial's forward passes, by path or, in a batch, by row and path."""
     if call.rows > 1:
         return row_trial.drafted_logits(call, mode, prompt, tokens)
-    kind = RecurrentEngine if holds_state(prompt.kwargs["past_key_values"]) else EagerEngine
+    kind: type[EagerEngine] = EagerEngine
+    if holds_state(prompt.kwargs["past_key_values"]):
+        kind = RecurrentTreeEngine if mode == TREE else RecurrentEngine
     engine = kind(replace(call, kwargs={}), CallPlan(mode))
     try:
         engine.resume(prompt.copied())
@@ -167,6 +170,10 @@ def _drafted_logits(engine: EagerEngine, mode: str, t: Sequence[int]) -> dict[Pa
     _record(rows, (), t[0], first, engine.step(t[0], first).logits)
     engine.keep(kept)
     _record(rows, path, t[3], second, engine.step(t[3], second).logits)
+    if isinstance(engine, RecurrentTreeEngine):  # branches deeper than a convolution is wide
+        engine.keep([0, 2])
+        third = made_tree([-1, 0, 1, 2, 1, 4, 5], [t[value] for value in (2, 4, 5, 0, 6, 3, 1)])
+        _record(rows, (*path, t[3], t[6]), t[1], third, engine.step(t[1], third).logits)
     if mode == CHAIN:
         engine.keep([0, 1])
         third = made_tree([-1], [t[1]])

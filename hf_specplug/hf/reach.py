@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_RULES = ("full_attention", "sliding_attention", "chunked_attention", "indexed_attention")
+_NO_MASK = frozenset({"linear_attention", "mlp", "moe"})
+_RULES = ("hybrid", "full_attention", "sliding_attention", "chunked_attention", "indexed_attention")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,8 @@ class Reach:
 def reaches(config: Any) -> dict[str | None, Reach] | None:
     """The attention reach of each layer type (key None: one mask for all layers).
 
-    None if the model has a layer type that takes no tree mask, a convolution for example.
+    Layers without attention take no mask, and are left out. None if the model has another layer
+    type that takes no tree mask, a convolution for example.
     """
     config = config.get_text_config(decoder=True)
     try:
@@ -58,15 +60,20 @@ def reaches(config: Any) -> dict[str | None, Reach] | None:
         if window is not None:
             return {None: Reach(window=window)}
         return {None: Reach(chunk=chunk)}
-    if not set(types) <= set(_RULES):
+    kinds = dict.fromkeys(kind for kind in types if kind not in _NO_MASK)
+    if not set(kinds) <= set(_RULES):
         return None
     known = {
         "full_attention": Reach(),
+        "hybrid": Reach(),  # beside a recurrence
         "sliding_attention": Reach(window=window),
         "chunked_attention": Reach(chunk=chunk),
         "indexed_attention": Reach(),  # while the index selects all keys
     }
-    return {kind: known[kind] for kind in dict.fromkeys(types)}
+    found: dict[str | None, Reach] = {kind: known[kind] for kind in kinds}
+    if len(kinds) < len(dict.fromkeys(types)) and any(reach != Reach() for reach in found.values()):
+        return None  # one mask serves all layers only if it is that of all layers that take one
+    return found
 
 
 def masks_needed(config: Any, longest: int) -> dict[str | None, Reach]:

@@ -26,7 +26,7 @@ class Family:
     build: Callable[[], PreTrainedModel]
     mode: str
     dtypes: tuple[torch.dtype, ...] = BOTH
-    kind: str = "decoder"  # or "encoder-decoder" or "speech"
+    kind: str = "decoder"  # or "recurrent", "encoder-decoder" or "speech"
 
 
 def _decoder(name: str, **changes: Any) -> Callable[[], PreTrainedModel]:
@@ -260,6 +260,7 @@ _TREE = (
     Family("whisper", _centered(_encoder_decoder("Whisper", **_WHISPER)), "tree", kind="speech"),
     Family("t5", _t5, "tree", kind="encoder-decoder"),
     Family("bart", _centered(_encoder_decoder("Bart", **_BART)), "tree", kind="encoder-decoder"),
+    Family("qwen3-next", _decoder("Qwen3Next", **_QWEN3_NEXT), "tree", kind="recurrent"),
 )
 _CHAIN = (
     Family("falcon-alibi", _centered(_decoder("Falcon", alibi=True, **_UNTIED)), "chain"),
@@ -267,7 +268,6 @@ _CHAIN = (
     Family("mpt", _centered(_decoder("Mpt", **_MPT, **_UNTIED)), "chain"),
     Family("gpt-neo", _decoder("GPTNeo", **_GPT_NEO), "chain"),
     Family("lfm2", _decoder("Lfm2", **_LFM2), "chain"),
-    Family("qwen3-next", _decoder("Qwen3Next", **_QWEN3_NEXT), "chain"),
 )
 _PLAIN = (
     Family("mamba2", _decoder("Mamba2", **_MAMBA2), "plain"),

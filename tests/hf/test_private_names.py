@@ -98,6 +98,7 @@ UNDOCUMENTED = {
 """Names without an underscore that transformers does not document."""
 
 MODULES = [
+    ("transformers.activations", "ACT2FN"),
     ("transformers.cache_utils", "CacheLayerMixin"),
     ("transformers.cache_utils", "DynamicSlidingWindowLayer"),
     ("transformers.cache_utils", "StaticSlidingWindowLayer"),
