@@ -53,7 +53,7 @@ def rollback(cache: Any) -> tuple[str, str]:
             continue
         if kind.__name__ in ("DynamicIndexedLayer", "DummyLayer"):
             continue
-        if kind.__name__ in _TAIL_ONLY or of_a_model(layer):
+        if kind.__name__ in _TAIL_ONLY or compresses(layer):
             mode, reason = CHAIN, f"{kind.__name__} can only drop its last tokens"
             continue
         return PLAIN, f"{kind.__name__} cannot be rolled back"
@@ -112,12 +112,9 @@ def append_slots(source: Any, target: Any, start: int, end: int) -> None:
             )
 
 
-def of_a_model(layer: Any) -> bool:
-    """Whether a layer is of a kind that one model file defines, and may hold more than keys."""
-    return isinstance(layer, DynamicLayer) and type(layer).__module__.startswith(_MODEL_FILES)
-
-
-_MODEL_FILES = "transformers.models."
+def compresses(layer: Any) -> bool:
+    """Whether a layer holds more than keys and values: DeepSeek V4's hold compressed tokens."""
+    return type(layer).__name__ in ("DeepseekV4HCACache", "DeepseekV4CSACache")
 
 
 def holds_state(cache: Any) -> bool:
@@ -127,7 +124,7 @@ def holds_state(cache: Any) -> bool:
     """
     cache = decoder_cache(cache)
     return hasattr(cache, "linear_cache") or any(
-        of_a_model(layer)
+        compresses(layer)
         # older releases give no other sign for layers with convolutions
         or (hasattr(layer, "conv_states") and not getattr(layer, "is_croppable", False))
         for layer in cache.layers

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
 
-from hf_specplug.hf.cache import decoder_cache, holds_state, of_a_model
+from hf_specplug.hf.cache import compresses, decoder_cache, holds_state
 
 _IN_PLACE = ("conv_states", "recurrent_states")
 """The states of a layer that a forward pass may change in place: tensors, or dicts of them."""
@@ -72,7 +72,7 @@ class _Layer:
     def __init__(self, layer: Any) -> None:
         self._layer = layer
         self._crops = isinstance(layer, DynamicLayer | StaticLayer)
-        self._crops &= not isinstance(layer, DynamicSlidingWindowLayer) and not of_a_model(layer)
+        self._crops &= not isinstance(layer, DynamicSlidingWindowLayer) and not compresses(layer)
         self._length = 0
         self._attributes: dict[str, Any] = {}
 

@@ -12,6 +12,7 @@ from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList
 
 from hf_specplug.drafters.contract import Context
 from hf_specplug.hf.states import KeptStates
+from tests.helpers import zoo
 from tests.helpers.oracle import Replay
 from tests.helpers.runs import new_tokens, plain, plugged
 from tests.hybrid.families import CHAINS, assert_same_cache, make, text
@@ -102,6 +103,21 @@ def test_a_processor_that_raises(name: str) -> None:
             with pytest.raises(ZeroDivisionError):
                 run(model, inputs, **settings)
         assert_same_cache(name, caches[1], caches[0])
+
+
+def test_a_processor_that_raises_in_a_tree() -> None:
+    """The cache keeps the path to the node whose scores were processed, as plain would."""
+    model, inputs = zoo.make("llama", torch.float64), zoo.prompt(zoo.make("llama"))
+    expected, _ = plain(model, inputs, max_new_tokens=COUNT, **GREEDY)
+    drafter = Replay(new_tokens(expected, COUNT), lambda place: place % 5 == 4, rank=1)
+    for at in (2, 4, 8):
+        caches = [own_cache(model), own_cache(model)]
+        for cache, run in zip(caches, (plain, partial(plugged, drafters=drafter)), strict=True):
+            refusing = LogitsProcessorList([Refusing(at)])
+            settings = {"past_key_values": cache, "logits_processor": refusing, **GREEDY}
+            with pytest.raises(ZeroDivisionError):
+                run(model, inputs, max_new_tokens=COUNT, **settings)
+        assert_same_cache("llama", caches[1], caches[0])
 
 
 class Interrupting(Replay):
