@@ -19,7 +19,6 @@ from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicLayer
 
-from hf_specplug.errors import StateError
 from hf_specplug.hf import delta_rule, selective_scan, tree_windows
 from hf_specplug.hf.cache import rollback as of_keys
 from hf_specplug.hf.plan import PLAIN
@@ -117,7 +116,7 @@ class TreeStates:
             seen: bool[T, T], True where the column is the row's token or one of its ancestors.
 
         Raises:
-            StateError: a recurrent layer of the cache did not compute by the known functions.
+            RuntimeError: a recurrent layer of the cache did not compute by the known functions.
         """
         of_pass = _Pass(self._layers, seen)
         roles: dict[str, Callable[..., Any]] = {
@@ -248,7 +247,7 @@ class _Pass:
         """((the layer of the cache that holds a state, its columns), the state)"""
         layer, columns = self._by_state.get(id(state)), self._columns
         if state is None or layer is None or columns is None:
-            raise StateError("a layer computes from a state that is not the one in the cache")
+            raise RuntimeError("a layer computes from a state that is not the one in the cache")
         return (layer, columns), state
 
     def _note(self, place: tuple[Any, torch.Tensor], after: After) -> None:
@@ -259,9 +258,9 @@ class _Pass:
         return self._on(device, "seen", lambda: self._seen)
 
     def check(self) -> None:
-        """Raise `StateError` unless each layer computed once."""
+        """Raise `RuntimeError` unless each layer computed once."""
         if {id(layer) for layer, *_ in self._done} != {id(x) for x in self._by_state.values()}:
-            raise StateError(
+            raise RuntimeError(
                 f"{len(self._done)} of {len(self._by_state)} recurrent layers computed a tree"
             )
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from hf_specplug.errors import StateError
 from hf_specplug.hf import delta_rule, seams, selective_scan, tree_windows
 from hf_specplug.hf.tree_states import TreeStates, recurrent_layers
 from tests.helpers import tree_models, walks
@@ -196,7 +195,7 @@ def test_a_layer_that_computes_otherwise_is_noticed(monkeypatch: pytest.MonkeyPa
     walk = Walk("qwen3_5", 6, 2)
     layer = walk.model.model.layers[0].linear_attn
     monkeypatch.setattr(layer, "forward", lambda hidden_states, **_: hidden_states)
-    with pytest.raises(StateError, match="2 of 3 recurrent layers"):
+    with pytest.raises(RuntimeError, match="2 of 3 recurrent layers"):
         walk.tree()
 
 
@@ -204,7 +203,7 @@ def test_a_state_that_is_not_the_caches_is_noticed() -> None:
     walk = Walk("qwen3_5", 6, 2)
     states = TreeStates(walk.model, copy.deepcopy(walk.before))
     other = copy.deepcopy(walk.before)
-    with pytest.raises(StateError, match="not the one in the cache"), states.at(walk.seen):
+    with pytest.raises(RuntimeError, match="not the one in the cache"), states.at(walk.seen):
         walk.model(walk.tokens[None], past_key_values=other, use_cache=True)
 
 
