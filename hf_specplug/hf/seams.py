@@ -162,9 +162,10 @@ def _is_rule(function: Callable[..., Any], device: str) -> bool:
 
 
 def _computes_rule(function: Callable[..., Any], device: str, channels: tuple[int, ...]) -> bool:
-    query, key, value = (_random(device, 1, 3, 2, 16) for _ in range(3))
-    decay, beta = -_random(device, 1, 3, 2, *channels).abs(), _random(device, 1, 3, 2).sigmoid()
-    state, seen = _random(device, 1, 2, 16, 16), torch.ones(3, 3, device=device).tril().bool()
+    random = _random(device)
+    query, key, value = (random(1, 3, 2, 16) for _ in range(3))
+    decay, beta = -random(1, 3, 2, *channels).abs(), random(1, 3, 2).sigmoid()
+    state, seen = random(1, 2, 16, 16), torch.ones(3, 3, device=device).tril().bool()
     try:
         outputs, last = function(
             query,
@@ -185,9 +186,10 @@ def _computes_rule(function: Callable[..., Any], device: str, channels: tuple[in
 
 def _is_scan(function: Callable[..., Any], device: str) -> bool:
     """Whether a function computes Mamba2's recurrence."""
-    values, rate = _random(device, 1, 3, 4, 16), -_random(device, 4).abs()
-    dt, key, query = (_random(device, 1, 3, *shape) for shape in ((4,), (2, 16), (2, 16)))
-    state, seen = _random(device, 1, 4, 16, 16), torch.ones(3, 3, device=device).tril().bool()
+    random = _random(device)
+    values, rate = random(1, 3, 4, 16), -random(4).abs()
+    dt, key, query = (random(1, 3, *shape) for shape in ((4,), (2, 16), (2, 16)))
+    state, seen = random(1, 4, 16, 16), torch.ones(3, 3, device=device).tril().bool()
     try:
         outputs, last = function(
             values,
@@ -211,7 +213,8 @@ def _is_scan(function: Callable[..., Any], device: str) -> bool:
 
 def _is_convolution(function: Callable[..., Any], device: str) -> bool:
     """Whether a function computes a depthwise causal convolution."""
-    columns, weight, bias = _random(device, 1, 8, 6), _random(device, 8, 4), _random(device, 8)
+    random = _random(device)
+    columns, weight, bias = random(1, 8, 6), random(8, 4), random(8)
     read = torch.arange(3, device=device)[:, None] + torch.arange(4, device=device)
     try:
         outputs = function(columns, weight, bias, activation="silu")
@@ -224,9 +227,10 @@ def _is_convolution(function: Callable[..., Any], device: str) -> bool:
 _IS = {DELTA_RULE: _is_rule, SCAN: _is_scan, CONVOLUTION: _is_convolution}
 
 
-def _random(device: str, *shape: int) -> torch.Tensor:
-    """Numbers that do not come from the generators of the process."""
-    return torch.rand(shape, generator=torch.Generator().manual_seed(len(shape))).to(device) - 0.5
+def _random(device: str) -> Callable[..., torch.Tensor]:
+    """Makes tensors of numbers in [-0.5, 0.5) that do not come from the process's generators."""
+    generator = torch.Generator().manual_seed(0)
+    return lambda *shape: torch.rand(shape, generator=generator).to(device) - 0.5
 
 
 def _alike(found: Any, expected: torch.Tensor) -> bool:
