@@ -42,7 +42,12 @@ class EagerFactory(EngineFactory):
     def limit(self, call: Call, plan: CallPlan) -> CallPlan:
         if left_to_compiled_generate(call):
             return plan.limited(PLAIN, "a compiled static cache is left to transformers")
-        return plan.limited(*rollback(call.cache))
+        return plan.limited(*self._rollback(call.cache))
+
+    @staticmethod
+    def _rollback(cache: Any) -> tuple[str, str]:
+        """How the engine can roll a cache back: see `rollback`."""
+        return rollback(cache)
 
     def make(
         self, call: Call, plan: CallPlan, packed: PackedLinears | None, layer: int | None

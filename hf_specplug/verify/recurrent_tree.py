@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,10 +11,9 @@ from numpy.typing import NDArray
 
 from hf_specplug.hf.cache import Rollback
 from hf_specplug.hf.call import Call
-from hf_specplug.hf.plan import PLAIN, TREE, CallPlan
+from hf_specplug.hf.plan import TREE, CallPlan
 from hf_specplug.hf.seams import switches
 from hf_specplug.hf.states import KeptStates, may_hold_state
-from hf_specplug.hf.support import left_to_compiled_generate
 from hf_specplug.hf.tree_states import TreeStates, of_text, rollback
 from hf_specplug.verify.eager import EagerEngine, EagerFactory
 from hf_specplug.verify.packed import PackedLinears
@@ -40,10 +40,9 @@ class RecurrentTreeFactory(EagerFactory):
             and bool(switches(call.model))
         )
 
-    def limit(self, call: Call, plan: CallPlan) -> CallPlan:
-        if left_to_compiled_generate(call):
-            return plan.limited(PLAIN, "a compiled static cache is left to transformers")
-        return plan.limited(*rollback(call.cache))
+    @staticmethod
+    def _rollback(cache: Any) -> tuple[str, str]:
+        return rollback(cache)
 
     def make(
         self, call: Call, plan: CallPlan, packed: PackedLinears | None, layer: int | None
