@@ -72,7 +72,7 @@ def followed(family: Sequence[tuple[int, float]]) -> int | None:
     return max(likely, key=lambda each: each[1])[0] if likely else None
 
 
-@twin_of("rounds.run")
+@twin_of("rounds.run", "tables.rows")
 class OneByOne(TreeSearch):
     """A search that asks every drafter from Python, round by round."""
 

@@ -429,7 +429,7 @@ def compiling(backend: Any, **settings: Any) -> dict[str, Any]:
 @pytest.mark.usefixtures("_fresh_dynamo")
 def test_nothing_is_compiled_after_warmup() -> None:
     """Runs 50 prompts of different lengths, greedy and sampled, at all widths."""
-    model = make("llama")
+    model = copy.deepcopy(make("llama"))  # it keeps compiled code
     backend = Compilations()
     how = compiling(backend, mode="default", fullgraph=True)
     plug = attach(model)
@@ -452,7 +452,7 @@ def test_nothing_is_compiled_after_warmup() -> None:
 @pytest.mark.usefixtures("_fresh_dynamo")
 @pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2"])
 def test_inductor(name: str, runs: list[int]) -> None:
-    model = make(name)
+    model = copy.deepcopy(make(name))
     inputs = prompt(model)
     settings: dict[str, Any] = {"max_new_tokens": 40, "do_sample": False}
     expected, _ = plain(model, inputs, **settings, **STATIC)
