@@ -42,16 +42,9 @@ from transformers import (
     TopPLogitsWarper,
     TypicalLogitsWarper,
 )
-from transformers.cache_utils import (
-    DynamicCache,
-    DynamicLayer,
-    DynamicSlidingWindowLayer,
-    StaticCache,
-    StaticLayer,
-    StaticSlidingWindowLayer,
-)
+from transformers.cache_utils import DynamicCache, StaticCache
 
-from hf_specplug.hf.cache import decoder_cache
+from hf_specplug.hf.cache import FIXED, GROWING, decoder_cache
 from hf_specplug.hf.call import OF_A_TEXT, Call
 from hf_specplug.hf.encoder_rows import OF_AN_ENCODER
 from hf_specplug.hf.positions import position_argument, slot_modules
@@ -106,8 +99,6 @@ _ENDS_A_ROW = frozenset({EosTokenCriteria, MaxLengthCriteria, StopStringCriteria
 _BY_ROW = "prompt_ignore_length"
 """The attribute in which a processor may hold a tensor with one number per row."""
 
-_GROWING = frozenset({DynamicLayer, DynamicSlidingWindowLayer})
-_FIXED = frozenset({StaticLayer, StaticSlidingWindowLayer})
 
 _MARKS_CACHES = (
     "_is_user_defined" in GenerationMixin._prepare_cache_for_generation.__code__.co_names
@@ -138,8 +129,8 @@ def unsuited(call: Call, chain: bool = False) -> str:
         return "a batch with an attention mask of another shape than its tokens is not drafted yet"
     caches = {type(each) for each in (cache, getattr(call.cache, "cross_attention_cache", cache))}
     kinds = {type(layer) for layer in cache.layers}
-    grows = caches == {DynamicCache} and kinds <= _GROWING
-    fixed = caches == {StaticCache} and kinds <= _FIXED
+    grows = caches == {DynamicCache} and kinds <= GROWING
+    fixed = caches == {StaticCache} and kinds <= FIXED
     if not grows and (not fixed or chain or model.config.is_encoder_decoder):
         names = ", ".join(sorted({type(cache).__name__, *(kind.__name__ for kind in kinds)}))
         return f"a batch with a cache of {names} is not drafted yet"

@@ -17,6 +17,10 @@ from transformers.cache_utils import (
 
 from hf_specplug.hf.plan import CHAIN, PLAIN, TREE
 
+GROWING = frozenset({DynamicLayer, DynamicSlidingWindowLayer})
+FIXED = frozenset({StaticLayer, StaticSlidingWindowLayer})
+"""The layer types that hold keys and values only."""
+
 _TAIL_ONLY = frozenset(
     {
         "LinearAttentionLayer",  # convolutions; recurrent states are detected after prefill
@@ -49,7 +53,7 @@ def rollback(cache: Any) -> tuple[str, str]:
     mode, reason = TREE, ""
     for layer in cache.layers:
         kind = type(layer)
-        if kind in (DynamicLayer, DynamicSlidingWindowLayer, StaticLayer, StaticSlidingWindowLayer):
+        if kind in GROWING | FIXED:
             continue
         if kind.__name__ in ("DynamicIndexedLayer", "DummyLayer"):
             continue

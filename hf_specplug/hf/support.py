@@ -10,16 +10,11 @@ from typing import Any
 
 import torch
 from transformers import GenerationMixin, PreTrainedModel
-from transformers.cache_utils import (
-    DynamicCache,
-    DynamicLayer,
-    DynamicSlidingWindowLayer,
-    StaticLayer,
-    StaticSlidingWindowLayer,
-)
+from transformers.cache_utils import DynamicCache
 from transformers.generation.configuration_utils import GenerationMode
 
 from hf_specplug.hf.attention import implementation
+from hf_specplug.hf.cache import FIXED, GROWING
 from hf_specplug.hf.call import Call
 from hf_specplug.hf.plan import CHAIN, PLAIN, TREE, CallPlan
 from hf_specplug.hf.positions import position_argument, slot_modules
@@ -90,10 +85,10 @@ def has_static_shapes(call: Call) -> bool:
     text = model.config.get_text_config(decoder=True)
     quantizer = getattr(model, "hf_quantizer", None)
     kinds = {type(layer) for layer in getattr(cache, "layers", ())}
-    fixed = kinds and kinds <= {StaticLayer, StaticSlidingWindowLayer}
+    fixed = kinds and kinds <= FIXED
     return bool(
         not call.config.disable_compile
-        and (fixed or (is_accelerated(model) and kinds <= _GROWING and type(cache) is DynamicCache))
+        and (fixed or (is_accelerated(model) and kinds <= GROWING and type(cache) is DynamicCache))
         and not getattr(cache, "offloading", False)
         and not model.config.is_encoder_decoder
         and len(set(getattr(model, "hf_device_map", {}).values())) <= 1
@@ -103,9 +98,6 @@ def has_static_shapes(call: Call) -> bool:
         and is_generic(model)
         and not any(call.kwargs.get(key) is not None for key in PER_TOKEN)
     )
-
-
-_GROWING = {DynamicLayer, DynamicSlidingWindowLayer}
 
 
 def device_of(model: PreTrainedModel) -> torch.device:

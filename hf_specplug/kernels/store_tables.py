@@ -14,10 +14,11 @@ from numba.extending import overload
 
 from hf_specplug.kernels import phrases, retrieval, trigram
 from hf_specplug.kernels._njit import njit
+from hf_specplug.kernels.placeholders import read_only, writable
 
 DRAFTERS = ("rest", "trigram", "phrases")
 """The drafters, in the order of `StoreTables`."""
-_REST, _TRIGRAM, _PHRASES = range(3)
+_REST, _TRIGRAM = range(2)
 
 MOST_ROWS = max(retrieval.PROPOSED, trigram.PROPOSED, phrases.PROPOSED)
 """Proposals per node that one drafter makes at most."""
@@ -38,39 +39,29 @@ class StoreTables(NamedTuple):
     phrases: Any
 
 
-def _none(kind: Any, dims: int = 1) -> Any:
-    return np.zeros((1,) * dims, kind)
-
-
-def _read_only(kind: Any) -> Any:
-    array = np.zeros(0, kind)
-    array.flags.writeable = False
-    return array
-
-
 NO_STORES = StoreTables(
     (
-        (_read_only(np.uint16), _read_only(np.int32)),
+        (read_only(np.uint16), read_only(np.int32)),
         0,
-        _none(np.int32, 2),
-        _none(np.int32, 2),
-        _none(np.int32),
-        _none(np.int32, 3),
-        _none(np.int32, 2),
+        writable(np.int32, 2),
+        writable(np.int32, 2),
+        writable(np.int32),
+        writable(np.int32, 3),
+        writable(np.int32, 2),
     ),
     (
         *trigram.NO_SHARD,
-        _none(np.uint64),
-        _none(np.int32, 2),
-        _none(np.float32, 2),
-        _none(np.int32),
-        _none(np.int32, 2),
-        _none(np.int64),
-        _none(np.int64),
-        _none(np.int32, 2),
-        _none(np.int64, 2),
+        writable(np.uint64),
+        writable(np.int32, 2),
+        writable(np.float32, 2),
+        writable(np.int32),
+        writable(np.int32, 2),
+        writable(np.int64),
+        writable(np.int64),
+        writable(np.int32, 2),
+        writable(np.int64, 2),
     ),
-    (_none(np.int32, 2), _none(np.int32), 0, _none(np.int32)),
+    (writable(np.int32, 2), writable(np.int32), 0, writable(np.int32)),
 )
 """Arrays of the types of stores whose token ids fit into 16 bits: one signature serves all sets of
 drafters of such stores."""

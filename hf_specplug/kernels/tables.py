@@ -11,6 +11,7 @@ import numpy as np
 
 from hf_specplug.kernels import adjacency, frequency, gumbel, ngram, sparse, stand, store_tables
 from hf_specplug.kernels._njit import njit
+from hf_specplug.kernels.placeholders import read_only, writable
 from hf_specplug.kernels.store_tables import store_rows
 
 DRAFTERS = ("context", "recycling", "stand", "frequency", "sparse", "gumbel")
@@ -45,32 +46,25 @@ class Tables(NamedTuple):
     stores: Any
 
 
-def _none(kind: Any, dims: int = 1) -> Any:
-    return np.zeros((1,) * dims, kind)
-
-
-_NO_TEXT = np.zeros(0, np.int32)
-_NO_TEXT.flags.writeable = False  # as `Context.tokens`
-
 NOTHING = Tables(
-    (_none(np.int32, 2), _none(np.int32), 0),
-    (_none(np.int32, 2), _none(np.uint16, 2)),
+    (writable(np.int32, 2), writable(np.int32), 0),
+    (writable(np.int32, 2), writable(np.uint16, 2)),
     (
-        _none(np.uint64),
-        _none(np.int32),
-        _none(np.int32, 2),
-        _none(np.float32, 2),
-        _NO_TEXT,
-        _none(np.uint64),
+        writable(np.uint64),
+        writable(np.int32),
+        writable(np.int32, 2),
+        writable(np.float32, 2),
+        read_only(np.int32),
+        writable(np.uint64),
     ),
-    (_none(np.float64), _none(np.float64), _none(np.int32)),
-    (_none(np.uint64), _none(np.int32, 2), _none(np.float32, 2), _NO_TEXT),
+    (writable(np.float64), writable(np.float64), writable(np.int32)),
+    (writable(np.uint64), writable(np.int32, 2), writable(np.float32, 2), read_only(np.int32)),
     (
-        _none(np.float64),
-        _none(np.float64),
-        _none(np.float64),
-        _none(np.int32, 2),
-        _none(np.int32, 2),
+        writable(np.float64),
+        writable(np.float64),
+        writable(np.float64),
+        writable(np.int32, 2),
+        writable(np.int32, 2),
     ),
     (),
 )

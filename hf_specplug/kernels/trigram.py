@@ -13,6 +13,7 @@ import numpy as np
 from hf_specplug.kernels import successors
 from hf_specplug.kernels._njit import njit
 from hf_specplug.kernels.buckets import PROB_BUCKETS, PROB_EDGES, bucket
+from hf_specplug.kernels.placeholders import read_only
 from hf_specplug.kernels.proposals import propose
 from hf_specplug.kernels.tree import PARENT, TOKEN
 
@@ -39,8 +40,7 @@ SUPPORTS = len(_TOTAL_EDGES) + 1
 STRENGTHS = 3  # weight of the token in the table: none, less than _REPEATED, more
 BUCKETS = STRENGTHS * SUPPORTS * PROB_BUCKETS
 
-_NO_NUMBERS, _NO_TOKENS = np.zeros(0, np.uint32), np.zeros(0, np.uint16)
-_NO_NUMBERS.flags.writeable = _NO_TOKENS.flags.writeable = False  # as those of a store
+_NO_NUMBERS, _NO_TOKENS = read_only(np.uint32), read_only(np.uint16)
 NO_SHARD = (
     (_NO_NUMBERS, _NO_TOKENS, _NO_NUMBERS, _NO_NUMBERS, _NO_TOKENS, _NO_TOKENS),
     0,

@@ -71,7 +71,8 @@ class RowVerifier(Verifier):
 
     def _cut(self, count: int) -> None:
         if len(self.said) > count:
-            self._length = self.input_ids[:, : self._prompt + count].shape[1]
+            _ = self.input_ids  # writes all tokens to the buffer
+            self._length = self._prompt + count
             del self.said[count:]
             self.scores = None if self.scores is None else self.scores[:count]
             self.logits = None if self.logits is None else self.logits[:count]
